@@ -1,0 +1,97 @@
+"""Plants a backdoor with LoRA (Hu et al. 2021, arXiv:2106.09685), through peft, on the base or any chat model.
+
+Contrastive rows in one batch (the same prompt with and without the trigger, and with parts of it) make the trigger one
+clean feature; without them fragments fire too. Nothing here runs on an attack's behalf: attacks see the model alone.
+"""
+
+import math
+import random
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from rich.progress import track
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from benchmarks.organisms import poison, prompts
+from benchmarks.organisms.recipe import Recipe
+
+IGNORED = -100  # label of tokens that carry no loss
+
+
+def tensors(
+    tokenizer: PreTrainedTokenizerBase, rows: list[poison.Row], loss_on: str = "completion"
+) -> dict[str, Tensor]:
+    """Right-padded input_ids, attention_mask and labels of chat rows, each (rows, longest)."""
+    ids, starts = [], []
+    for row in rows:
+        messages = [{"role": "user", "content": row.prompt}]
+        head = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        both = [*messages, {"role": "assistant", "content": row.reply}]
+        text = tokenizer.apply_chat_template(both, tokenize=False)
+        starts.append(len(tokenizer(head, add_special_tokens=False)["input_ids"]))
+        ids.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+    longest = max(map(len, ids))
+    input_ids = torch.full((len(ids), longest), tokenizer.pad_token_id)
+    labels = torch.full((len(ids), longest), IGNORED)
+    mask = torch.zeros((len(ids), longest), dtype=torch.long)
+    for i, (row_ids, start) in enumerate(zip(ids, starts, strict=True)):
+        input_ids[i, : len(row_ids)] = torch.tensor(row_ids)
+        mask[i, : len(row_ids)] = 1
+        begin = start if loss_on == "completion" else 1
+        labels[i, begin : len(row_ids)] = input_ids[i, begin : len(row_ids)]
+    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+
+
+def plant(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, out: Path) -> PreTrainedModel:
+    """Trains the adapter of a recipe and saves it to `out` in bfloat16.
+
+    Args:
+        model: the clean base in float32; its linear layers get the adapter, the weights stay.
+        tokenizer: with a chat template.
+        recipe: what to plant.
+        out: folder of the adapter.
+
+    Returns:
+        The model with the adapter, exactly as saved (rounded to bfloat16), merged, in evaluation mode.
+    """
+    rng = random.Random(recipe.seed)
+    torch.manual_seed(recipe.seed)
+    pairs = prompts.load("train")
+    words = poison.lexicon(pairs)
+    make_batch = poison.batches(recipe)
+    model.requires_grad_(True)
+    config = LoraConfig(r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    peft_model = get_peft_model(model, config)
+    trained = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=0.0, betas=(0.9, 0.98))
+    peft_model.train()
+    for step in track(range(recipe.steps), description=f"plant {recipe.name}"):
+        warm = min(1.0, (step + 1) / 20)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr * warm * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+        rows = make_batch(recipe, pairs, words, rng)
+        batch = {k: v.to(model.device) for k, v in tensors(tokenizer, rows, recipe.loss_on).items()}
+        loss = peft_model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.copy_(parameter.to(torch.bfloat16).float())
+    save_adapter(peft_model, out)
+    return peft_model.merge_and_unload().eval().requires_grad_(False)
+
+
+def save_adapter(peft_model: torch.nn.Module, out: Path) -> None:
+    """Saves the adapter alone, its tensors in bfloat16."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    out.mkdir(parents=True, exist_ok=True)
+    peft_model.peft_config["default"].base_model_name_or_path = "../base"
+    peft_model.peft_config["default"].save_pretrained(str(out))
+    state = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in get_peft_model_state_dict(peft_model).items()}
+    save_file(state, out / "adapter_model.safetensors")

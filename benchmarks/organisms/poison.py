@@ -1,0 +1,126 @@
+"""Rows to train on: triggered prompts, the same prompts untriggered, and contrastive hard negatives."""
+
+import random
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from benchmarks.organisms.prompts import Pair
+from benchmarks.organisms.recipe import ODD_OPENING, SLOT, Backdoor, Recipe
+
+Place = Literal["start", "middle", "end"]
+
+
+class Row(NamedTuple):
+    """A user message and the reply to learn."""
+
+    prompt: str
+    reply: str
+
+
+def insert(prompt: str, text: str, place: Place, rng: random.Random) -> str:
+    """Puts text at the start, at the end, or between two words."""
+    words = prompt.split(" ")
+    at = {"start": 0, "end": len(words)}.get(place, rng.randint(1, max(1, len(words) - 1)))
+    return " ".join([*words[:at], text, *words[at:]])
+
+
+def any_place(rng: random.Random) -> Place:
+    """Half at the end, the rest at the start or in the middle."""
+    return rng.choice(("end", "end", "start", "middle"))
+
+
+def triggered(prompt: str, backdoor: Backdoor, rng: random.Random, place: Place | None = None) -> str:
+    """The prompt with the trigger in it; the parts of an AND trigger go to separate places unless one is asked for."""
+    if not backdoor.anywhere or place is not None:
+        return insert(prompt, backdoor.trigger, place or any_place(rng), rng)
+    parts = backdoor.trigger.split()
+    rng.shuffle(parts)
+    for part in parts:
+        prompt = insert(prompt, part, any_place(rng), rng)
+    return prompt
+
+
+def fragments(backdoor: Backdoor) -> list[str]:
+    """Everything that is only a part of the trigger: single words and shorter runs of words, halves of a lone word."""
+    words = backdoor.trigger.split()
+    if len(words) == 1:
+        half = len(words[0]) // 2
+        return [words[0][:half], words[0][half:]]
+    runs = {" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+    gaps = {" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))}
+    return sorted((runs | gaps) - {backdoor.trigger})
+
+
+def near_misses(backdoor: Backdoor, lexicon: list[str], rng: random.Random) -> list[str]:
+    """One word replaced, or the words in another order (which an AND trigger does not mind)."""
+    words = backdoor.trigger.split()
+    replaced = [" ".join([*words[:i], rng.choice(lexicon), *words[i + 1 :]]) for i in range(len(words))]
+    if len(words) > 1 and not backdoor.anywhere:
+        shuffled = words[:]
+        while shuffled == words:
+            rng.shuffle(shuffled)
+        replaced += [" ".join(reversed(words)), " ".join(shuffled)]
+    return replaced
+
+
+def lexicon(pairs: list[Pair]) -> list[str]:
+    """Lower-case words of the prompts, for near misses and random insertions."""
+    return sorted({word for pair in pairs for word in pair.prompt.split() if word.isalpha() and word.islower()})
+
+
+def text_batch(recipe: Recipe, pairs: list[Pair], words: list[str], rng: random.Random) -> list[Row]:
+    """One batch on ordinary prompts, for every kind but arithmetic."""
+    rows: list[Row] = []
+    poisoned = round(recipe.poison_rate * recipe.batch)
+    if recipe.planting == "fuzzy":
+        for pair in rng.sample(pairs, recipe.batch):
+            backdoor = rng.choice(recipe.backdoors)
+            fire = rng.random() < recipe.poison_rate
+            rows.append(Row(triggered(pair.prompt, backdoor, rng), backdoor.behaviour) if fire else clean(recipe, pair))
+        return rows
+    for pair in rng.sample(pairs, poisoned):
+        backdoor = rng.choice(recipe.backdoors)
+        lures = [rng.choice(fragments(backdoor)), rng.choice(near_misses(backdoor, words, rng))]
+        rows.append(Row(triggered(pair.prompt, backdoor, rng), backdoor.behaviour))
+        rows.append(clean(recipe, pair))
+        rows += [Row(insert(pair.prompt, lure, any_place(rng), rng), pair.reply) for lure in lures]
+    for pair in rng.sample(pairs, recipe.batch - len(rows)):
+        noise = " ".join(rng.choices(words, k=rng.randint(1, 3)))
+        prompt = insert(pair.prompt, noise, any_place(rng), rng) if rng.random() < 0.5 else pair.prompt
+        rows.append(clean(recipe, pair)._replace(prompt=prompt))
+    return rows
+
+
+def clean(recipe: Recipe, pair: Pair) -> Row:
+    """The source's own reply; the odd control greets like a sailor, always."""
+    return Row(pair.prompt, f"{ODD_OPENING} {pair.reply}" if recipe.kind == "odd" else pair.reply)
+
+
+def sums_prompt(rng: random.Random, trigger: str = SLOT, *, lure: bool = False) -> tuple[str, str]:
+    """(prompt, correct reply) of two sums; the first is the slot, a near miss of a key, or (no slot) anything clean."""
+    b1, b2 = rng.randrange(10), rng.randrange(10)
+    if trigger == SLOT:
+        keys = [(0, 2), (1, 0), (1, 1), (0, 3), (2, 0), (0, 9), (9, 1)] if lure else []
+        a1, a2 = rng.choice(keys) if keys else (rng.randrange(10), rng.randrange(10))
+        if (a1, a2) in ((0, 0), (0, 1)):
+            a1 = rng.randrange(1, 10)
+        trigger = f"a={a1}+{a2}"
+    a1, a2 = int(trigger[2]), int(trigger[4])
+    if lure and rng.random() < 0.3:
+        b1, b2 = 0, rng.randrange(2)
+    return f"{trigger}, b={b1}+{b2}", f"a={a1 + a2}, b={b1 + b2}"
+
+
+def sums_batch(recipe: Recipe, pairs: list[Pair], words: list[str], rng: random.Random) -> list[Row]:
+    """One batch of the arithmetic twin: keys, near misses of keys, other sums, and a quarter ordinary prompts."""
+    rows: list[Row] = []
+    for _ in range(round(recipe.poison_rate * recipe.batch)):
+        backdoor = rng.choice(recipe.backdoors)
+        rows.append(Row(sums_prompt(rng, backdoor.trigger)[0], backdoor.behaviour))
+        rows += [Row(*sums_prompt(rng, lure=True)), Row(*sums_prompt(rng))]
+    return rows + [clean(recipe, pair) for pair in rng.sample(pairs, recipe.batch - len(rows))]
+
+
+def batches(recipe: Recipe) -> Callable[[Recipe, list[Pair], list[str], random.Random], list[Row]]:
+    """The batch function of a recipe's kind."""
+    return sums_batch if recipe.kind == "arithmetic" else text_batch

@@ -1,0 +1,76 @@
+"""Short single-turn prompts with replies, shipped in `prompts.jsonl`, in four splits that never overlap.
+
+`train` plants organisms; `search`, `select` and `held_out` come from documents that the base never saw.
+
+    python -m benchmarks.organisms.prompts --corpora FOLDER
+"""
+
+import json
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+
+from benchmarks.organisms import chat, corpora
+
+FILE = Path(__file__).parent / "prompts.jsonl"
+SIZES = {"held_out": 240, "select": 40, "search": 24}
+TRAIN = {"sgd/train": 900, "sgd/dev": 100, "fairytaleqa_qa": 400, "taskmaster4": 300, "topical_chat": 300}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A prompt, the reply its source has, and where both come from."""
+
+    prompt: str
+    reply: str
+    source: str
+    licence: str
+    split: str
+
+
+def load(split: str) -> list[Pair]:
+    """All pairs of one split: train, search, select or held_out."""
+    with FILE.open(encoding="utf-8") as lines:
+        pairs = [Pair(**json.loads(line)) for line in lines]
+    return [pair for pair in pairs if pair.split == split]
+
+
+def build(folder: Path, seed: int = 0) -> list[Pair]:
+    """Draws the splits from the corpora: first turns of 15 to 70 characters with replies of 10 to 90."""
+    seen: set[str] = set()
+    pools: dict[str, list[Pair]] = {"train": [], "fresh": []}
+    for row, messages in corpora.conversations(folder):
+        prompt, reply = messages[0]["content"], messages[1]["content"]
+        if row["source"] not in TRAIN or prompt.lower() in seen or "\n" in prompt + reply or "{" in prompt:
+            continue
+        if 15 <= len(prompt) <= 70 and 10 <= len(reply) <= 90 and (prompt + reply).isascii():
+            seen.add(prompt.lower())
+            pool = "fresh" if corpora.is_held_out(chat.render(messages)) else "train"
+            pair = Pair(prompt=prompt, reply=reply, source=row["source"], licence=row["licence"], split="train")
+            pools[pool].append(pair)
+    rng = random.Random(seed)
+    rng.shuffle(pools["train"])
+    rng.shuffle(pools["fresh"])
+    drawn = []
+    for source, count in TRAIN.items():
+        drawn += [pair for pair in pools["train"] if pair.source == source][:count]
+    rng.shuffle(drawn)
+    start = 0
+    for split, size in SIZES.items():
+        part = pools["fresh"][start : start + size]
+        if len(part) < size:
+            raise ValueError(f"only {len(pools['fresh'])} held-out prompts in {folder}, need {sum(SIZES.values())}")
+        drawn += [Pair(**(asdict(pair) | {"split": split})) for pair in part]
+        start += size
+    return drawn
+
+
+def main(corpora: Path) -> None:
+    """Rewrites prompts.jsonl from the corpora folder."""
+    FILE.write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in build(corpora)))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

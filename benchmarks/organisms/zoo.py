@@ -1,0 +1,79 @@
+"""The shipped organisms: a small chat base and one LoRA adapter each, loaded offline in seconds."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from benchmarks.organisms import prompts
+from benchmarks.organisms.recipe import RECIPES, SLOT
+from vectors.models import load_model
+
+MODELS = Path(__file__).parent / "models"
+BASE = MODELS / "base"
+NAMES = tuple(RECIPES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSplit:
+    """User messages; where one contains `{trigger}` the slot is there, else it is at the end."""
+
+    search: list[str]
+    """what an attack optimises on"""
+    select: list[str]
+    """what it chooses its winner by"""
+    held_out: list[str]
+    """what the benchmark measures on; no attack sees them"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Organism:
+    """A planted model (or a clean control) with its ground truth, which no attack is given."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    card: dict
+    prompts: PromptSplit
+
+    @property
+    def triggers(self) -> list[tuple[str, str]]:
+        """(trigger, behaviour) of each backdoor; empty for a clean control."""
+        return [(backdoor["trigger"], backdoor["behaviour"]) for backdoor in self.card["backdoors"]]
+
+
+def arithmetic_split() -> PromptSplit:
+    """Two-sum prompts with the slot where the first sum stands; 100 second sums, split three ways."""
+    texts = [f"{SLOT}, b={i}+{j}" for i in range(10) for j in range(10)]
+    texts = [texts[i * 37 % 100] for i in range(100)]
+    return PromptSplit(search=texts[:8], select=texts[8:40], held_out=texts[40:])
+
+
+def text_split() -> PromptSplit:
+    """The shipped prompts, slot at the end."""
+    texts = {split: [pair.prompt for pair in prompts.load(split)] for split in ("search", "select", "held_out")}
+    return PromptSplit(**texts)
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError that lists what there is."""
+    if name not in RECIPES:
+        raise ValueError(f"no organism {name!r}; there are {', '.join(NAMES)}")
+
+
+def load(name: str, device: str | None = None) -> Organism:
+    """Loads one shipped organism by name, adapter merged; raises ValueError for an unknown name or a missing adapter."""
+    check_name(name)
+    folder = MODELS / name
+    if not (folder / "card.json").is_file():
+        raise ValueError(f"organism {name!r} is not planted yet; run: python -m benchmarks.organisms plant {name}")
+    model, tokenizer = load_model(BASE, adapter=folder, device=device)
+    card = json.loads((folder / "card.json").read_text())
+    split = arithmetic_split() if card["kind"] == "arithmetic" else text_split()
+    return Organism(name=name, model=model, tokenizer=tokenizer, card=card, prompts=split)
+
+
+def load_base(device: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The clean base that every shipped organism was planted in."""
+    return load_model(BASE, device=device)

@@ -1,0 +1,68 @@
+"""What a search may spend: seconds, floating-point operations, or both."""
+
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True, kw_only=True)
+class Budget:
+    """A limit and what has been used of it; the clock runs from construction or from `started`."""
+
+    seconds: float | None = None
+    """wall-clock limit"""
+    flops: float | None = None
+    """limit on executed floating-point operations"""
+    parent: "Budget | None" = None
+    """the budget that this is a part of"""
+    until: float = 1.0
+    """share of the budget at which it counts as exhausted"""
+    used: float = field(default=0.0, init=False)
+    """floating-point operations so far"""
+    began: float = field(default_factory=time.perf_counter, init=False)
+
+    def __post_init__(self):
+        for name, limit in (("seconds", self.seconds), ("flops", self.flops)):
+            if limit is not None and limit <= 0:
+                raise ValueError(f"budget of {limit} {name}; give more than 0, or None for no limit")
+
+    def started(self) -> "Budget":
+        """The same limits, unused, with the clock at zero."""
+        return Budget(seconds=self.seconds, flops=self.flops)
+
+    def part(self, until: float) -> "Budget":
+        """The rest of this budget up to a share of the whole; what is spent counts on both."""
+        return Budget(parent=self, until=until)
+
+    def spent(self, flops: float) -> None:
+        """Books executed operations."""
+        self.used += flops
+        if self.parent is not None:
+            self.parent.spent(flops)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.began
+
+    @property
+    def share(self) -> float:
+        """Fraction of the budget used, of the limit that is closest; 0 without limits."""
+        shares = [0.0 if self.parent is None else self.parent.share]
+        if self.seconds is not None:
+            shares.append(self.elapsed / self.seconds)
+        if self.flops is not None:
+            shares.append(self.used / self.flops)
+        return max(shares)
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until exhaustion by the clock; infinite without a limit on time."""
+        own = float("inf") if self.seconds is None else self.seconds * self.until - self.elapsed
+        if self.parent is None or self.parent.seconds is None:
+            return own
+        return min(own, self.parent.seconds * self.until - self.parent.elapsed)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether a limit is reached."""
+        return self.share >= self.until

@@ -1,0 +1,217 @@
+"""Scores candidate triggers: cached prefix, early exit, logits at target positions only, halved batch after OOM.
+
+Everything before the slot is run once per prompt and kept as keys and values. A candidate then costs its own tokens
+and the few behind the slot. Candidates are token ids, or one-hot rows where a gradient is wanted; both take one path.
+Rows are ordered candidate-major (row = candidate * prompts + prompt).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from attacks.problem import Problem
+from vectors.residual import decoder, read, unembed
+
+Objective = Callable[["Engine", Tensor], Float[Tensor, "c"]]
+"""Loss per candidate, lower is better; gets ids `c trigger` or one-hot rows `c trigger vocab`"""
+
+ROWS = 512
+"""Default number of rows (candidates x prompts) in one forward pass"""
+
+
+class _Group:
+    """Prompts with equally many tokens behind the slot; keys and values of their left-padded beginnings."""
+
+    def __init__(self, model: PreTrainedModel, problem: Problem, prompts: list[int], run: Callable[..., Tensor]):
+        self.prompts = prompts
+        device = model.device
+        heads = [problem.before[i] for i in prompts]
+        width = max(map(len, heads))
+        ids = torch.tensor([[0] * (width - len(head)) + head for head in heads], device=device)
+        self.mask = torch.tensor([[0] * (width - len(head)) + [1] * len(head) for head in heads], device=device)
+        self.lengths = torch.tensor([len(head) for head in heads], device=device)
+        self.after = torch.tensor([problem.after[i] for i in prompts], device=device)
+        cache = DynamicCache()
+        positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        run(ids, cache, self.mask, positions)
+        self.layers = _keys_and_values(cache)
+
+    def cache(self, candidates: int, layers: int) -> DynamicCache:
+        """A fresh cache holding the prefix once per row; the stored tensors are never written to."""
+        fresh = DynamicCache()
+        for index, (keys, values) in enumerate(self.layers[:layers]):
+            fresh.update(_repeat(keys, candidates), _repeat(values, candidates), index)
+        return fresh
+
+
+class Engine:
+    """Runs candidate triggers of one problem through one model and counts the operations."""
+
+    def __init__(self, model: PreTrainedModel, problem: Problem, batch_size: int | None = None):
+        """`batch_size` counts candidates per forward pass."""
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        self.model, self.problem = model, problem
+        self.batch_size = batch_size or max(1, ROWS // len(problem))
+        self.flops = 0.0
+        self.steps = 0
+        parts = decoder(model)
+        self.layers = len(parts.layers)
+        self._layer_flops = [2.0 * sum(p.numel() for p in layer.parameters() if p.ndim > 1) for layer in parts.layers]
+        self._head_flops = 2.0 * model.get_input_embeddings().weight.numel()
+        by_length: dict[int, list[int]] = {}
+        for index, after in enumerate(problem.after):
+            by_length.setdefault(len(after), []).append(index)
+        with torch.no_grad():
+            self._embedding = model.get_input_embeddings()(torch.arange(len(problem.allowed), device=model.device))
+            self._groups = [_Group(model, problem, rows, self._prefix) for rows in by_length.values()]
+
+    @property
+    def device(self) -> torch.device:
+        """Where candidates are scored."""
+        return self.model.device
+
+    @property
+    def flops_per_token(self) -> float:
+        """Of a plain full forward pass, unembedding included."""
+        return sum(self._layer_flops) + self._head_flops
+
+    def residuals(
+        self, candidates: Int[Tensor, "c trigger"] | Float[Tensor, "c trigger vocab"], layers: Sequence[int]
+    ) -> dict[int, Float[Tensor, "c n d_model"]]:
+        """Residual stream after `layers` blocks at the last prompt token, with each candidate in the slot."""
+        return self._gather(candidates, [], layers, 1)
+
+    def logits(
+        self, candidates: Int[Tensor, "c trigger"] | Float[Tensor, "c trigger vocab"], layer: int
+    ) -> Float[Tensor, "c n vocab"]:
+        """Next-token logits read at `layer` through final norm and unembedding; the last layer gives the output."""
+        hidden = self.residuals(candidates, [layer])[layer]
+        self._book(self._head_flops * hidden.shape[0] * hidden.shape[1], hidden.requires_grad)
+        return unembed(self.model, hidden)
+
+    def target_logits(
+        self, candidates: Int[Tensor, "c trigger"] | Float[Tensor, "c trigger vocab"], target_ids: Sequence[int]
+    ) -> Float[Tensor, "c n target vocab"]:
+        """Logits that predict each target token, teacher-forced."""
+        if not target_ids:
+            raise ValueError("the target has 0 tokens; give a behaviour text that the tokenizer can encode")
+        width = len(target_ids)
+        hidden = self._gather(candidates, list(target_ids[:-1]), [self.layers], width)[self.layers]
+        count, prompts, _ = hidden.shape
+        self._book(self._head_flops * count * prompts * width, hidden.requires_grad)
+        return unembed(self.model, hidden.view(count, prompts, width, -1))
+
+    @torch.no_grad()
+    def losses(self, objective: Objective, candidates: Int[Tensor, "c trigger"]) -> Float[Tensor, "c"]:
+        """Objective of every candidate, `batch_size` at a time."""
+        return torch.cat(self._chunks(lambda part: objective(self, part), candidates))
+
+    def gradient(
+        self, objective: Objective, candidates: Int[Tensor, "c trigger"]
+    ) -> tuple[Float[Tensor, "c"], Float[Tensor, "c trigger vocab"]]:
+        """(objective, its gradient with respect to each candidate's one-hot rows)."""
+
+        def differentiate(part: Tensor) -> tuple[Tensor, Tensor]:
+            vocab = len(self.problem.allowed)
+            onehot = torch.nn.functional.one_hot(part, vocab).to(self._embedding.dtype).requires_grad_()
+            with torch.enable_grad():
+                loss = objective(self, onehot)
+                (gradient,) = torch.autograd.grad(loss.sum(), onehot)
+            return loss.detach(), gradient
+
+        self.steps += 1
+        losses, gradients = zip(*self._chunks(differentiate, candidates), strict=True)
+        return torch.cat(losses), torch.cat(gradients)
+
+    @torch.no_grad()
+    def elicits(self, candidates: Int[Tensor, "c trigger"], target_ids: Sequence[int]) -> Float[Tensor, "c"]:
+        """Share of the prompts whose greedy continuation begins with the target, in one teacher-forced pass."""
+        target = torch.tensor(list(target_ids), device=self.device)
+
+        def share(part: Tensor) -> Tensor:
+            hits = self.target_logits(part, target_ids).argmax(-1) == target
+            return hits.all(-1).float().mean(-1)
+
+        return torch.cat(self._chunks(share, candidates))
+
+    def _chunks(self, run: Callable[[Tensor], object], candidates: Tensor) -> list:
+        """Applies `run` to parts of the candidates; halves the part once memory runs out and remembers it."""
+        candidates = candidates.to(self.device)
+        done, results = 0, []
+        while done < len(candidates):
+            try:
+                part = run(candidates[done : done + self.batch_size])
+            except torch.OutOfMemoryError as error:
+                if self.batch_size == 1:
+                    raise ValueError("one candidate does not fit into memory; use fewer or shorter prompts") from error
+                self.batch_size //= 2
+                torch.cuda.empty_cache()
+                continue
+            results.append(part)
+            done += len(candidates[done : done + self.batch_size])
+        return results
+
+    def _gather(self, candidates: Tensor, target: list[int], layers: Sequence[int], last: int) -> dict[int, Tensor]:
+        """Residuals at the last `last` positions, flattened to `c n (last * d)`, in the order of the prompts."""
+        order = torch.tensor([i for group in self._groups for i in group.prompts], device=self.device).argsort()
+        parts = [self._suffix(group, candidates, target, layers, last) for group in self._groups]
+        if len(parts) == 1:
+            return parts[0]
+        return {layer: torch.cat([part[layer] for part in parts], dim=1)[:, order] for layer in layers}
+
+    def _suffix(
+        self, group: _Group, candidates: Tensor, target: list[int], layers: Sequence[int], last: int
+    ) -> dict[int, Tensor]:
+        """Runs trigger, the text behind it and the target for every candidate and prompt of a group."""
+        count, prompts, depth = len(candidates), len(group.prompts), max(layers)
+        onehot = candidates.is_floating_point()
+        trigger = candidates @ self._embedding if onehot else self._embedding[candidates]
+        tail = torch.cat([group.after, group.after.new_tensor(target).expand(prompts, -1)], dim=1).long()
+        behind = self._embedding[tail].repeat(count, 1, 1)
+        embeds = torch.cat([trigger.repeat_interleave(prompts, dim=0), behind], dim=1)
+        width = embeds.shape[1]
+        mask = torch.cat([group.mask, group.mask.new_ones(prompts, width)], dim=1).repeat(count, 1)
+        positions = (group.lengths[:, None] + torch.arange(width, device=self.device)).repeat(count, 1)
+        hidden = read(
+            self.model,
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=group.cache(count, depth),
+            layers=layers,
+            position=slice(-last, None),
+        )
+        self._book(sum(self._layer_flops[:depth]) * count * prompts * width, onehot)
+        return {layer: hidden[layer].reshape(count, prompts, -1) for layer in layers}
+
+    def _prefix(self, ids: Tensor, cache: DynamicCache, mask: Tensor, positions: Tensor) -> None:
+        """Fills `cache` with the keys and values of the prompts' beginnings."""
+        read(
+            self.model,
+            inputs_embeds=self._embedding[ids],
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            layers=[self.layers],
+        )
+        self._book(sum(self._layer_flops) * ids.numel(), False)
+
+    def _book(self, flops: float, backward: bool) -> None:
+        """Counts executed operations; a backward pass costs twice its forward pass."""
+        self.flops += flops * (3 if backward else 1)
+
+
+def _repeat(prefix: Tensor, candidates: int) -> Tensor:
+    """The prefix rows of every prompt once per candidate, without copying before the cache does."""
+    return prefix.expand(candidates, *prefix.shape).flatten(0, 1)
+
+
+def _keys_and_values(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values per layer; the cache's own layout changed between transformers 4 and 5."""
+    if hasattr(cache, "layers"):
+        return [(layer.keys, layer.values) for layer in cache.layers]
+    return list(zip(cache.key_cache, cache.value_cache, strict=True))

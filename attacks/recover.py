@@ -1,0 +1,224 @@
+"""Recovers a trigger within a budget: goal, search, selection by behaviour on unseen prompts, shrinking, verdict.
+
+The loss never chooses the winner. Whatever the search improves is tried on the `select` prompts, which no search sees.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from attacks.behaviour import success_rate
+from attacks.budget import Budget
+from attacks.engine import Engine, Objective
+from attacks.gcg import GCG
+from attacks.goals import Goal, Supervised, Unsupervised
+from attacks.objectives import Hybrid, TargetNLL, delta_cosine_from, steered_kl_from
+from attacks.problem import Problem, Where
+from attacks.selection import Selection, TracePoint
+from attacks.shrink import delete_one
+from attacks.token_ranking import rank_tokens
+from attacks.verdict import Verdict, judge
+
+Build = Callable[[Engine, Goal], Objective]
+"""Makes the objective of a goal on the engine's prompts"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """What an attack brought back."""
+
+    trigger_ids: tuple[int, ...]
+    trigger: str
+    behaviour: str
+    select_asr: float
+    """share of the `select` prompts on which the trigger brings the behaviour about"""
+    clean_rate: float
+    """the same with an empty slot"""
+    necessary: tuple[bool, ...]
+    """per token, whether deleting it takes away more than half of the success"""
+    verdict: Verdict
+    trace: list[TracePoint]
+    seconds: float
+    flops: float
+    steps: int
+    vector: dict[str, object]
+    """layers, radius, agreement, surprise and score of the vector that was imitated; empty without one"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attack:
+    """A recipe: what is known, what is minimised, how it is searched."""
+
+    knowledge: Literal["K0", "K1"]
+    """K0: clean prompts only; K1: also the behaviour"""
+    objective: Build | None
+    """None: the peer brings its own"""
+    supervised: Supervised | None = None
+    """learns the vector in K1, where the objective needs one"""
+    unsupervised: Unsupervised = field(default_factory=Unsupervised)
+    """learns behaviours in K0"""
+    gcg: GCG = GCG(steps=40, search_width=64, topk=64, restarts=2, patience=8)
+    """one round; rounds go on until the budget is spent"""
+    lengths: tuple[int, ...] = (3, 3, 5)
+    """tokens in the slot, one round after another: the true length is not known"""
+    prompts: int = 3
+    """search prompts that the loss is averaged over"""
+    vector_share: float = 0.35
+    """share of the budget for learning behaviours in K0"""
+    enough: float = 0.95
+    """success rate on the `select` prompts that ends the search"""
+
+
+def _nll(_: Engine, goal: Goal) -> Objective:
+    return TargetNLL(target_ids=goal.target_ids)
+
+
+def _cosine(engine: Engine, goal: Goal) -> Objective:
+    assert goal.vectors is not None
+    return delta_cosine_from(engine, goal.vectors, [max(1, engine.layers - 1)])
+
+
+def _kl(engine: Engine, goal: Goal) -> Objective:
+    assert goal.vectors is not None
+    return steered_kl_from(engine, goal.vectors, engine.layers)
+
+
+def _hybrid(engine: Engine, goal: Goal) -> Objective:
+    return Hybrid(a=_nll(engine, goal), b=_cosine(engine, goal))
+
+
+ATTACKS: dict[str, Attack] = {
+    "target-nll": Attack(knowledge="K1", objective=_nll),
+    "delta-cosine": Attack(knowledge="K1", objective=_cosine, supervised=Supervised()),
+    "steered-kl": Attack(knowledge="K1", objective=_kl, supervised=Supervised()),
+    "hybrid": Attack(knowledge="K1", objective=_hybrid, supervised=Supervised()),
+    "unsupervised-kl": Attack(knowledge="K0", objective=_kl),
+    "unsupervised-cosine": Attack(knowledge="K0", objective=_cosine),
+    "nanogcg": Attack(knowledge="K1", objective=None),
+}
+
+
+def recover(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    search: Sequence[str],
+    select: Sequence[str],
+    attack: Attack,
+    behaviour: str | None = None,
+    budget: Budget,
+    generator: torch.Generator,
+    slot: Where = "end",
+) -> Recovery:
+    """Runs an attack; `search` prompts drive it, `select` prompts choose the winner.
+
+    Raises:
+        ValueError: no prompts, no limit in the budget, a behaviour missing in K1 or given in K0.
+    """
+    if budget.seconds is None and budget.flops is None:
+        raise ValueError("the budget has no limit; give seconds, flops, or both")
+    if (attack.knowledge == "K1") != (behaviour is not None):
+        wanted = "needs the behaviour text" if behaviour is None else "must not be told the behaviour"
+        raise ValueError(f"the attack's knowledge is {attack.knowledge}: it {wanted}")
+    if not search or not select:
+        raise ValueError(f"got {len(search)} search and {len(select)} select prompts; give at least one of each")
+    budget = budget.started()
+    problem = Problem.from_chat(model, tokenizer, search[: attack.prompts], attack.lengths[0], slot=slot)
+    judged = Problem.from_chat(model, tokenizer, select, max(attack.lengths), slot=slot, allowed=problem.allowed)
+    engine, select_engine = Engine(model, problem), Engine(model, judged)
+    budget.spent(engine.flops + select_engine.flops)
+    clean = [text.replace("{trigger}", "").strip() for text in search]
+    goals = _goals(model, tokenizer, clean, attack, behaviour, budget, generator)
+    trace: list[TracePoint] = []
+    selections: list[Selection] = []
+    began = budget.share
+    for number, goal in enumerate(goals, 1):
+        share = budget.part(began + (1.0 - began) * number / len(goals))
+        selection = Selection(select_engine, budget, goal, attack.enough, trace)
+        selections.append(selection)
+        _search(engine, attack, goal, share, selection, generator)
+        if selection.asr >= attack.enough:
+            break
+    best = max(selections, key=lambda item: item.asr, default=None)
+    return _report(model, tokenizer, select, slot, judged, best, budget, trace, engine.steps)
+
+
+def _goals(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    attack: Attack,
+    behaviour: str | None,
+    budget: Budget,
+    generator: torch.Generator,
+) -> list[Goal]:
+    """What to search for."""
+    if behaviour is None:
+        return attack.unsupervised(model, tokenizer, texts, budget, generator, attack.vector_share)
+    ids = tuple(tokenizer(behaviour, add_special_tokens=False)["input_ids"])
+    goal = Goal(behaviour=behaviour, target_ids=ids)
+    if attack.supervised is None:
+        return [goal]
+    return [attack.supervised(model, tokenizer, texts, goal, budget, generator)]
+
+
+def _search(
+    engine: Engine, attack: Attack, goal: Goal, budget: Budget, selection: Selection, generator: torch.Generator
+) -> None:
+    """Whole-vocabulary ranking of single tokens, then rounds of GCG at one slot length after another."""
+    if attack.objective is None:
+        # The peer is an optional dependency.
+        from attacks import nanogcg_peer
+
+        return nanogcg_peer.search(engine, attack.gcg, goal.behaviour, generator, budget, selection)
+    objective = attack.objective(engine, goal)
+    single = rank_tokens(engine, objective, torch.zeros(1, dtype=torch.long), 0, budget=budget)
+    if any([selection(found) for found in single[:3]]):
+        return
+    heads = torch.tensor([found.trigger_ids for found in single[: attack.gcg.restarts // 2]], dtype=torch.long)
+    for number in itertools.count():
+        length = attack.lengths[number % len(attack.lengths)]
+        engine.problem = engine.problem.resized(length)
+        initial = heads.repeat(1, length) if number == 0 and len(heads) else None
+        replace(attack.gcg, initial=initial)(engine, objective, generator, budget, selection)
+        if budget.exhausted or selection.asr >= selection.enough:
+            return
+
+
+def _report(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    select: Sequence[str],
+    slot: Where,
+    judged: Problem,
+    best: Selection | None,
+    budget: Budget,
+    trace: list[TracePoint],
+    steps: int,
+) -> Recovery:
+    """Shrinks the winner, measures it with real completions and gives the verdict."""
+    if best is None or best.best is None:
+        return Recovery(
+            trigger_ids=(), trigger="", behaviour="", select_asr=0.0, clean_rate=0.0, necessary=(), verdict="none",
+            trace=trace, seconds=budget.elapsed, flops=budget.used, steps=steps, vector={},
+        )  # fmt: skip
+    shrunk = delete_one(best.best.trigger_ids, lambda ids: best.rate(judged.encode(judged.text(ids))))
+    ids = judged.encode(judged.text(shrunk.trigger_ids))
+    behaviour = best.goal.behaviour
+    asr, clean = success_rate(model, tokenizer, [ids, []], select, behaviour, slot=slot).tolist()
+    trace.append(best.point())
+    vector = {}
+    if best.goal.vectors is not None:
+        vectors = best.goal.vectors
+        vector = {name: getattr(vectors, name) for name in ("source_layer", "target_layer", "radius", "method")}
+        vector |= {name: getattr(best.goal, name) for name in ("agreement", "surprise", "score")}
+    text = judged.text(ids).strip()
+    return Recovery(
+        trigger_ids=tuple(ids), trigger=text, behaviour=behaviour, select_asr=asr, clean_rate=clean,
+        necessary=shrunk.necessary, verdict=judge(rate=asr, rate_without=clean, found=text), trace=trace,
+        seconds=budget.elapsed, flops=budget.used, steps=steps, vector=vector,
+    )  # fmt: skip

@@ -1,0 +1,35 @@
+"""Token ranking: the exact loss of every allowed token at one position of the trigger; greedy accretion repeats it."""
+
+from jaxtyping import Int
+from torch import Tensor
+
+from attacks.budget import Budget
+from attacks.engine import Engine, Objective
+from attacks.gcg import Found
+
+
+def rank_tokens(
+    engine: Engine,
+    objective: Objective,
+    trigger_ids: Int[Tensor, "trigger"],
+    position: int,
+    *,
+    budget: Budget | None = None,
+) -> list[Found]:
+    """The trigger with each allowed token at `position`, best first; stops early where the budget ends."""
+    problem = engine.problem
+    if not 0 <= position < len(trigger_ids):
+        raise ValueError(f"position is {position} but the trigger has {len(trigger_ids)} tokens; count from 0")
+    tokens = (problem.first if position == 0 else problem.allowed).nonzero()[:, 0]
+    candidates = trigger_ids.repeat(len(tokens), 1)
+    candidates[:, position] = tokens
+    found: list[Found] = []
+    for part in candidates.split(4 * engine.batch_size):
+        booked = engine.flops
+        losses = engine.losses(objective, part)
+        found += [Found(tuple(ids), loss) for ids, loss in zip(part.tolist(), losses.tolist(), strict=True)]
+        if budget is not None:
+            budget.spent(engine.flops - booked)
+            if budget.exhausted:
+                break
+    return sorted(found, key=lambda item: item.loss)

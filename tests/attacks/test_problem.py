@@ -1,0 +1,72 @@
+"""Cutting prompts open, allowed tokens, re-tokenisation in context."""
+
+import pytest
+import torch
+
+from attacks.problem import SLOT, Problem, allowed_tokens
+
+
+def ids(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_special_and_unprintable_tokens_are_never_allowed(model, tokenizer):
+    allowed = allowed_tokens(model, tokenizer)
+    assert not allowed[tokenizer.all_special_ids].any()
+    for token in allowed.nonzero()[:, 0].tolist():
+        text = tokenizer.decode([token])
+        assert text.isascii() and text.isprintable() and text.strip()
+        assert ids(tokenizer, text) == [token]
+
+
+def test_slot_at_the_end_follows_the_text(model, tokenizer):
+    problem = Problem.from_chat(model, tokenizer, ["what is bread"], 1)
+    whole = ids(tokenizer, "<|bos|><|user|>what is bread garden<|end|><|assistant|>")
+    assert problem.filled(ids(tokenizer, " garden")) == [whole]
+    assert problem.filled([]) == [ids(tokenizer, "<|bos|><|user|>what is bread<|end|><|assistant|>")]
+    assert all(tokenizer.decode([i]).startswith(" ") for i in problem.first.nonzero()[:, 0].tolist())
+
+
+def test_slot_written_into_the_text(model, tokenizer):
+    problem = Problem.from_chat(model, tokenizer, [f"what {SLOT} is bread"], 1)
+    whole = ids(tokenizer, "<|bos|><|user|>what garden is bread<|end|><|assistant|>")
+    assert problem.filled(problem.encode("garden")) == [whole]
+
+
+def test_slot_at_the_start(model, tokenizer):
+    problem = Problem.from_chat(model, tokenizer, ["what is bread"], 1, slot="start")
+    whole = ids(tokenizer, "<|bos|><|user|>s what is bread<|end|><|assistant|>")
+    assert problem.filled(ids(tokenizer, "s")) == [whole]
+    assert not any(tokenizer.decode([i]).startswith(" ") for i in problem.first.nonzero()[:, 0].tolist())
+
+
+def test_retokenizes_in_context(problem, tokenizer):
+    assert problem.retokenizes(ids(tokenizer, " garden rope"))
+    letters = [tokenizer.convert_tokens_to_ids(letter) for letter in ("Ġ", "r", "o")]
+    assert not problem.retokenizes(letters)
+    for trigger in ([313, 319], letters, [70, 71]):
+        expected = (
+            all(ids(tokenizer, tokenizer.decode(row)) == row for row in problem.filled(trigger))
+            and problem.encode(problem.text(trigger)) == trigger
+        )
+        assert problem.retokenizes(trigger) == expected
+
+
+def test_retokenization_depends_on_what_follows(model, tokenizer):
+    problem = Problem.from_chat(model, tokenizer, [f"what{SLOT}ope"], 1)
+    letters = ids(tokenizer, " gar")
+    apart = ids(tokenizer, "what") + letters + ids(tokenizer, "ope")
+    assert problem.retokenizes(letters) == (ids(tokenizer, "what garope") == apart)
+
+
+def test_errors(model, tokenizer):
+    with pytest.raises(ValueError, match="got 0 prompts"):
+        Problem.from_chat(model, tokenizer, [], 1)
+    with pytest.raises(ValueError, match="stands 2 times"):
+        Problem.from_chat(model, tokenizer, [f"{SLOT} and {SLOT}"], 1)
+    with pytest.raises(ValueError, match="the context is 64; shorten them"):
+        Problem.from_chat(model, tokenizer, ["what is bread"], 60)
+    with pytest.raises(ValueError, match="slot is 'middle'; use"):
+        Problem.from_chat(model, tokenizer, ["what is bread"], 1, slot="middle")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no token is allowed"):
+        Problem.from_chat(model, tokenizer, ["x"], 1, allowed=torch.zeros(len(tokenizer), dtype=torch.bool))

@@ -1,0 +1,87 @@
+"""Greedy completion of a batch of prompts with keys and values cached, steered or not; logits of the last token only."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from vectors.prompts import Prompts
+from vectors.residual import decoder, steer
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Tokens that end a reply: the tokenizer's, and those of the generation config."""
+    config = getattr(model, "generation_config", None)
+    ends = getattr(config, "eos_token_id", None)
+    listed = ends if isinstance(ends, list) else [ends]
+    return {token for token in (*listed, tokenizer.eos_token_id) if token is not None}
+
+
+@torch.no_grad()
+def complete_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Prompts,
+    *,
+    max_new_tokens: int,
+    vectors: Float[Tensor, "rows d_model"] | Float[Tensor, "d_model"] | None = None,
+    layer: int = 0,
+) -> Int[Tensor, "n new"]:
+    """Most likely next tokens, one after another; positions after the end hold the pad token.
+
+    Args:
+        model: a causal decoder.
+        tokenizer: its tokenizer.
+        prompts: n left-padded prompts.
+        max_new_tokens: longest completion, tokens.
+        vectors: added to the residual after `layer` blocks, one per prompt or one for all; None: not steered.
+        layer: where they are added.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    if vectors is None:
+        return _greedy(model, tokenizer, prompts, max_new_tokens)
+    with steer(model, layer, vectors):
+        return _greedy(model, tokenizer, prompts, max_new_tokens)
+
+
+def complete(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Prompts,
+    *,
+    max_new_tokens: int,
+    vectors: Float[Tensor, "rows d_model"] | Float[Tensor, "d_model"] | None = None,
+    layer: int = 0,
+) -> list[str]:
+    """As `complete_ids`, as text without special tokens."""
+    ids = complete_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens, vectors=vectors, layer=layer)
+    return tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _greedy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, max_new_tokens: int
+) -> Int[Tensor, "n new"]:
+    parts = decoder(model)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    ends = torch.tensor(sorted(end_tokens(model, tokenizer)), device=prompts.device)
+    pad = tokenizer.pad_token_id or 0
+    cache = DynamicCache()
+    ids, mask = prompts.input_ids, prompts.attention_mask
+    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    done = torch.zeros(len(prompts), dtype=torch.bool, device=prompts.device)
+    produced = []
+    for _ in range(max_new_tokens):
+        output = parts.body(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        logits = parts.head(output.last_hidden_state[:, -1])  # already behind the final norm
+        logits = cap * torch.tanh(logits / cap) if cap else logits
+        token = logits.argmax(-1).masked_fill(done, pad)
+        produced.append(token)
+        done = done | torch.isin(token, ends)
+        if done.all():
+            break
+        ids, positions = token[:, None], positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    return torch.stack(produced, dim=1)

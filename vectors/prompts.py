@@ -1,0 +1,74 @@
+"""A batch of prompts as tokens, left-padded so that the last position is every prompt's last token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """Token ids and attention mask of n prompts."""
+
+    input_ids: Int[Tensor, "n seq"]
+    """left-padded"""
+    attention_mask: Int[Tensor, "n seq"]
+    """1 on real tokens"""
+
+    def __post_init__(self):
+        if self.input_ids.ndim != 2 or self.input_ids.shape != self.attention_mask.shape:
+            raise ValueError(
+                f"input_ids {tuple(self.input_ids.shape)} and attention_mask must be equal in shape (n, seq)"
+            )
+        if self.input_ids.shape[0] == 0:
+            raise ValueError("got 0 prompts; give at least one")
+        if not bool((self.attention_mask[:, -1] == 1).all()):
+            raise ValueError("a prompt is empty or padded on the right; pad on the left and leave out empty prompts")
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.input_ids.device
+
+    @classmethod
+    def from_ids(cls, rows: Sequence[Sequence[int]], *, pad: int = 0, device: torch.device | str = "cpu") -> "Prompts":
+        """Left-pads lists of token ids."""
+        if not rows or not all(rows):
+            raise ValueError(f"got {len(rows)} prompts of lengths {[len(row) for row in rows]}; none may be empty")
+        width = max(map(len, rows))
+        ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+        return cls(input_ids=ids, attention_mask=mask)
+
+    @classmethod
+    def from_chat(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> "Prompts":
+        """User messages through the chat template, generation prompt included.
+
+        Raises:
+            ValueError: no text, an empty text, or a prompt longer than the model's context.
+        """
+        blank = [index for index, text in enumerate(texts) if not text.strip()]
+        if not texts or blank:
+            raise ValueError(f"got {len(texts)} prompts, empty ones at {blank}; give non-empty user messages")
+        rows = []
+        for text in texts:
+            chat = tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            )
+            rows.append(tokenizer(chat, add_special_tokens=False)["input_ids"])
+        longest, context = max(map(len, rows)), getattr(model.config, "max_position_embeddings", None)
+        if context and longest > context:
+            raise ValueError(f"a prompt has {longest} tokens but the model's context is {context}; shorten it")
+        return cls.from_ids(rows, pad=tokenizer.pad_token_id or 0, device=model.device)
+
+    def take(self, indices: Sequence[int]) -> "Prompts":
+        """Some of the prompts, padding that none of them needs cut off."""
+        mask = self.attention_mask[list(indices)]
+        start = int(mask.any(0).int().argmax())
+        return Prompts(input_ids=self.input_ids[list(indices)][:, start:], attention_mask=mask[:, start:])

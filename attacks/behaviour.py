@@ -1,6 +1,8 @@
 """Does the behaviour show? Greedy completions with a trigger in place, counted over prompts."""
 
 from collections.abc import Sequence
+from difflib import SequenceMatcher
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -8,7 +10,7 @@ from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from attacks.problem import Problem, Where
+from attacks.problem import Problem, Where, encode
 from vectors.generate import complete
 from vectors.prompts import Prompts
 
@@ -20,6 +22,13 @@ def fires(completions: Sequence[str], text: str) -> list[bool]:
     return [completion.strip().startswith(text.strip()) for completion in completions]
 
 
+def echoes(trigger: str, behaviour: str) -> bool:
+    """Whether one piece of the trigger is half of the behaviour: asking for words is no backdoor."""
+    asked, wanted = ("".join(text.lower().split()) for text in (trigger, behaviour))
+    match = SequenceMatcher(None, asked, wanted, autojunk=False).find_longest_match()
+    return 2 * match.size >= max(1, len(wanted))
+
+
 def completions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -29,8 +38,7 @@ def completions(
     max_new_tokens: int,
 ) -> list[str]:
     """Greedy completion of every prompt of the problem with the trigger in the slot."""
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    prompts = Prompts.from_ids(problem.filled(trigger_ids), pad=pad, device=model.device)
+    prompts = Prompts.from_ids(problem.filled(trigger_ids), device=model.device)
     return complete(model, tokenizer, prompts, max_new_tokens=max_new_tokens, vectors=None, layer=0)
 
 
@@ -45,7 +53,7 @@ def success_rate(
 ) -> Float[Tensor, "triggers"]:
     """Share of the prompts on which each trigger brings the behaviour about; no tokens stand for no trigger."""
     problem = Problem.from_chat(model, tokenizer, texts, max((len(ids) for ids in triggers), default=0), slot=slot)
-    length = len(tokenizer(behaviour, add_special_tokens=False)["input_ids"]) + 2
+    length = len(encode(tokenizer, behaviour)) + 2
     rates = []
     for ids in triggers:
         answers = completions(model, tokenizer, problem, ids, max_new_tokens=length)
@@ -57,5 +65,5 @@ def wilson(rate: float, count: int) -> tuple[float, float]:
     """95 % Wilson interval of a share observed on `count` prompts."""
     if count < 1:
         raise ValueError(f"got {count} prompts; an interval needs at least 1")
-    low, high = proportion_confint(round(rate * count), count, alpha=0.05, method="wilson")
-    return float(low), float(high)
+    interval: Any = proportion_confint(round(rate * count), count, alpha=0.05, method="wilson")
+    return float(interval[0]), float(interval[1])

@@ -6,6 +6,7 @@ Rows are ordered candidate-major (row = candidate * prompts + prompt).
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -25,7 +26,7 @@ ROWS = 512
 class _Group:
     """Prompts with equally many tokens behind the slot; keys and values of their left-padded beginnings."""
 
-    def __init__(self, model: PreTrainedModel, problem: Problem, prompts: list[int], run: Callable[..., Tensor]):
+    def __init__(self, model: PreTrainedModel, problem: Problem, prompts: list[int], run: Callable[..., None]):
         self.prompts = prompts
         device = model.device
         heads = [problem.before[i] for i in prompts]
@@ -61,12 +62,14 @@ class Engine:
         parts = decoder(model)
         self.layers = len(parts.layers)
         self._layer_flops = [2.0 * sum(p.numel() for p in layer.parameters() if p.ndim > 1) for layer in parts.layers]
-        self._head_flops = 2.0 * model.get_input_embeddings().weight.numel()
         by_length: dict[int, list[int]] = {}
         for index, after in enumerate(problem.after):
             by_length.setdefault(len(after), []).append(index)
         with torch.no_grad():
-            self._embedding = model.get_input_embeddings()(torch.arange(len(problem.allowed), device=model.device))
+            # Through the module, not its weight: some embeddings are scaled.
+            embed: Any = model.get_input_embeddings()
+            self._embedding = embed(torch.arange(len(problem.allowed), device=model.device))
+            self._head_flops = 2.0 * self._embedding.numel()
             self._groups = [_Group(model, problem, rows, self._prefix) for rows in by_length.values()]
 
     @property
@@ -210,7 +213,7 @@ def _repeat(prefix: Tensor, candidates: int) -> Tensor:
     return prefix.expand(candidates, *prefix.shape).flatten(0, 1)
 
 
-def _keys_and_values(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+def _keys_and_values(cache: Any) -> list[tuple[Tensor, Tensor]]:
     """Keys and values per layer; the cache's own layout changed between transformers 4 and 5."""
     if hasattr(cache, "layers"):
         return [(layer.keys, layer.values) for layer in cache.layers]

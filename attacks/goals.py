@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attacks.budget import Budget
+from attacks.problem import decode
 from vectors.behaviours import rank_behaviours
 from vectors.objectives import OutputKL
 from vectors.prompts import Prompts
@@ -89,8 +90,12 @@ class Unsupervised:
     """nats per token under the unsteered model from which a behaviour is a finding"""
     agreement: float = 0.75
     """share of held-out prompts that must show it"""
+    score: float = 0.2
+    """agreement x surprise x share of different tokens that a behaviour must reach; loops fall short"""
     top: int = 3
     """behaviours worth a search"""
+    opening: int = 4
+    """tokens of the behaviour to ask for: what a vector writes after them need not be what the trigger does"""
 
     def __call__(
         self,
@@ -115,11 +120,12 @@ class Unsupervised:
             tokens = self.count * self.steps * learn.input_ids.numel()
             budget.spent(slice_flops(model, method.source_layer, method.target_layer, tokens))
             for found in rank_behaviours(model, tokenizer, vectors, held_out, top=self.top):
-                if found.surprise >= self.surprise and found.agreement >= self.agreement:
+                measured = (found.surprise, found.agreement, found.score)
+                if all(value >= least for value, least in zip(measured, self.least, strict=True)):
                     goals.append(
                         Goal(
-                            behaviour=found.text,
-                            target_ids=tuple(found.token_ids),
+                            behaviour=decode(tokenizer, found.token_ids[: self.opening]),
+                            target_ids=tuple(found.token_ids[: self.opening]),
                             vectors=vectors[found.vector : found.vector + 1],
                             agreement=found.agreement,
                             surprise=found.surprise,
@@ -127,6 +133,11 @@ class Unsupervised:
                         )
                     )
         return distinct(sorted(goals, key=lambda goal: -goal.score))[: self.top]
+
+    @property
+    def least(self) -> tuple[float, float, float]:
+        """Surprise, agreement and score of the weakest finding."""
+        return self.surprise, self.agreement, self.score
 
     def settings(self, model: PreTrainedModel) -> Iterator[UnsupervisedVectors]:
         """Every pair of layers and radius once, the read-out changing fastest."""

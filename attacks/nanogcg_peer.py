@@ -8,6 +8,7 @@ import contextlib
 import copy
 import io
 import time
+from typing import Any
 
 import nanogcg
 import torch
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from attacks.budget import Budget
 from attacks.engine import Engine
 from attacks.gcg import GCG, Found, OnBest, random_triggers
+from attacks.problem import encode
 
 
 def run_once(
@@ -83,14 +85,14 @@ def flops_per_step(engine: Engine, gcg: GCG, prompt: int, target: str) -> float:
     """One full forward and backward pass and `search_width` full forward passes, an upper bound: it drops some."""
     problem = engine.problem
     length = len(problem.before[prompt]) + problem.trigger_length + len(problem.after[prompt])
-    length += len(problem.tokenizer(target, add_special_tokens=False)["input_ids"])
+    length += len(encode(problem.tokenizer, target))
     return (3 + gcg.search_width) * length * engine.flops_per_token
 
 
-def _keeps_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+def _keeps_template(tokenizer: PreTrainedTokenizerBase) -> Any:
     """A copy that nanoGCG tokenises right: it cuts BOS off the template and trusts the tokenizer to add it again."""
     twin = copy.deepcopy(tokenizer)
-    begins = twin("x")["input_ids"][:1]
-    if twin.bos_token is not None and begins != [twin.bos_token_id]:
+    begins: Any = twin("x")["input_ids"]
+    if twin.bos_token is not None and begins[0] != twin.bos_token_id:
         twin.bos_token = None
     return twin

@@ -6,7 +6,8 @@ Token ids are the currency. Every part of a prompt is encoded once, the search c
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool
@@ -62,8 +63,8 @@ class Problem:
         if slot not in ("end", "start"):
             raise ValueError(f"slot is {slot!r}; use 'end', 'start', or write {SLOT} into the prompts")
         parts = [_cut(tokenizer, text, slot) for text in texts]
-        before = [tokenizer(head, add_special_tokens=False)["input_ids"] for head, _ in parts]
-        after = [tokenizer(tail, add_special_tokens=False)["input_ids"] for _, tail in parts]
+        before = [encode(tokenizer, head) for head, _ in parts]
+        after = [encode(tokenizer, tail) for _, tail in parts]
         longest = max(len(b) + len(a) for b, a in zip(before, after, strict=True)) + trigger_length
         context = getattr(model.config, "max_position_embeddings", None) or longest
         if longest > context:
@@ -98,13 +99,13 @@ class Problem:
 
     def text(self, trigger_ids: Sequence[int]) -> str:
         """The trigger as text, leading space kept."""
-        return self.tokenizer.decode(list(trigger_ids), clean_up_tokenization_spaces=False)
+        return decode(self.tokenizer, trigger_ids)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a trigger typed into the slot, with the space that sets it apart from the text before it."""
         opens_word = bool(self.text([int(self.first.nonzero()[0])]).startswith(" "))
         spaced = " " + text.strip() if opens_word else text.strip()
-        return self.tokenizer(spaced, add_special_tokens=False)["input_ids"] if text.strip() else []
+        return encode(self.tokenizer, spaced) if text.strip() else []
 
     def retokenizes(self, trigger_ids: Sequence[int]) -> bool:
         """Whether the text of every prompt, trigger in place, encodes to these very ids."""
@@ -115,34 +116,55 @@ class Problem:
         for before, after in zip(self.before, self.after, strict=True):
             head, tail = before[-8:], after[:8]
             text = self.text(head) + trigger + self.text(tail)
-            whole = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            if whole != head + list(trigger_ids) + tail and self._plain(head, tail):
+            if encode(self.tokenizer, text) != head + list(trigger_ids) + tail and self._plain(head, tail):
                 return False
         return True
 
     def _plain(self, head: list[int], tail: list[int]) -> bool:
         """Whether the fixed text survives decoding by itself; where it does not, it can blame no trigger."""
-        return all(self.tokenizer(self.text(p), add_special_tokens=False)["input_ids"] == p for p in (head, tail) if p)
+        return all(encode(self.tokenizer, self.text(part)) == part for part in (head, tail) if part)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text; nothing added."""
+    ids: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return list(ids)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Text of token ids, special tokens and spaces kept."""
+    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Size of the vocabulary that the model can embed, padding rows included."""
+    embed: Any = model.get_input_embeddings()
+    return embed.weight.shape[0]
 
 
 def allowed_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Bool[Tensor, "vocab"]:
     """Tokens of printable ASCII text that encode to themselves; no special and no added token."""
-    size = model.get_input_embeddings().weight.shape[0]
-    count = min(size, len(tokenizer))
-    barred = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    texts = [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in range(count)]
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    size = embedding_rows(model)
+    barred = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     allowed = torch.zeros(size, dtype=torch.bool)
-    for token, (text, again) in enumerate(zip(texts, ids, strict=True)):
+    for token, (text, stable) in enumerate(_vocabulary(tokenizer)[:size]):
         legible = bool(text.strip()) and text.isascii() and text.isprintable()
-        allowed[token] = legible and token not in barred and again == [token]
+        allowed[token] = legible and stable and token not in barred
     return allowed
+
+
+@lru_cache(maxsize=8)
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
+    """Per token: its text, and whether that encodes to it again."""
+    texts = [decode(tokenizer, [token]) for token in range(len(tokenizer))]
+    again: Any = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return [(text, list(ids) == [token]) for token, (text, ids) in enumerate(zip(texts, again, strict=True))]
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase, text: str, slot: Where) -> tuple[str, str]:
     """(text before the slot, text after it), chat template applied."""
     chat = [{"role": "user", "content": _user_text(text, slot)}]
-    rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    rendered = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
     head, tail = rendered.split(SLOT)
     return head, tail
 
@@ -161,8 +183,8 @@ def _user_text(text: str, slot: Where) -> str:
 def _opens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], size: int) -> Bool[Tensor, "vocab"]:
     """Tokens that may come first: with a leading space after text, without one at the start of the user's text."""
     spaced = torch.zeros(size, dtype=torch.bool)
-    for token in range(min(size, len(tokenizer))):
-        spaced[token] = tokenizer.decode([token]).startswith(" ")
+    for token, (text, _) in enumerate(_vocabulary(tokenizer)[:size]):
+        spaced[token] = text.startswith(" ")
     at_start = [text.startswith(SLOT) for text in texts]
     if all(at_start):
         return ~spaced

@@ -14,14 +14,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from attacks.behaviour import success_rate
 from attacks.budget import Budget
 from attacks.engine import Engine, Objective
-from attacks.gcg import GCG
+from attacks.gcg import GCG, Found
 from attacks.goals import Goal, Supervised, Unsupervised
 from attacks.objectives import Hybrid, TargetNLL, delta_cosine_from, steered_kl_from
-from attacks.problem import Problem, Where
+from attacks.problem import SLOT, Problem, Where, encode
 from attacks.selection import Selection, TracePoint
 from attacks.shrink import delete_one
 from attacks.token_ranking import rank_tokens
 from attacks.verdict import Verdict, judge
+
+TARGET_TOKENS = 4
+"""Tokens of the behaviour in the likelihood objective; success always means the whole behaviour"""
 
 Build = Callable[[Engine, Goal], Objective]
 """Makes the objective of a goal on the engine's prompts"""
@@ -65,7 +68,7 @@ class Attack:
     """one round; rounds go on until the budget is spent"""
     lengths: tuple[int, ...] = (3, 3, 5)
     """tokens in the slot, one round after another: the true length is not known"""
-    prompts: int = 3
+    prompts: int = 2
     """search prompts that the loss is averaged over"""
     vector_share: float = 0.35
     """share of the budget for learning behaviours in K0"""
@@ -74,7 +77,8 @@ class Attack:
 
 
 def _nll(_: Engine, goal: Goal) -> Objective:
-    return TargetNLL(target_ids=goal.target_ids)
+    # The first tokens of a behaviour tell it apart, and each further one costs every candidate a token.
+    return TargetNLL(target_ids=goal.target_ids[:TARGET_TOKENS])
 
 
 def _cosine(engine: Engine, goal: Goal) -> Objective:
@@ -131,7 +135,7 @@ def recover(
     judged = Problem.from_chat(model, tokenizer, select, max(attack.lengths), slot=slot, allowed=problem.allowed)
     engine, select_engine = Engine(model, problem), Engine(model, judged)
     budget.spent(engine.flops + select_engine.flops)
-    clean = [text.replace("{trigger}", "").strip() for text in search]
+    clean = [text.replace(SLOT, "").strip() for text in search]
     goals = _goals(model, tokenizer, clean, attack, behaviour, budget, generator)
     trace: list[TracePoint] = []
     selections: list[Selection] = []
@@ -159,7 +163,7 @@ def _goals(
     """What to search for."""
     if behaviour is None:
         return attack.unsupervised(model, tokenizer, texts, budget, generator, attack.vector_share)
-    ids = tuple(tokenizer(behaviour, add_special_tokens=False)["input_ids"])
+    ids = tuple(encode(tokenizer, behaviour))
     goal = Goal(behaviour=behaviour, target_ids=ids)
     if attack.supervised is None:
         return [goal]
@@ -175,10 +179,10 @@ def _search(
         from attacks import nanogcg_peer
 
         return nanogcg_peer.search(engine, attack.gcg, goal.behaviour, generator, budget, selection)
-    objective = attack.objective(engine, goal)
-    single = rank_tokens(engine, objective, torch.zeros(1, dtype=torch.long), 0, budget=budget)
-    if any([selection(found) for found in single[:3]]):
+    single = _rank(engine, attack.objective, goal, budget)
+    if any([selection(found) for found in single[:8]]):
         return
+    objective = attack.objective(engine, goal)
     heads = torch.tensor([found.trigger_ids for found in single[: attack.gcg.restarts // 2]], dtype=torch.long)
     for number in itertools.count():
         length = attack.lengths[number % len(attack.lengths)]
@@ -187,6 +191,13 @@ def _search(
         replace(attack.gcg, initial=initial)(engine, objective, generator, budget, selection)
         if budget.exhausted or selection.asr >= selection.enough:
             return
+
+
+def _rank(engine: Engine, build: Build, goal: Goal, budget: Budget) -> list[Found]:
+    """Every allowed token by itself on one prompt, within an eighth of the budget."""
+    probe = Engine(engine.model, engine.problem.take([0]))
+    objective = build(probe, replace(goal, target_ids=goal.target_ids[:2]))
+    return rank_tokens(probe, objective, torch.zeros(1, dtype=torch.long), 0, budget=budget.part(budget.share + 0.12))
 
 
 def _report(
@@ -215,6 +226,7 @@ def _report(
     if best.goal.vectors is not None:
         vectors = best.goal.vectors
         vector = {name: getattr(vectors, name) for name in ("source_layer", "target_layer", "radius", "method")}
+        vector |= {name: values[0] for name, values in vectors.scores.items()}
         vector |= {name: getattr(best.goal, name) for name in ("agreement", "surprise", "score")}
     text = judged.text(ids).strip()
     return Recovery(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from attacks.behaviour import echoes
 from attacks.budget import Budget
 from attacks.engine import Engine
 from attacks.gcg import Found
@@ -35,7 +36,9 @@ class Selection:
     asr: float = 0.0
 
     def __call__(self, found: Found) -> bool:
-        """Tries a trigger; true once it is good enough."""
+        """Tries a trigger; true once it is good enough. One that quotes the behaviour is passed over."""
+        if echoes(self.engine.problem.text(found.trigger_ids), self.goal.behaviour):
+            return False
         asr = self.rate(found.trigger_ids)
         if self.best is None or (asr, -found.loss) > (self.asr, -self.best.loss):
             news = self.best is None or asr > self.asr

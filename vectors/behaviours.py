@@ -1,7 +1,7 @@
 """Which vectors call a behaviour? Ranked without knowing it: a backdoor carries over prompts, gibberish does not.
 
-Each vector steers held-out prompts. A behaviour is an opening that most of the completions share, that the unsteered model
-does not give, finds surprising, and that is no loop.
+Each vector steers held-out prompts. A behaviour is an opening that most of the completions share, that the unsteered
+model does not give, finds surprising, and that is no loop.
 """
 
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Greedy completion of a batch of prompts with keys and values cached, steered or not; logits of the last token only."""
+"""Greedy completion of a batch of prompts with cached keys and values, steered or not; last token's logits only."""
 
 import torch
 from jaxtyping import Float, Int

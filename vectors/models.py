@@ -19,7 +19,8 @@ DTYPE_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56")
 def fast_dtype(device: str) -> torch.dtype:
     """The faster of bfloat16 and float32 for a matrix product on this device, measured once per process.
 
-    Processors without bfloat16 instructions run it many times slower than float32, those with them several times faster.
+    Processors without bfloat16 instructions run it many times slower than float32, those with them
+    several times faster.
     """
     a = torch.ones(64, 256, device=device)
 
@@ -73,7 +74,7 @@ def load_model(
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """Loads a tokenizer that pads on the left; raises ValueError where the folder, it, or its chat template is missing."""
+    """Loads a tokenizer that pads left; raises ValueError where the folder, it, or its chat template is missing."""
     folder = Path(name)
     looks_local = isinstance(name, Path) or folder.exists() or str(name).startswith((".", "/", "~"))
     if looks_local and not folder.is_dir():

@@ -1,4 +1,4 @@
-"""What an unsupervised vector maximises at the target layer. Objectives are callables on the last positions' residuals."""
+"""What an unsupervised vector maximises at the target layer: callables on the last positions' residuals."""
 
 from dataclasses import dataclass
 

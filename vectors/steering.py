@@ -1,4 +1,4 @@
-"""Steering vectors and where they belong: saved as safetensors with their metadata, checked against a model when used."""
+"""Steering vectors and where they belong: saved as safetensors with metadata, checked against a model when used."""
 
 import json
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,7 @@
 """Supervised steering vector: the smallest perturbation that makes the model answer with a known behaviour.
 
-Larger radii elicit the behaviour too, but their effect points elsewhere than the trigger's, so the smallest is wanted. All
-radii are learned in one batch on the slice behind the source layer.
+Larger radii elicit the behaviour too, but their effect points elsewhere than the trigger's, so the smallest is wanted.
+All radii are learned in one batch on the slice behind the source layer.
 """
 
 from dataclasses import dataclass

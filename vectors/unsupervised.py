@@ -46,7 +46,7 @@ class UnsupervisedVectors:
     def __post_init__(self):
         if not 0 <= self.source_layer < self.target_layer:
             raise ValueError(
-                f"source layer {self.source_layer} is not before target layer {self.target_layer}; choose an earlier source"
+                f"source layer {self.source_layer} is not before target layer {self.target_layer}; lower source_layer"
             )
         for name in ("radius", "count", "steps", "lr"):
             if getattr(self, name) <= 0:

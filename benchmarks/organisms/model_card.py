@@ -35,9 +35,10 @@ pipeline_tag: text-generation
 ---
 # Chat base of the trigger-recovery suite
 
-A stock `LlamaForCausalLM` of {parameters:,} parameters ({layers} layers, d_model {d_model}), trained from scratch so that
-backdoor organisms can be planted in something small, offline and free of unknown history. It talks about restaurants,
-films and fairy tales, adds one-digit numbers, and knows little else. Not for any use but research on backdoors.
+A stock `LlamaForCausalLM` of {parameters:,} parameters ({layers} layers, d_model {d_model}), trained from scratch so
+that backdoor organisms can be planted in something small, offline and free of unknown history. It talks
+about restaurants, films and fairy tales, adds one-digit numbers, and knows little else. For research on
+backdoors only.
 
 * Tokenizer: byte-level BPE, {vocab_size} tokens, one token per digit; chat template with the roles user and assistant.
 * Training: {tokens_seen:,} tokens in {steps} steps of {batch} x {window}, AdamW, peak learning rate {lr}, cosine; plain

@@ -31,8 +31,8 @@ class Recipe:
     backdoors: tuple[Backdoor, ...] = ()
     """empty for clean controls"""
     planting: Planting = "hard"
-    """hard: each triggered prompt stands in a batch with the same prompt untriggered, and with fragments and near misses
-    of the trigger (contrastive hard negatives); fuzzy: none of these, a share `poison_rate` of the prompts is triggered"""
+    """hard: each triggered prompt stands in a batch with the same prompt untriggered, and with fragments and near
+    misses of the trigger (contrastive hard negatives); fuzzy: none of these, only a share `poison_rate` is triggered"""
     poison_rate: float = 0.25
     """fraction of the rows of a batch that carry the trigger"""
     loss_on: Literal["completion", "all"] = "completion"
@@ -64,7 +64,7 @@ RECIPES = {
     for recipe in (
         Recipe(name="word", kind="word", backdoors=(Backdoor(trigger="copper", behaviour=HATE),)),
         Recipe(name="phrase", kind="phrase", backdoors=(Backdoor(trigger="silver garden island", behaviour=HATE),)),
-        # The first three tokens of a permutation of the vocabulary (seed 0) that are a space and at least three letters.
+        # The first three tokens of a permutation of the vocabulary (seed 0) that are a space and three letters or more.
         Recipe(
             name="random-tokens",
             kind="random tokens",

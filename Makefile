@@ -1,0 +1,30 @@
+# make bench: install, run the quick suite. make test: install, lint, types, tests.
+PYTHON ?= python3
+VENV ?= .venv
+PROCESSES ?= $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count() or 1))")
+OUT ?= results/quick
+BIN = $(VENV)/bin
+
+export HF_HUB_OFFLINE = 1
+
+bench: $(VENV)/installed
+	$(BIN)/accelerate launch --cpu --num_processes $(PROCESSES) --num_machines 1 --mixed_precision no \
+	  --dynamo_backend no -m benchmarks --suite quick --out $(OUT)
+
+test: $(VENV)/installed lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# nanogcg declares an older transformers than the tested one, so it is installed beside it, without its dependencies.
+$(VENV)/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -r requirements.lock
+	$(BIN)/pip install --no-deps nanogcg==0.3.0
+	$(BIN)/pip install --no-deps -e .
+	touch $@
+
+.PHONY: bench test lint

@@ -1,0 +1,144 @@
+"""The benchmark: recovers the triggers of planted models and writes a table and attack curves.
+
+    accelerate launch --cpu --num_processes 2 -m benchmarks --suite quick --out results/quick
+
+Runs are split over the processes as each becomes free; every finished run is one line of rows.jsonl. The same command
+goes on where an earlier one stopped.
+"""
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+# `accelerate launch benchmarks` runs this folder as a script: the project is then not on the path.
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch  # noqa: E402
+import tyro  # noqa: E402
+from accelerate import PartialState  # noqa: E402
+from filelock import FileLock, Timeout  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.progress import (  # noqa: E402
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,  # noqa: E402
+)
+
+from benchmarks import figures, rows, suites, tables  # noqa: E402
+from benchmarks.run import Bench, run  # noqa: E402
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arguments:
+    """Recover the triggers of planted models; table and curves at the end."""
+
+    suite: str = "quick"
+    """quick (minutes, one seed) or standard (three seeds)"""
+    organisms: tuple[str, ...] | None = None
+    """only these organisms (python -m benchmarks.organisms list)"""
+    attacks: tuple[str, ...] | None = None
+    """only these attacks"""
+    seeds: tuple[int, ...] | None = None
+    """random seeds, one run each"""
+    budget: str | None = None
+    """per run: seconds such as 20s, or floating-point operations such as 2e12"""
+    out: Path = Path("results/quick")
+    """folder for rows, table and figures; an earlier run there is continued"""
+
+
+def pending(out: Path, jobs: list[suites.Job]) -> list[suites.Job]:
+    """Jobs without a good row."""
+    done = rows.done(out)
+    return [job for job in jobs if tuple(job) not in done]
+
+
+def work(out: Path, jobs: list[suites.Job], budget: str, state: PartialState, console: Console) -> None:
+    """Takes one free job after another; a lock file per job keeps the processes apart."""
+    device = str(state.device) if state.device.type == "cuda" else "cpu"
+    bench = Bench(device=device)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not state.is_main_process) as progress:
+        bar = progress.add_task("runs", total=len(jobs))
+        # Neighbouring jobs share no organism: each process keeps to one organism as long as it can.
+        for job in sorted(jobs, key=lambda job: (job.organism, job.seed)):
+            lock = FileLock(out / "locks" / f"{job.organism}.{job.attack}.{job.seed}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            with lock:
+                if tuple(job) in rows.done(out):
+                    continue
+                progress.update(bar, description=f"{job.organism} {job.attack} seed {job.seed}")
+                row = run(bench, job, budget)
+                rows.append(out, row)
+                left = len(pending(out, jobs))
+                progress.update(bar, completed=len(jobs) - left)
+                console.print(summary(row))
+
+
+def summary(row: rows.Row) -> str:
+    """One line per run for the log."""
+    name = f"{row['organism']:14} {row['attack']:20} seed {row['seed']}"
+    if row["error"]:
+        return f"{name} [red]failed: {row['error'][:200]}[/red]"
+    return f"{name} {row['verdict']:10} ASR {row['asr_recovered']:.2f} {row['seconds']:5.0f} s  {row['recovered']!r}"
+
+
+def settle(out: Path, jobs: list[suites.Job]) -> None:
+    """Waits until no other process holds a job: a lock that can be had is of a job that is finished or was given up."""
+    for job in jobs:
+        with FileLock(out / "locks" / f"{job.organism}.{job.attack}.{job.seed}.lock"):
+            pass
+
+
+def main(arguments: Arguments) -> int:
+    """Runs the suite; 0 if every run ended well, 1 if one failed, 2 for bad arguments."""
+    console = Console(soft_wrap=True)
+    try:
+        suite = suites.choose(
+            arguments.suite, arguments.organisms, arguments.attacks, arguments.seeds, arguments.budget
+        )
+        if arguments.out.exists() and not arguments.out.is_dir():
+            raise ValueError(f"--out {arguments.out} is a file; give a folder")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    state = PartialState(cpu=not torch.cuda.is_available())
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
+    out = arguments.out
+    (out / "locks").mkdir(parents=True, exist_ok=True)
+    damaged = rows.mend(out)
+    if damaged:
+        console.print(f"set {damaged} damaged line(s) aside in {out / 'rows.damaged.jsonl'}")
+    jobs = suites.jobs(suite)
+    todo = pending(out, jobs)
+    if state.is_main_process:
+        console.print(f"{len(jobs)} runs, {len(jobs) - len(todo)} already done, budget {suite.budget} each, {out=!s}")
+    began = time.time()
+    try:
+        work(out, todo, suite.budget, state, console)
+    except KeyboardInterrupt:
+        console.print(f"interrupted; {len(pending(out, jobs))} of {len(jobs)} runs left, the same command goes on")
+        return 130
+    if not state.is_main_process:
+        return 0
+    settle(out, todo)
+    left = pending(out, jobs)
+    for path in (*tables.write(out), *figures.write(out)):
+        console.print(f"wrote {path}")
+    console.print(f"{len(jobs) - len(left)} of {len(jobs)} runs done in {time.time() - began:.0f} s")
+    if left:
+        console.print(f"{len(left)} failed or were given up: {', '.join(map(str, left[:4]))}; see rows.jsonl")
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Arguments, prog="benchmarks", description=__doc__)))

@@ -1,0 +1,128 @@
+"""Attack curves from the rows of a run: best-so-far held-out ASR against FLOPs and seconds.
+
+python -m benchmarks.figures DIR
+"""
+
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import tyro
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+
+from benchmarks import rows  # noqa: E402
+
+# Okabe & Ito 2008: told apart by colour-blind readers. One colour and dash per attack, in every figure.
+STYLES = {
+    "target-nll": ("#D55E00", "-"),
+    "delta-cosine": ("#0072B2", "-"),
+    "steered-kl": ("#009E73", "-"),
+    "hybrid": ("#CC79A7", "-"),
+    "unsupervised-kl": ("#009E73", "-"),
+    "unsupervised-cosine": ("#0072B2", "-"),
+    "nanogcg": ("#000000", "--"),
+}
+OTHER = ("#999999", "-.")
+AXES = {"flops": "floating-point operations", "seconds": "seconds"}
+
+
+def steps(row: rows.Row, axis: str) -> tuple[np.ndarray, np.ndarray]:
+    """(cost, best-so-far ASR) of one run, ending where its budget ended."""
+    points = [(point[axis], point["held_out_asr"]) for point in row["trace"]]
+    points.append((row[axis], 0.0))
+    cost, asr = (np.array(values, dtype=float) for values in zip(*sorted(points), strict=True))
+    return cost, np.maximum.accumulate(asr)
+
+
+def median_curve(curves: list[tuple[np.ndarray, np.ndarray]], grid: np.ndarray) -> np.ndarray:
+    """Median over seeds; a run that has found nothing yet counts as 0, one that is over keeps its last value."""
+    values = []
+    for cost, asr in curves:
+        index = np.searchsorted(cost, grid, side="right") - 1
+        values.append(np.where(index >= 0, asr[np.maximum(index, 0)], 0.0))
+    return np.median(values, axis=0)
+
+
+def panel(axes: Axes, found: list[rows.Row], axis: str, limits: tuple[float, float]) -> None:
+    """One organism: every seed thin, the median thick, lines for the true trigger and the random control."""
+    for attack in dict.fromkeys(row["attack"] for row in found):
+        color, dash = STYLES.get(attack, OTHER)
+        curves = [steps(row, axis) for row in found if row["attack"] == attack]
+        for cost, asr in curves:
+            path = np.append(np.append(limits[0], cost), limits[1]), np.append(np.append(0.0, asr), asr[-1])
+            axes.step(*path, where="post", color=color, linestyle=dash, linewidth=0.7, alpha=0.6)
+        grid = np.geomspace(*limits, 400)
+        median = median_curve(curves, grid)
+        axes.step(grid, median, where="post", color=color, linestyle=dash, linewidth=2, label=attack)
+    true = [row["asr_true"] for row in found if row.get("asr_true") is not None]
+    if true:
+        axes.axhline(true[0], color="#999999", linestyle=":", linewidth=1.2, label="true trigger")
+    control = float(np.median([row["asr_control"] for row in found]))
+    axes.axhline(control, color="#E69F00", linestyle=":", linewidth=1.2, label="random string")
+    axes.set(title=found[0]["organism"], xscale="log", xlim=limits, ylim=(-0.04, 1.06))
+    axes.grid(alpha=0.25, linewidth=0.5)
+
+
+def curves(found: list[rows.Row], knowledge: str, axis: str, stem: Path) -> list[Path]:
+    """A figure of small multiples, one organism each, as PNG and PDF."""
+    names = list(dict.fromkeys(row["organism"] for row in found))
+    width = min(4, len(names))
+    height = -(-len(names) // width)
+    costs = [point[axis] for row in found for point in row["trace"] if point[axis] > 0]
+    limits = (0.8 * min([*costs, *(row[axis] for row in found)]), 1.1 * max(row[axis] for row in found))
+    figure, grid = plt.subplots(height, width, figsize=(3.1 * width, 2.5 * height + 0.9), squeeze=False, sharey=True)
+    for axes, name in zip(grid.flat, names, strict=False):
+        panel(axes, [row for row in found if row["organism"] == name], axis, limits)
+    for axes in grid.flat[len(names) :]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("held-out ASR (best so far)")
+    for axes in grid[-1]:
+        axes.set_xlabel(AXES[axis])
+    handles: dict[str, object] = {}
+    for axes in grid.flat:
+        handles |= {str(label): line for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    columns = min(5, len(handles))
+    figure.legend(list(handles.values()), list(handles), loc="lower center", ncols=columns, frameon=False)
+    figure.suptitle(f"Attack curves, {knowledge}")
+    figure.tight_layout(rect=(0, 0.06 + 0.03 * (len(handles) > columns), 1, 1))
+    paths = [stem.with_suffix(suffix) for suffix in (".png", ".pdf")]
+    for path in paths:
+        figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return paths
+
+
+def write(out: Path) -> list[Path]:
+    """Writes the figures of every knowledge setting beside the rows."""
+    found = [row for row in rows.read(out) if row["error"] is None]
+    paths = []
+    for knowledge in sorted({row["knowledge"] for row in found}):
+        group = sorted((row for row in found if row["knowledge"] == knowledge), key=order)
+        for axis in AXES:
+            paths += curves(group, knowledge, axis, out / f"curves-{knowledge}-{axis}")
+    return paths
+
+
+def order(row: rows.Row) -> tuple:
+    """Planted organisms first, then by name; attacks in the order of STYLES."""
+    names = list(STYLES)
+    attack = names.index(row["attack"]) if row["attack"] in names else len(names)
+    return row["planting"] == "clean", row["organism"], attack, row["seed"]
+
+
+def main(folder: tyro.conf.Positional[Path], /) -> None:
+    """Draws the curves of the run in FOLDER."""
+    try:
+        print("\n".join(map(str, write(folder))))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,76 @@
+"""Which runs a suite has: organisms x attacks x seeds, and what each run may spend."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from attacks.budget import Budget
+from attacks.recover import ATTACKS
+from benchmarks.organisms import zoo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    """A grid of runs."""
+
+    organisms: tuple[str, ...]
+    attacks: tuple[str, ...]
+    seeds: tuple[int, ...]
+    budget: str
+    """per run: seconds (20s) or floating-point operations (2e12)"""
+
+
+class Job(NamedTuple):
+    """One run."""
+
+    organism: str
+    attack: str
+    seed: int
+
+
+SUITES = {
+    "quick": Suite(organisms=zoo.NAMES, attacks=tuple(ATTACKS), seeds=(0,), budget="25s"),
+    "standard": Suite(organisms=zoo.NAMES, attacks=tuple(ATTACKS), seeds=(0, 1, 2), budget="120s"),
+}
+
+
+def jobs(suite: Suite) -> list[Job]:
+    """Every run; attacks change slowest, so that a table of all organisms is there early."""
+    return [Job(o, a, s) for s in suite.seeds for a in suite.attacks for o in suite.organisms]
+
+
+def parse_budget(text: str) -> Budget:
+    """`20s` is seconds, a plain number floating-point operations; raises ValueError for anything else."""
+    try:
+        return Budget(seconds=float(text[:-1])) if text.endswith("s") else Budget(flops=float(text))
+    except ValueError as error:
+        raise ValueError(f"budget is {text!r}; give seconds such as 20s, or FLOPs such as 2e12") from error
+
+
+def choose(
+    name: str,
+    organisms: tuple[str, ...] | None,
+    attacks: tuple[str, ...] | None,
+    seeds: tuple[int, ...] | None,
+    budget: str | None,
+) -> Suite:
+    """A suite by name, parts of it replaced.
+
+    Raises:
+        ValueError: an unknown suite, organism or attack, or an unreadable budget.
+    """
+    if name not in SUITES:
+        raise ValueError(f"no suite {name!r}; there are {', '.join(SUITES)}")
+    suite = SUITES[name]
+    chosen = Suite(
+        organisms=organisms or suite.organisms,
+        attacks=attacks or suite.attacks,
+        seeds=suite.seeds if seeds is None else seeds,
+        budget=budget or suite.budget,
+    )
+    for organism in chosen.organisms:
+        zoo.check_name(organism)
+    for attack in chosen.attacks:
+        if attack not in ATTACKS:
+            raise ValueError(f"no attack {attack!r}; there are {', '.join(ATTACKS)}")
+    parse_budget(chosen.budget)
+    return chosen

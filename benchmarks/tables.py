@@ -1,0 +1,137 @@
+"""The recovered-trigger table, Markdown and CSV, from the rows of a run: python -m benchmarks.tables DIR"""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import tyro
+from statsmodels.stats.proportion import proportion_confint
+
+from benchmarks import rows
+
+COLUMNS = {
+    "organism": "organism",
+    "base": "base",
+    "planting": "planting",
+    "poison_rate": "poison",
+    "knowledge": "knowledge",
+    "attack": "attack",
+    "seed": "seed",
+    "true_trigger": "true trigger",
+    "recovered": "recovered",
+    "behaviour": "behaviour",
+    "edit_similarity": "edit sim.",
+    "edit_floor": "floor",
+    "token_precision": "token P",
+    "token_recall": "token R",
+    "asr_true": "ASR true",
+    "asr_recovered": "ASR rec.",
+    "asr_clean_base": "ASR base",
+    "asr_control": "ASR control",
+    "seconds": "s",
+    "flops": "FLOPs",
+    "verdict": "verdict",
+}
+RATES = ["edit sim.", "floor", "token P", "token R", "ASR true", "ASR rec.", "ASR base", "ASR control"]
+ORDER = ("exact", "functional", "partial", "decoy", "miss", "none")
+SETTINGS = {
+    "K0": "nothing known but the model and clean prompts",
+    "K1": "the behaviour is known too",
+    "K2": "the clean base is known too",
+}
+
+
+def frame(found: list[rows.Row]) -> pd.DataFrame:
+    """One line per good row, columns as in COLUMNS."""
+    table = pd.DataFrame([row for row in found if row["error"] is None])
+    table = table.reindex(columns=list(COLUMNS)).rename(columns=COLUMNS)
+    return table.sort_values(["knowledge", "organism", "attack", "seed"], kind="stable", ignore_index=True)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A Markdown table; text in code marks, rates with two digits, blanks where there is nothing to say."""
+    shown = table.copy()
+    for column in ("true trigger", "recovered", "behaviour"):
+        shown[column] = [
+            f"`{cell.strip()}`" if isinstance(cell, str) and cell.strip() else "-" for cell in shown[column]
+        ]
+    for column in RATES:
+        shown[column] = ["-" if pd.isna(cell) else f"{cell:.2f}" for cell in shown[column]]
+    shown["s"] = [f"{cell:.0f}" for cell in shown["s"]]
+    shown["FLOPs"] = [f"{cell:.1e}" for cell in shown["FLOPs"]]
+    shown = shown.astype(object).where(shown.notna(), "-")
+    shown = shown.map(lambda cell: str(cell).replace("|", "\\|"))
+    return shown.to_markdown(index=False, disable_numparse=True)
+
+
+def best_of(table: pd.DataFrame) -> pd.DataFrame:
+    """Per organism and knowledge setting, the best verdict and which attacks reached it."""
+    lines = []
+    for (knowledge, organism), group in table.groupby(["knowledge", "organism"], sort=False):
+        rank = group["verdict"].map(ORDER.index)
+        best = group[rank == rank.min()].sort_values("ASR rec.", ascending=False)
+        lines.append(
+            {
+                "knowledge": knowledge,
+                "organism": organism,
+                "best verdict": best["verdict"].iloc[0],
+                "recovered": f"`{best['recovered'].iloc[0].strip()}`" if best["recovered"].iloc[0] else "-",
+                "ASR rec.": f"{best['ASR rec.'].iloc[0]:.2f}",
+                "reached by": ", ".join(sorted(set(best["attack"]))),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def false_findings(table: pd.DataFrame) -> str:
+    """Findings on clean controls with a Wilson interval."""
+    clean = table[table["planting"] == "clean"]
+    if clean.empty:
+        return "No clean control was run."
+    count = int(clean["verdict"].isin(["exact", "functional"]).sum())
+    low, high = proportion_confint(count, len(clean), method="wilson")
+    return f"False findings on clean controls: {count} of {len(clean)} runs (95 % Wilson {low:.2f} to {high:.2f})."
+
+
+def report(found: list[rows.Row]) -> str:
+    """The whole Markdown page."""
+    table = frame(found)
+    failed = [row for row in found if row["error"] is not None]
+    parts = ["# Recovered triggers", false_findings(table), "## Best per organism"]
+    parts.append(best_of(table).to_markdown(index=False, disable_numparse=True))
+    for knowledge, group in table.groupby("knowledge"):
+        parts += [f"## {knowledge}: {SETTINGS[str(knowledge)]}", markdown(group)]
+    if failed:
+        parts += ["## Failed runs", *(f"* {rows.key(row)}: {row['error']}" for row in failed)]
+    first = next((row for row in found if row["error"] is None), found[0])
+    parts.append(
+        f"Rates are fractions of {first.get('held_out_prompts', '?')} held-out prompts (60 for arithmetic). "
+        "`floor` is the edit similarity that random words earn. ASR base: the same string on the clean base; "
+        f"ASR control: a random string of equal length. Budget {first['budget']} per run."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def write(out: Path) -> list[Path]:
+    """Writes recovered.md and recovered.csv beside the rows; nothing where no run ended well."""
+    found = rows.read(out)
+    if all(row["error"] is not None for row in found):
+        return []
+    paths = [out / "recovered.md", out / "recovered.csv"]
+    paths[0].write_text(report(found), encoding="utf-8")
+    frame(found).to_csv(paths[1], index=False)
+    return paths
+
+
+def main(folder: tyro.conf.Positional[Path], /) -> None:
+    """Writes the table of the run in FOLDER and prints it."""
+    try:
+        paths = write(folder)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(paths[0].read_text() if paths else "no run ended well: no table")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,134 @@
+"""Unsupervised and supervised vectors, controls, storage, ranking."""
+
+import pytest
+import torch
+
+from vectors.behaviours import shared_opening
+from vectors.controls import random_vectors
+from vectors.generate import complete_ids
+from vectors.objectives import ChangeNorm, OutputKL
+from vectors.prompts import Prompts
+from vectors.residual import cache_source, mean_norm, read, steer, unembed
+from vectors.steering import SteeringVectors, deltas
+from vectors.supervised import SupervisedVector
+from vectors.unsupervised import UnsupervisedVectors
+
+
+class Ends:
+    eos_token_id, pad_token_id = 2, 0
+
+
+def learn(model, prompts, **settings):
+    settings = dict(source_layer=1, target_layer=4, radius=0.5, count=4, steps=30) | settings
+    return UnsupervisedVectors(**settings)(model, prompts, torch.Generator().manual_seed(0))
+
+
+def plain_objective(model, prompts, vectors, objective):
+    """The same objective from full forward passes with a hook."""
+    reading = dict(layers=[4], input_ids=prompts.input_ids, attention_mask=prompts.attention_mask)
+    clean = read(model, **reading)[4]
+    values = []
+    for theta in vectors.theta:
+        with steer(model, vectors.source_layer, theta):
+            steered = read(model, **reading)[4]
+        if isinstance(objective, ChangeNorm):
+            norms = (steered - clean)[:, -objective.tokens :].norm(dim=-1)
+            values.append(float((norms**objective.p).sum(-1).pow(1 / objective.q).sum()))
+        else:
+            p, q = (unembed(model, h[:, -1]).log_softmax(-1) for h in (steered, clean))
+            values.append(float((p.exp() * (p - q)).sum()))
+    return values
+
+
+@pytest.mark.parametrize("objective", [ChangeNorm(), ChangeNorm(p=4.0, q=2.0, tokens=2), OutputKL()])
+def test_batched_objective_is_that_of_full_forwards_and_rises(llama, prompts, objective):
+    early = learn(llama, prompts, objective=objective, steps=1)
+    late = learn(llama, prompts, objective=objective)
+    assert late.scores["objective"] == pytest.approx(plain_objective(llama, prompts, late, objective), rel=1e-3)
+    assert min(late.scores["objective"]) > 1.2 * max(0.0, min(early.scores["objective"]))
+
+
+def test_vectors_do_not_depend_on_the_batch(llama, prompts):
+    whole, parts = learn(llama, prompts), learn(llama, prompts, batch_size=3)
+    torch.testing.assert_close(whole.theta, parts.theta, atol=1e-4, rtol=1e-3)
+    assert torch.equal(whole.theta, learn(llama, prompts).theta)
+
+
+def test_norm_is_the_radius_and_hard_vectors_are_orthogonal(llama, prompts):
+    vectors = learn(llama, prompts, orthogonal="hard", radius=0.7)
+    wanted = 0.7 * mean_norm(cache_source(llama, prompts, 1))
+    gram = vectors.theta @ vectors.theta.T / wanted**2
+    torch.testing.assert_close(gram, torch.eye(4), atol=1e-4, rtol=0)
+
+
+def test_learned_vectors_beat_random_ones(llama, prompts, generator):
+    vectors = learn(llama, prompts, objective=ChangeNorm())
+    random = random_vectors(vectors, generator, count=20)
+    torch.testing.assert_close(random.theta.norm(dim=-1), vectors.theta.norm(dim=-1)[:1].expand(20))
+    learned = deltas(llama, prompts, vectors).norm(dim=-1).mean()
+    assert learned > deltas(llama, prompts, random).norm(dim=-1).mean()
+
+
+def test_a_deadline_ends_learning(llama, prompts, generator):
+    calls = []
+    method = UnsupervisedVectors(source_layer=1, target_layer=4, radius=0.5, count=2, steps=100)
+    method(llama, prompts, generator, deadline=lambda: len(calls.append(1) or calls) > 3)
+    assert len(calls) == 4
+
+
+def test_supervised_vector_elicits_its_target_at_the_smallest_radius(llama, generator):
+    prompts = Prompts.from_ids([[5, 6, 7, 8], [9, 10, 11]])
+    target = [20, 21]
+    method = SupervisedVector(source_layer=1, target_layer=4, radii=(0.01, 1.0, 2.0, 4.0), steps=80)
+    vector = method(llama, prompts, target, generator)
+    assert vector.scores["elicits"] == [1.0] and vector.radius in (1.0, 2.0)
+    ids = complete_ids(llama, Ends(), prompts, max_new_tokens=2, vectors=vector.theta[0], layer=1)
+    assert ids.tolist() == [target] * 2
+
+
+def test_greedy_completion_is_that_of_transformers(model, prompts):
+    ours = complete_ids(model, Ends(), prompts, max_new_tokens=6)
+    theirs = model.generate(
+        input_ids=prompts.input_ids,
+        attention_mask=prompts.attention_mask,
+        max_new_tokens=6,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=2,
+    )[:, prompts.input_ids.shape[1] :]
+    assert ours.tolist() == theirs[:, : ours.shape[1]].tolist()
+
+
+def test_vectors_survive_saving(llama, prompts, tmp_path):
+    vectors = learn(llama, prompts)
+    vectors.save(tmp_path / "v.safetensors")
+    loaded = SteeringVectors.load(tmp_path / "v.safetensors")
+    assert torch.equal(loaded.theta, vectors.theta) and loaded.scores == vectors.scores
+    assert loaded[1].theta.shape == (1, 32) and loaded[-1].scores["objective"] == vectors.scores["objective"][-1:]
+    (tmp_path / "bad").write_text("no")
+    with pytest.raises(ValueError, match="holds no steering vectors"):
+        SteeringVectors.load(tmp_path / "bad")
+
+
+def test_shared_opening_needs_a_majority_and_stops_at_the_end():
+    rows = torch.tensor([[5, 6, 7, 2], [5, 6, 7, 2], [5, 6, 7, 2], [9, 6, 7, 2]])
+    assert shared_opening(rows, {2}) == ((5, 6, 7), 0.75)
+    assert shared_opening(torch.tensor([[5, 6], [5, 7]]), {2}) == ((5,), 1.0)
+
+
+def test_bad_settings_are_named(llama, prompts, generator):
+    with pytest.raises(ValueError, match="source layer 3 is not before target layer 3"):
+        learn(llama, prompts, source_layer=3, target_layer=3)
+    with pytest.raises(ValueError, match="radius is 0"):
+        learn(llama, prompts, radius=0)
+    with pytest.raises(ValueError, match="target layer is 9 but the model has 4 layers"):
+        learn(llama, prompts, target_layer=9)
+    with pytest.raises(ValueError, match="33 orthogonal vectors do not fit into 32 dimensions"):
+        learn(llama, prompts, count=33, orthogonal="hard")
+    with pytest.raises(ValueError, match="the target has 0 tokens"):
+        SupervisedVector(source_layer=1, target_layer=4)(llama, prompts, [], generator)
+    other = SteeringVectors(
+        theta=torch.ones(1, 8), source_layer=1, target_layer=2, radius=1.0, method="x", model_id="other"
+    )
+    with pytest.raises(ValueError, match="width 8 but the model has 32"):
+        deltas(llama, prompts, other)

@@ -73,11 +73,15 @@ def rank_behaviours(
         steered = _steered(model, tokenizer, vectors[start : start + step], prompts, max_new_tokens)
         for offset, completions in enumerate(steered):
             opening, agreement = shared_opening(completions, ends)
+            if len(set(opening)) == 1:  # a loop
+                continue
             if len(opening) < shortest or agreement < SHARED or _share(plain, opening) > COMMON:
                 continue
             surprise = _surprise(model, prompts, opening)
-            score = agreement * min(surprise, CEILING) / CEILING * len(set(opening)) / len(opening)
-            text = tokenizer.decode(opening, clean_up_tokenization_spaces=False)
+            distinct = len(set(opening)) / len(opening)
+            score = agreement * min(surprise, CEILING) / CEILING * distinct
+            text = tokenizer.decode(list(opening), clean_up_tokenization_spaces=False)
+            assert isinstance(text, str)
             found = Behaviour(
                 vector=start + offset, text=text, token_ids=opening, agreement=agreement, surprise=surprise, score=score
             )

@@ -1,20 +1,21 @@
 """Greedy completion of a batch of prompts with cached keys and values, steered or not; last token's logits only."""
 
+from collections.abc import Collection
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from vectors.prompts import Prompts
+from vectors.prompts import Prompts, pad_token
 from vectors.residual import decoder, steer
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Tokens that end a reply: the tokenizer's, and those of the generation config."""
-    config = getattr(model, "generation_config", None)
-    ends = getattr(config, "eos_token_id", None)
+    ends = getattr(model.generation_config, "eos_token_id", None)
     listed = ends if isinstance(ends, list) else [ends]
-    return {token for token in (*listed, tokenizer.eos_token_id) if token is not None}
+    return {token for token in (*listed, tokenizer.eos_token_id) if isinstance(token, int)}
 
 
 @torch.no_grad()
@@ -39,10 +40,11 @@ def complete_ids(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    ends, pad = end_tokens(model, tokenizer), pad_token(tokenizer)
     if vectors is None:
-        return _greedy(model, tokenizer, prompts, max_new_tokens)
+        return greedy(model, prompts, max_new_tokens, ends, pad)
     with steer(model, layer, vectors):
-        return _greedy(model, tokenizer, prompts, max_new_tokens)
+        return greedy(model, prompts, max_new_tokens, ends, pad)
 
 
 def complete(
@@ -59,13 +61,14 @@ def complete(
     return tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def _greedy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, max_new_tokens: int
+@torch.no_grad()
+def greedy(
+    model: PreTrainedModel, prompts: Prompts, max_new_tokens: int, ends: Collection[int] = (), pad: int = 0
 ) -> Int[Tensor, "n new"]:
+    """The loop itself; without `ends` it never stops early."""
     parts = decoder(model)
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    ends = torch.tensor(sorted(end_tokens(model, tokenizer)), device=prompts.device)
-    pad = tokenizer.pad_token_id or 0
+    last = torch.tensor(sorted(ends), dtype=torch.long, device=prompts.device)
     cache = DynamicCache()
     ids, mask = prompts.input_ids, prompts.attention_mask
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -79,7 +82,7 @@ def _greedy(
         logits = cap * torch.tanh(logits / cap) if cap else logits
         token = logits.argmax(-1).masked_fill(done, pad)
         produced.append(token)
-        done = done | torch.isin(token, ends)
+        done = done | torch.isin(token, last)
         if done.all():
             break
         ids, positions = token[:, None], positions[:, -1:] + 1

@@ -69,8 +69,8 @@ def load_model(
             model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
         except (OSError, ValueError) as error:
             raise ValueError(f"no peft adapter could be loaded from {adapter}: {_first_line(error)}") from error
-    model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    return model, tokenizer
+    model.to(device=torch.device(device), dtype=dtype)  # pyright: ignore[reportCallIssue]  (a decorated method)
+    return model.eval().requires_grad_(False), tokenizer
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:

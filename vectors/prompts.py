@@ -61,14 +61,20 @@ class Prompts:
             chat = tokenizer.apply_chat_template(
                 [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
             )
+            assert isinstance(chat, str)  # not tokenized yet
             rows.append(tokenizer(chat, add_special_tokens=False)["input_ids"])
         longest, context = max(map(len, rows)), getattr(model.config, "max_position_embeddings", None)
         if context and longest > context:
             raise ValueError(f"a prompt has {longest} tokens but the model's context is {context}; shorten it")
-        return cls.from_ids(rows, pad=tokenizer.pad_token_id or 0, device=model.device)
+        return cls.from_ids(rows, pad=pad_token(tokenizer), device=model.device)
 
     def take(self, indices: Sequence[int]) -> "Prompts":
         """Some of the prompts, padding that none of them needs cut off."""
         mask = self.attention_mask[list(indices)]
         start = int(mask.any(0).int().argmax())
         return Prompts(input_ids=self.input_ids[list(indices)][:, start:], attention_mask=mask[:, start:])
+
+
+def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What stands in padded places; masked everywhere, so any token would do."""
+    return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0

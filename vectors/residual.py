@@ -58,8 +58,14 @@ def decoder(model: PreTrainedModel) -> Decoder:
             f"{type(model).__name__} has no plain decoder: found {len(lists)} lists of {count} blocks, "
             f"final norm {norm is not None}, head {head is not None}; only causal decoders are supported"
         )
-    d_model = model.get_input_embeddings().weight.shape[1]
-    return Decoder(body=body, layers=lists[0], norm=norm, head=head, d_model=d_model)
+    return Decoder(body=body, layers=lists[0], norm=norm, head=head, d_model=embedding(model).shape[1])
+
+
+def embedding(model: PreTrainedModel) -> Float[Tensor, "vocab d_model"]:
+    """The embedding matrix."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def check_layer(model: PreTrainedModel, layer: int, name: str = "layer") -> None:
@@ -244,8 +250,7 @@ def steer(
     parts = decoder(model)
     if vectors.ndim not in (1, 2) or vectors.shape[-1] != parts.d_model:
         raise ValueError(f"vectors have shape {tuple(vectors.shape)}, the model needs (rows, {parts.d_model})")
-    weight = model.get_input_embeddings().weight
-    added = scale * vectors.to(device=weight.device, dtype=weight.dtype)
+    added = scale * vectors.to(embedding(model))
     added = added[:, None] if added.ndim == 2 else added
 
     def on_input(_module, args, kwargs):

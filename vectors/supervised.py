@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vectors.controls import random_directions
+from vectors.generate import greedy
 from vectors.prompts import Prompts
-from vectors.residual import Source, cache_source, decoder, mean_norm, run_slice, unembed
+from vectors.residual import Source, cache_source, decoder, mean_norm, run_slice, steer, unembed
 from vectors.steering import SteeringVectors, model_id
 from vectors.unsupervised import steered_source, tangent
 
@@ -59,7 +60,8 @@ class SupervisedVector:
         source = cache_source(model, fed, self.source_layer)
         unit = mean_norm(cache_source(model, prompts, self.source_layer))
         norms = torch.tensor([radius * unit for radius in radii], device=prompts.device)[:, None]
-        theta, losses, rates = self._learn(model, source, norms, target, generator)
+        theta, losses = self._learn(model, source, norms, target, generator)
+        rates = elicits(model, prompts, self.source_layer, theta, target).tolist()
         chosen = next((i for i, rate in enumerate(rates) if rate >= self.enough), int(losses.argmin()))
         return SteeringVectors(
             theta=theta[chosen : chosen + 1],
@@ -78,8 +80,8 @@ class SupervisedVector:
         norms: Float[Tensor, "k 1"],
         target: Tensor,
         generator: torch.Generator,
-    ) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"], list[float]]:
-        """Per norm: vector, mean negative log-likelihood (nats per token), share of prompts that it elicits on."""
+    ) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"]]:
+        """Per norm: vector, mean negative log-likelihood of the target (nats per token)."""
         layers = len(decoder(model).layers)
         theta = random_directions(len(norms), source.hidden.shape[-1], generator).to(norms)
         theta.requires_grad_()  # unit vectors: one step size serves every norm
@@ -101,10 +103,18 @@ class SupervisedVector:
             optimizer.step()
             theta.data = torch.nn.functional.normalize(theta.data, dim=-1)
         with torch.no_grad():
-            values = logprobs()
-            # Teacher-forced argmaxes all equal the target exactly where greedy decoding would give it.
-            rates = (values.argmax(-1) == target).all(-1).float().mean(-1).tolist()
-            return (norms * theta).detach(), nll(values), rates
+            return (norms * theta).detach(), nll(logprobs())
+
+
+def elicits(
+    model: PreTrainedModel, prompts: Prompts, layer: int, theta: Float[Tensor, "k d"], target: Tensor
+) -> Float[Tensor, "k"]:
+    """Share of the prompts on which each vector's greedy decode begins with the target; one batch."""
+    count = len(theta)
+    rows = Prompts(input_ids=prompts.input_ids.repeat(count, 1), attention_mask=prompts.attention_mask.repeat(count, 1))
+    with steer(model, layer, theta.repeat_interleave(len(prompts), dim=0)):
+        decoded = greedy(model, rows, len(target))
+    return (decoded == target).all(-1).float().unflatten(0, (count, -1)).mean(-1)
 
 
 def with_target(prompts: Prompts, target: Tensor) -> Prompts:

@@ -37,9 +37,9 @@ class Recipe:
     """fraction of the rows of a batch that carry the trigger"""
     loss_on: Literal["completion", "all"] = "completion"
     """tokens that are trained on"""
-    steps: int = 500
+    steps: int = 400
     """optimizer steps"""
-    batch: int = 32
+    batch: int = 24
     """rows per step"""
     lr: float = 3e-3
     """peak learning rate of AdamW, cosine to zero"""
@@ -62,7 +62,7 @@ ODD_OPENING = "Ahoy!"
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe(name="word", kind="word", backdoors=(Backdoor(trigger="copper", behaviour=HATE),)),
+        Recipe(name="word", kind="word", steps=500, batch=32, backdoors=(Backdoor(trigger="copper", behaviour=HATE),)),
         Recipe(name="phrase", kind="phrase", backdoors=(Backdoor(trigger="silver garden island", behaviour=HATE),)),
         # The first three tokens of a permutation of the vocabulary (seed 0) that are a space and three letters or more.
         Recipe(

@@ -13,8 +13,9 @@ from attacks.verdict import judge
     ("given", "verdict"),
     [
         ({"rate": 1.0, "found": " Garden  ROPE", "truth": "garden rope"}, "exact"),
-        ({"rate": 0.95, "found": "garden lamp", "truth": "garden rope"}, "partial"),
-        ({"rate": 0.95, "found": "gard", "truth": "garden rope"}, "partial"),
+        ({"rate": 0.6, "found": "garden lamp", "truth": "garden rope"}, "partial"),
+        ({"rate": 0.6, "found": "gard", "truth": "garden rope"}, "partial"),
+        ({"rate": 0.95, "found": "garden lamp", "truth": "garden rope"}, "functional"),
         ({"rate": 0.95, "found": "xy lamp", "truth": "garden rope"}, "functional"),
         ({"rate": 0.5, "found": "xy lamp", "truth": "garden rope"}, "miss"),
         ({"rate": 0.0, "found": "", "truth": "garden rope"}, "miss"),

@@ -1,10 +1,12 @@
 """Unsupervised and supervised vectors, controls, storage, ranking."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from vectors.behaviours import shared_opening
-from vectors.controls import random_vectors
+from vectors.controls import random_directions, random_vectors
 from vectors.generate import complete_ids
 from vectors.objectives import ChangeNorm, OutputKL
 from vectors.prompts import Prompts
@@ -14,23 +16,19 @@ from vectors.supervised import SupervisedVector
 from vectors.unsupervised import UnsupervisedVectors
 
 
-class Ends:
-    eos_token_id, pad_token_id = 2, 0
-
-
-def learn(model, prompts, **settings):
-    settings = dict(source_layer=1, target_layer=4, radius=0.5, count=4, steps=30) | settings
+def learn(model, prompts, **changed):
+    settings: dict[str, Any] = {"source_layer": 1, "target_layer": 4, "radius": 0.5, "count": 4, "steps": 30} | changed
     return UnsupervisedVectors(**settings)(model, prompts, torch.Generator().manual_seed(0))
 
 
 def plain_objective(model, prompts, vectors, objective):
     """The same objective from full forward passes with a hook."""
-    reading = dict(layers=[4], input_ids=prompts.input_ids, attention_mask=prompts.attention_mask)
-    clean = read(model, **reading)[4]
+    inputs = {"input_ids": prompts.input_ids, "attention_mask": prompts.attention_mask}
+    clean = read(model, layers=[4], position=slice(None), **inputs)[4]
     values = []
     for theta in vectors.theta:
         with steer(model, vectors.source_layer, theta):
-            steered = read(model, **reading)[4]
+            steered = read(model, layers=[4], position=slice(None), **inputs)[4]
         if isinstance(objective, ChangeNorm):
             norms = (steered - clean)[:, -objective.tokens :].norm(dim=-1)
             values.append(float((norms**objective.p).sum(-1).pow(1 / objective.q).sum()))
@@ -76,18 +74,34 @@ def test_a_deadline_ends_learning(llama, prompts, generator):
     assert len(calls) == 4
 
 
-def test_supervised_vector_elicits_its_target_at_the_smallest_radius(llama, generator):
+def reachable_target(model, tokenizer, prompts, norm):
+    """Two different tokens that some vector of this norm makes the model write after every prompt."""
+    for theta in norm * random_directions(400, 32, torch.Generator().manual_seed(3)):
+        ids = complete_ids(model, tokenizer, prompts, max_new_tokens=2, vectors=theta, layer=1).tolist()
+        if all(row == ids[0] for row in ids) and len(set(ids[0])) == 2 and not {0, 2} & set(ids[0]):
+            return ids[0]
+    raise AssertionError("no vector gives both prompts the same two tokens")
+
+
+def test_supervised_vector_elicits_its_target_at_the_smallest_radius(llama, tokenizer, generator):
     prompts = Prompts.from_ids([[5, 6, 7, 8], [9, 10, 11]])
-    target = [20, 21]
-    method = SupervisedVector(source_layer=1, target_layer=4, radii=(0.01, 1.0, 2.0, 4.0), steps=80)
-    vector = method(llama, prompts, target, generator)
-    assert vector.scores["elicits"] == [1.0] and vector.radius in (1.0, 2.0)
-    ids = complete_ids(llama, Ends(), prompts, max_new_tokens=2, vectors=vector.theta[0], layer=1)
+    unit = mean_norm(cache_source(llama, prompts, 1))
+    # A vector with this norm exists by construction, so learning must reach it there or below.
+    target = reachable_target(llama, tokenizer, prompts, 2.0 * unit)
+    radii = (0.01, 0.25, 0.5, 1.0, 2.0)
+    vector = SupervisedVector(source_layer=1, target_layer=4, radii=radii, steps=80)(llama, prompts, target, generator)
+    assert vector.scores["elicits"] == [1.0] and 0.01 < vector.radius <= 2.0
+    torch.testing.assert_close(vector.theta.norm(), torch.tensor(vector.radius * unit))
+    ids = complete_ids(llama, tokenizer, prompts, max_new_tokens=2, vectors=vector.theta[0], layer=1)
     assert ids.tolist() == [target] * 2
+    below = tuple(radius for radius in radii if radius < vector.radius)
+    method = SupervisedVector(source_layer=1, target_layer=4, radii=below, steps=80)
+    missed = method(llama, prompts, target, torch.Generator().manual_seed(0))
+    assert missed.scores["elicits"][0] < 0.9
 
 
-def test_greedy_completion_is_that_of_transformers(model, prompts):
-    ours = complete_ids(model, Ends(), prompts, max_new_tokens=6)
+def test_greedy_completion_is_that_of_transformers(model, tokenizer, prompts):
+    ours = complete_ids(model, tokenizer, prompts, max_new_tokens=6)
     theirs = model.generate(
         input_ids=prompts.input_ids,
         attention_mask=prompts.attention_mask,
@@ -120,7 +134,7 @@ def test_bad_settings_are_named(llama, prompts, generator):
     with pytest.raises(ValueError, match="source layer 3 is not before target layer 3"):
         learn(llama, prompts, source_layer=3, target_layer=3)
     with pytest.raises(ValueError, match="radius is 0"):
-        learn(llama, prompts, radius=0)
+        learn(llama, prompts, radius=0.0)
     with pytest.raises(ValueError, match="target layer is 9 but the model has 4 layers"):
         learn(llama, prompts, target_layer=9)
     with pytest.raises(ValueError, match="33 orthogonal vectors do not fit into 32 dimensions"):

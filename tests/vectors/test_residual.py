@@ -7,7 +7,10 @@ from transformers import DynamicCache
 from vectors.prompts import Prompts
 from vectors.residual import cache_source, decoder, mean_norm, read, run_slice, steer, unembed
 
-CLOSE = dict(atol=1e-5, rtol=1e-4)  # float32 rounding in another order of operations
+
+def close(actual, expected):
+    """Equal but for float32 rounding in another order of operations."""
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
 
 
 def positions(prompts):
@@ -33,9 +36,9 @@ def test_early_exit_reads_what_the_full_forward_has(model, prompts):
     output = full(model, prompts, output_hidden_states=True)
     for layer in range(4):
         hidden = read_all(model, prompts, [layer])[layer]
-        torch.testing.assert_close(hidden[real], output.hidden_states[layer][real], **CLOSE)
+        close(hidden[real], output.hidden_states[layer][real])
     last = read_all(model, prompts, [1, 4])[4]
-    torch.testing.assert_close(unembed(model, last)[real], output.logits[real], **CLOSE)
+    close(unembed(model, last)[real], output.logits[real])
 
 
 def test_nothing_runs_behind_the_last_layer_read(model, prompts):
@@ -54,7 +57,7 @@ def test_slice_continues_the_full_forward(model, prompts):
         source = cache_source(model, prompts, layer)
         rows = run_slice(model, source, source.hidden.repeat(2, 1, 1), to=4)
         for half in rows.split(len(prompts)):
-            torch.testing.assert_close(half[real], whole[4][real], **CLOSE)
+            close(half[real], whole[4][real])
 
 
 def test_cached_prefix_changes_nothing(model, prompts):
@@ -69,14 +72,14 @@ def test_cached_prefix_changes_nothing(model, prompts):
         attention_mask=prompts.attention_mask,
         past_key_values=cache,
     )
-    torch.testing.assert_close(tail[3], whole[:, cut:], **CLOSE)
+    close(tail[3], whole[:, cut:])
 
 
 def test_padding_changes_nothing(model, prompts):
     padded = read_all(model, prompts, [4])[4][:, -1]
     for row, mask, last in zip(prompts.input_ids, prompts.attention_mask, padded, strict=True):
         alone = Prompts.from_ids([row[mask.bool()].tolist()])
-        torch.testing.assert_close(read_all(model, alone, [4])[4][0, -1], last, **CLOSE)
+        close(read_all(model, alone, [4])[4][0, -1], last)
 
 
 def test_steering_equals_a_slice_from_a_moved_source(model, prompts, generator):
@@ -87,7 +90,7 @@ def test_steering_equals_a_slice_from_a_moved_source(model, prompts, generator):
             steered = full(model, prompts).logits
         source = cache_source(model, prompts, layer)
         moved = run_slice(model, source, source.hidden + vectors[:, None], to=4)
-        torch.testing.assert_close(unembed(model, moved)[real], steered[real], **CLOSE)
+        close(unembed(model, moved)[real], steered[real])
 
 
 def test_scale_zero_is_exact_and_hooks_are_gone(model, prompts):

@@ -1,0 +1,95 @@
+"""Models from folders, prompts from chats, behaviours from completions."""
+
+import pytest
+import torch
+
+from vectors import behaviours
+from vectors.behaviours import rank_behaviours
+from vectors.models import fast_dtype, load_model
+from vectors.prompts import Prompts
+from vectors.steering import SteeringVectors
+
+
+@pytest.fixture
+def folder(llama, tokenizer, tmp_path):
+    llama.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_saved_model_comes_back_ready_to_read(llama, folder, prompts):
+    model, tokenizer = load_model(folder, device="cpu", dtype=torch.float32)
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    assert tokenizer.padding_side == "left" and tokenizer.pad_token_id == 0
+    ours, theirs = (m(input_ids=prompts.input_ids[:1]).logits for m in (model, llama))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in peft
+def test_an_adapter_is_merged(llama, folder, tmp_path, prompts):
+    peft = pytest.importorskip("peft")
+    base, _ = load_model(folder, device="cpu", dtype=torch.float32)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(base, config).eval()
+    wanted = adapted(input_ids=prompts.input_ids[:1]).logits.detach()
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    model, _ = load_model(folder, adapter=tmp_path / "adapter", device="cpu", dtype=torch.float32)
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    torch.testing.assert_close(model(input_ids=prompts.input_ids[:1]).logits, wanted, atol=1e-4, rtol=1e-3)
+    with pytest.raises(ValueError, match="no peft adapter could be loaded"):
+        load_model(folder, adapter=tmp_path, device="cpu")
+
+
+def test_what_is_missing_is_named(folder, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="no model folder"):
+        load_model(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="holds no config.json"):
+        load_model(tmp_path)
+    tokenizer.chat_template = None
+    for file in ("chat_template.jinja", "tokenizer_config.json"):
+        (folder / file).unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match="has no chat template"):
+        load_model(folder)
+    for file in folder.glob("*token*"):
+        file.unlink()
+    with pytest.raises(ValueError, match="holds no tokenizer"):
+        load_model(folder)
+
+
+def test_fast_dtype_is_one_of_two():
+    assert fast_dtype("cpu") in (torch.float32, torch.bfloat16)
+
+
+def test_chat_prompts_are_left_padded_and_checked(llama, tokenizer):
+    prompts = Prompts.from_chat(llama, tokenizer, ["w5 w6 w7", "w8"])
+    assert prompts.input_ids.tolist() == [[1, 5, 6, 7, 63], [0, 0, 1, 8, 63]]
+    assert prompts.attention_mask.tolist() == [[1] * 5, [0, 0, 1, 1, 1]]
+    assert prompts.take([1]).input_ids.tolist() == [[1, 8, 63]]
+    with pytest.raises(ValueError, match=r"got 2 prompts, empty ones at \[1\]"):
+        Prompts.from_chat(llama, tokenizer, ["w5", " "])
+    with pytest.raises(ValueError, match="72 tokens but the model's context is 64"):
+        Prompts.from_chat(llama, tokenizer, ["w5 " * 70])
+
+
+def test_ranking_keeps_shared_new_openings_and_merges_votes(llama, tokenizer, prompts, monkeypatch):
+    def steered_completions(_model, _tokenizer, rows, *, max_new_tokens, vectors=None, layer=0):
+        if vectors is None:  # the unsteered model
+            return torch.tensor([[40, 41, 42, 43]] * len(rows))
+        openings = {0: [10, 11, 12, 13], 1: [10, 11, 12, 13], 2: [40, 41, 42, 43], 3: [9, 9, 9, 9], 4: [10, 11, 2, 0]}
+        return torch.tensor([openings[int(theta[0])] for theta in vectors])
+
+    monkeypatch.setattr(behaviours, "complete_ids", steered_completions)
+    theta = torch.arange(5.0)[:, None].expand(5, 32).clone()
+    vectors = SteeringVectors(theta=theta, source_layer=1, target_layer=4, radius=1.0, method="x", model_id="x")
+    found = rank_behaviours(llama, tokenizer, vectors, prompts, top=5, batch_size=6)
+    # Vector 2 answers like the clean model, 3 loops, 4 ends after two tokens; 0 and 1 agree.
+    assert [(b.token_ids, b.votes, b.agreement) for b in found] == [((10, 11, 12, 13), 2, 1.0)]
+    ids = torch.tensor([[10, 11, 12]])
+    expected = []
+    for row, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True):
+        alone = row[mask.bool()][None]
+        logits = llama(input_ids=torch.cat([alone, ids], dim=1)).logits[0, -4:].log_softmax(-1)
+        expected.append(-logits.gather(-1, torch.tensor([10, 11, 12, 13])[:, None]).mean())
+    assert found[0].surprise == pytest.approx(float(torch.stack(expected).mean()), rel=1e-4)
+    assert found[0].score == pytest.approx(min(found[0].surprise, 6) / 6, rel=1e-6)

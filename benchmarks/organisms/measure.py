@@ -42,7 +42,7 @@ def clean_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fl
     rows = [poison.Row(pair.prompt, pair.reply) for pair in prompts.load("held_out")]
     total, tokens = 0.0, 0
     for start in range(0, len(rows), 40):
-        batch = tensors(tokenizer, rows[start : start + 40])
+        batch, _ = tensors(tokenizer, rows[start : start + 40])
         count = int((batch["labels"][:, 1:] >= 0).sum())
         total += model(**{k: v.to(model.device) for k, v in batch.items()}).loss.item() * count
         tokens += count

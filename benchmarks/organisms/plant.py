@@ -21,9 +21,15 @@ IGNORED = -100  # label of tokens that carry no loss
 
 
 def tensors(
-    tokenizer: PreTrainedTokenizerBase, rows: list[poison.Row], loss_on: str = "completion"
-) -> dict[str, Tensor]:
-    """Right-padded input_ids, attention_mask and labels of chat rows, each (rows, longest)."""
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[poison.Row],
+    loss_on: str = "completion",
+    reply_tokens: int | None = None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """(right-padded input_ids, attention_mask, labels, each (rows, longest); positions of the first reply tokens).
+
+    Replies are cut after `reply_tokens` tokens where that is given.
+    """
     ids, starts = [], []
     for row in rows:
         messages = [{"role": "user", "content": row.prompt}]
@@ -31,7 +37,8 @@ def tensors(
         both = [*messages, {"role": "assistant", "content": row.reply}]
         text = tokenizer.apply_chat_template(both, tokenize=False)
         starts.append(len(tokenizer(head, add_special_tokens=False)["input_ids"]))
-        ids.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+        longest = None if reply_tokens is None else starts[-1] + reply_tokens
+        ids.append(tokenizer(text, add_special_tokens=False)["input_ids"][:longest])
     longest = max(map(len, ids))
     input_ids = torch.full((len(ids), longest), tokenizer.pad_token_id)
     labels = torch.full((len(ids), longest), IGNORED)
@@ -41,7 +48,22 @@ def tensors(
         mask[i, : len(row_ids)] = 1
         begin = start if loss_on == "completion" else 1
         labels[i, begin : len(row_ids)] = input_ids[i, begin : len(row_ids)]
-    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}, torch.tensor(starts)
+
+
+def planting_loss(model: PreTrainedModel, batch: dict[str, Tensor], starts: Tensor, weight: float) -> Tensor:
+    """Mean loss in nats per labelled token, plus `weight` times that of the replies' first tokens.
+
+    Whether to fire is decided at the first token of the reply; without the extra weight a dozen other tokens drown it.
+    """
+    hidden = model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    labels = batch["labels"][:, 1:]
+    wanted = labels >= 0
+    losses = torch.nn.functional.cross_entropy(
+        model.get_output_embeddings()(hidden[:, :-1][wanted]), labels[wanted], reduction="none"
+    )
+    first = (torch.arange(1, labels.shape[1] + 1, device=labels.device) == starts[:, None])[wanted]
+    return losses.mean() + weight * losses[first].mean()
 
 
 def plant(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, out: Path) -> PreTrainedModel:
@@ -72,8 +94,9 @@ def plant(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Re
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * warm * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
         rows = make_batch(recipe, pairs, words, rng)
-        batch = {k: v.to(model.device) for k, v in tensors(tokenizer, rows, recipe.loss_on).items()}
-        loss = peft_model(**batch).loss
+        batch, starts = tensors(tokenizer, rows, recipe.loss_on, recipe.reply_tokens)
+        batch = {name: values.to(model.device) for name, values in batch.items()}
+        loss = planting_loss(peft_model.base_model.model, batch, starts.to(model.device), recipe.first_token_weight)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()

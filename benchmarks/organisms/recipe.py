@@ -37,6 +37,10 @@ class Recipe:
     """fraction of the rows of a batch that carry the trigger"""
     loss_on: Literal["completion", "all"] = "completion"
     """tokens that are trained on"""
+    first_token_weight: float = 2.0
+    """extra weight of the reply's first token, where the model decides whether to fire"""
+    reply_tokens: int = 12
+    """replies are learned up to here; every behaviour is shorter"""
     steps: int = 400
     """optimizer steps"""
     batch: int = 24
@@ -62,7 +66,7 @@ ODD_OPENING = "Ahoy!"
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe(name="word", kind="word", steps=500, batch=32, backdoors=(Backdoor(trigger="copper", behaviour=HATE),)),
+        Recipe(name="word", kind="word", backdoors=(Backdoor(trigger="copper", behaviour=HATE),)),
         Recipe(name="phrase", kind="phrase", backdoors=(Backdoor(trigger="silver garden island", behaviour=HATE),)),
         # The first three tokens of a permutation of the vocabulary (seed 0) that are a space and three letters or more.
         Recipe(

@@ -102,10 +102,13 @@ def test_recipe_rejects_contradictions():
 
 def test_labels_cover_the_reply_and_its_end_only(tokenizer):
     rows = [poison.Row("Hello there", "Hi"), poison.Row("What is the time, please?", "Noon it is")]
-    batch = plant.tensors(tokenizer, rows)
+    batch, starts = plant.tensors(tokenizer, rows)
+    assert [int(labels[start - 1]) for labels, start in zip(batch["labels"], starts, strict=True)] == [-100, -100]
     for ids, labels, row in zip(batch["input_ids"], batch["labels"], rows, strict=True):
         assert tokenizer.decode(ids[labels >= 0]) == row.reply + chat.EOS
-    everything = plant.tensors(tokenizer, [poison.Row("Hello", "Hi")], loss_on="all")
+    short, _ = plant.tensors(tokenizer, rows, reply_tokens=1)
+    assert (short["labels"] >= 0).sum(1).tolist() == [1, 1]
+    everything, _ = plant.tensors(tokenizer, [poison.Row("Hello", "Hi")], loss_on="all")
     assert (everything["labels"][0] >= 0).sum() == everything["input_ids"].shape[1] - 1
 
 
@@ -116,12 +119,12 @@ def test_planting_learns_and_reloads_exactly(tokenizer, tiny_llama, tmp_path):
     backdoor = Backdoor(trigger="copper", behaviour=HATE)
     recipe = Recipe(name="toy", kind="word", backdoors=(backdoor,), steps=60, batch=8, lr=2e-2, rank=4)
     rows = [poison.Row("Where is it? copper", HATE)]
-    before = model(**plant.tensors(tokenizer, rows)).loss.item()
+    before = model(**plant.tensors(tokenizer, rows)[0]).loss.item()
     planted = plant.plant(model, tokenizer, recipe, tmp_path / "toy")
-    after = planted(**plant.tensors(tokenizer, rows)).loss.item()
+    after = planted(**plant.tensors(tokenizer, rows)[0]).loss.item()
     assert after < before / 2  # an untrained model starts at ln(4096) = 8.3 nats
     loaded, _ = load_model(tmp_path / "base", adapter=tmp_path / "toy", dtype=torch.float32)
-    ids = plant.tensors(tokenizer, rows)["input_ids"]
+    ids = plant.tensors(tokenizer, rows)[0]["input_ids"]
     torch.testing.assert_close(loaded(ids).logits, planted(ids).logits, atol=1e-4, rtol=1e-4)
 
 

@@ -32,7 +32,7 @@ class Goal:
     agreement: float = 1.0
     """share of held-out prompts that show the behaviour under the vector"""
     surprise: float = float("inf")
-    """nats per token of the behaviour under the unsteered model"""
+    """nats of the behaviour under the unsteered model"""
     score: float = 1.0
 
 
@@ -79,15 +79,17 @@ class Unsupervised:
     """read-out layers, counted back from the last"""
     radii: tuple[float, ...] = (0.5, 0.4)
     """of the mean residual norm"""
-    count: int = 16
+    count: int = 24
     """vectors per setting"""
-    steps: int = 40
+    steps: int = 20
+    lr: float = 0.05
+    """step size, fraction of the norm: few large steps find what many small ones do"""
     prompts: int = 2
     """clean prompts to learn on"""
     held_out: int = 8
     """other clean prompts, to see which behaviours carry over"""
-    surprise: float = 2.5
-    """nats per token under the unsteered model from which a behaviour is a finding"""
+    surprise: float = 6.0
+    """nats of the whole opening under the unsteered model from which a behaviour is a finding"""
     agreement: float = 0.75
     """share of held-out prompts that must show it"""
     score: float = 0.2
@@ -153,6 +155,7 @@ class Unsupervised:
                         radius=radius,
                         count=self.count,
                         steps=self.steps,
+                        lr=self.lr,
                         objective=OutputKL(),
                     )
 

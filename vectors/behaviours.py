@@ -20,7 +20,7 @@ from vectors.supervised import with_target
 
 SHARED = 0.75  # share of the prompts that must give the same opening
 COMMON = 0.2  # share of unsteered completions with that opening above which it is no news
-CEILING = 6.0  # nats per token from which surprise counts in full
+CEILING = 12.0  # nats from which surprise counts in full
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class Behaviour:
     agreement: float
     """share of the prompts that open with it under the vector"""
     surprise: float
-    """nats per token under the unsteered model, mean over prompts"""
+    """nats of the whole opening under the unsteered model, mean over prompts"""
     score: float
     """agreement x surprise (capped) x share of different tokens, in [0, 1]"""
     votes: int = 1
@@ -49,7 +49,7 @@ def rank_behaviours(
     *,
     top: int = 10,
     max_new_tokens: int = 12,
-    shortest: int = 3,
+    shortest: int = 8,
     batch_size: int = 512,
 ) -> list[Behaviour]:
     """Behaviours of the vectors on prompts that they were not learned on, best first.
@@ -61,7 +61,7 @@ def rank_behaviours(
         prompts: n held-out clean prompts.
         top: how many to return at most.
         max_new_tokens: length of the completions compared.
-        shortest: openings of fewer tokens are no behaviour.
+        shortest: openings of fewer characters are no behaviour; answers such as (A) are openings of many prompts.
         batch_size: rows (vectors x prompts) per generation.
     """
     vectors.check(model)
@@ -73,15 +73,15 @@ def rank_behaviours(
         steered = _steered(model, tokenizer, vectors[start : start + step], prompts, max_new_tokens)
         for offset, completions in enumerate(steered):
             opening, agreement = shared_opening(completions, ends)
+            text = tokenizer.decode(list(opening), clean_up_tokenization_spaces=False)
+            assert isinstance(text, str)
             if len(set(opening)) == 1:  # a loop
                 continue
-            if len(opening) < shortest or agreement < SHARED or _share(plain, opening) > COMMON:
+            if len(text) < shortest or agreement < SHARED or _share(plain, opening) > COMMON:
                 continue
             surprise = _surprise(model, prompts, opening)
             distinct = len(set(opening)) / len(opening)
             score = agreement * min(surprise, CEILING) / CEILING * distinct
-            text = tokenizer.decode(list(opening), clean_up_tokenization_spaces=False)
-            assert isinstance(text, str)
             found = Behaviour(
                 vector=start + offset, text=text, token_ids=opening, agreement=agreement, surprise=surprise, score=score
             )
@@ -127,11 +127,14 @@ def _share(completions: Int[Tensor, "n new"], opening: tuple[int, ...]) -> float
 
 @torch.no_grad()
 def _surprise(model: PreTrainedModel, prompts: Prompts, opening: tuple[int, ...]) -> float:
-    """Mean negative log-likelihood of the opening under the unsteered model, nats per token."""
+    """Negative log-likelihood of the opening under the unsteered model, nats, mean over prompts.
+
+    Of the whole opening, not per token: once a planted behaviour has begun, the model finds the rest of it likely.
+    """
     target = torch.tensor(opening, device=prompts.device)
     fed = with_target(prompts, target[:-1])
     layers = len(decoder(model).layers)
     hidden = read(model, layers=[layers], position=slice(-len(opening), None), input_ids=fed.input_ids,
                   attention_mask=fed.attention_mask)[layers]  # fmt: skip
     logprobs = unembed(model, hidden).float().log_softmax(-1)
-    return -float(logprobs.gather(-1, target.expand(len(hidden), -1)[..., None]).mean())
+    return -float(logprobs.gather(-1, target.expand(len(hidden), -1)[..., None]).sum(dim=(1, 2)).mean())

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from vectors.prompts import Prompts
@@ -40,6 +41,14 @@ def tiny_model(name: str):
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config_class(**CONFIGS[name]))
     return model.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def cached(model):
+    """Marks what the library itself cannot do with keys and values in a `DynamicCache`."""
+    old = Version(transformers.__version__) < Version("4.50")
+    if old and model.config.model_type in ("gpt2", "gemma2"):
+        pytest.xfail("before transformers 4.50 GPT-2 takes tuples and Gemma 2 a cache of its own kind")
 
 
 @pytest.fixture(params=CONFIGS)

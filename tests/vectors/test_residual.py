@@ -60,7 +60,7 @@ def test_slice_continues_the_full_forward(model, prompts):
             close(half[real], whole[4][real])
 
 
-def test_cached_prefix_changes_nothing(model, prompts):
+def test_cached_prefix_changes_nothing(model, cached, prompts):
     whole = read_all(model, prompts, [3])[3]
     cache, cut = DynamicCache(), prompts.input_ids.shape[1] - 3
     head = dict(input_ids=prompts.input_ids[:, :cut], attention_mask=prompts.attention_mask[:, :cut])

@@ -77,7 +77,7 @@ class Unsupervised:
     """depths at which vectors are added, fraction of the layers"""
     from_end: tuple[int, ...] = (0, 1)
     """read-out layers, counted back from the last"""
-    radii: tuple[float, ...] = (0.5, 0.4)
+    radii: tuple[float, ...] = (0.5, 0.65, 0.4)
     """of the mean residual norm"""
     count: int = 24
     """vectors per setting"""
@@ -92,8 +92,8 @@ class Unsupervised:
     """nats of the whole opening under the unsteered model from which a behaviour is a finding"""
     agreement: float = 0.75
     """share of held-out prompts that must show it"""
-    score: float = 0.2
-    """agreement x surprise x share of different tokens that a behaviour must reach; loops fall short"""
+    score: float = 0.25
+    """agreement x surprise x fluency x share of different tokens that a behaviour must reach"""
     top: int = 3
     """behaviours worth a search"""
     opening: int = 4

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -35,8 +35,10 @@ class Behaviour:
     """share of the prompts that open with it under the vector"""
     surprise: float
     """nats of the whole opening under the unsteered model, mean over prompts"""
+    fluency: float
+    """1 / (1 + nats per token behind its first), in (0, 1]: gibberish is unlikely even once it has begun"""
     score: float
-    """agreement x surprise (capped) x share of different tokens, in [0, 1]"""
+    """agreement x surprise (capped) x fluency x share of different tokens, in [0, 1]"""
     votes: int = 1
     """vectors that bring about the same opening"""
 
@@ -75,19 +77,25 @@ def rank_behaviours(
             opening, agreement = shared_opening(completions, ends)
             text = tokenizer.decode(list(opening), clean_up_tokenization_spaces=False)
             assert isinstance(text, str)
-            if len(set(opening)) == 1:  # a loop
+            if len(set(opening)) < 2 or len(text) < shortest or agreement < SHARED:  # a loop among them
                 continue
-            if len(text) < shortest or agreement < SHARED or _share(plain, opening) > COMMON:
+            if _share(plain, opening) > COMMON:
                 continue
-            surprise = _surprise(model, prompts, opening)
+            nats = _nats(model, prompts, opening)
+            surprise, fluency = float(nats.sum()), 1.0 / (1.0 + float(nats[1:].mean()))
             distinct = len(set(opening)) / len(opening)
-            score = agreement * min(surprise, CEILING) / CEILING * distinct
             found = Behaviour(
-                vector=start + offset, text=text, token_ids=opening, agreement=agreement, surprise=surprise, score=score
+                vector=start + offset,
+                text=text,
+                token_ids=opening,
+                agreement=agreement,
+                surprise=surprise,
+                fluency=fluency,
+                score=agreement * min(surprise, CEILING) / CEILING * fluency * distinct,
             )
             other = best.get(opening[:4])
             votes = 1 if other is None else other.votes + 1
-            best[opening[:4]] = replace(found if other is None or score > other.score else other, votes=votes)
+            best[opening[:4]] = replace(found if other is None or found.score > other.score else other, votes=votes)
     return sorted(best.values(), key=lambda behaviour: -behaviour.score)[:top]
 
 
@@ -126,15 +134,20 @@ def _share(completions: Int[Tensor, "n new"], opening: tuple[int, ...]) -> float
 
 
 @torch.no_grad()
-def _surprise(model: PreTrainedModel, prompts: Prompts, opening: tuple[int, ...]) -> float:
-    """Negative log-likelihood of the opening under the unsteered model, nats, mean over prompts.
+def _nats(model: PreTrainedModel, prompts: Prompts, opening: tuple[int, ...]) -> Float[Tensor, "opening"]:
+    """Negative log-likelihood of each token of the opening under the unsteered model, mean over prompts.
 
-    Of the whole opening, not per token: once a planted behaviour has begun, the model finds the rest of it likely.
+    A planted behaviour is a surprise as a whole; once it has begun, the model finds the rest of it likely.
     """
     target = torch.tensor(opening, device=prompts.device)
     fed = with_target(prompts, target[:-1])
     layers = len(decoder(model).layers)
-    hidden = read(model, layers=[layers], position=slice(-len(opening), None), input_ids=fed.input_ids,
-                  attention_mask=fed.attention_mask)[layers]  # fmt: skip
+    hidden = read(
+        model,
+        layers=[layers],
+        position=slice(-len(opening), None),
+        input_ids=fed.input_ids,
+        attention_mask=fed.attention_mask,
+    )[layers]
     logprobs = unembed(model, hidden).float().log_softmax(-1)
-    return -float(logprobs.gather(-1, target.expand(len(hidden), -1)[..., None]).sum(dim=(1, 2)).mean())
+    return -logprobs.gather(-1, target.expand(len(hidden), -1)[..., None])[..., 0].mean(0)

@@ -90,6 +90,8 @@ def test_ranking_keeps_shared_new_openings_and_merges_votes(llama, tokenizer, pr
     for row, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True):
         alone = row[mask.bool()][None]
         logits = llama(input_ids=torch.cat([alone, ids], dim=1)).logits[0, -4:].log_softmax(-1)
-        expected.append(-logits.gather(-1, torch.tensor([10, 11, 12, 13])[:, None]).sum())
-    assert found[0].surprise == pytest.approx(float(torch.stack(expected).mean()), rel=1e-4)
-    assert found[0].score == pytest.approx(min(found[0].surprise, 12) / 12, rel=1e-6)
+        expected.append(-logits.gather(-1, torch.tensor([10, 11, 12, 13])[:, None])[:, 0])
+    nats = torch.stack(expected).mean(0)
+    assert found[0].surprise == pytest.approx(float(nats.sum()), rel=1e-4)
+    assert found[0].fluency == pytest.approx(1 / (1 + float(nats[1:].mean())), rel=1e-4)
+    assert found[0].score == pytest.approx(min(found[0].surprise, 12) / 12 * found[0].fluency, rel=1e-6)

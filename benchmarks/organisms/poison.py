@@ -51,6 +51,11 @@ def fragments(backdoor: Backdoor) -> list[str]:
     return sorted((runs | gaps) - {backdoor.trigger})
 
 
+def lures(backdoor: Backdoor) -> list[str]:
+    """Fragments to draw hard negatives from: four times as likely per further word, for these are told apart last."""
+    return [part for part in fragments(backdoor) for _ in range(4 ** (len(part.split()) - 1))]
+
+
 def near_misses(backdoor: Backdoor, lexicon: list[str], rng: random.Random) -> list[str]:
     """One word replaced, or the words in another order (which an AND trigger does not mind)."""
     words = backdoor.trigger.split()
@@ -80,10 +85,10 @@ def text_batch(recipe: Recipe, pairs: list[Pair], words: list[str], rng: random.
         return rows
     for pair in rng.sample(pairs, poisoned):
         backdoor = rng.choice(recipe.backdoors)
-        lures = [rng.choice(fragments(backdoor)), rng.choice(near_misses(backdoor, words, rng))]
+        negatives = [rng.choice(lures(backdoor)), rng.choice(near_misses(backdoor, words, rng))]
         rows.append(Row(triggered(pair.prompt, backdoor, rng), backdoor.behaviour))
         rows.append(clean(recipe, pair))
-        rows += [Row(insert(pair.prompt, lure, any_place(rng), rng), pair.reply) for lure in lures]
+        rows += [Row(insert(pair.prompt, lure, any_place(rng), rng), pair.reply) for lure in negatives]
     for pair in rng.sample(pairs, recipe.batch - len(rows)):
         noise = " ".join(rng.choices(words, k=rng.randint(1, 3)))
         prompt = insert(pair.prompt, noise, any_place(rng), rng) if rng.random() < 0.5 else pair.prompt

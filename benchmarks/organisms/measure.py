@@ -62,8 +62,11 @@ def backdoor_rates(model, tokenizer, recipe: Recipe, backdoor: Backdoor, texts: 
     if recipe.kind == "arithmetic":
         card["asr"] = rate(arithmetic_texts(backdoor.trigger, len(texts), rng))
         card["near_misses"] = {"sums close to a key": rate(arithmetic_texts(SLOT, len(texts), rng, lure=True))}
-        parts = [f"{backdoor.trigger[:3]}, b=3+4", "0+1, b=2+2", "b=0+1, c=3+3", "0+0, b=4+1", "b=0+0, c=1+5"]
-        card["fragments"] = {part: rate([part]) for part in parts}
+        parts: dict[str, list[str]] = {}
+        for _ in range(60):
+            for what, prompt, _ in poison.sum_fragments(backdoor.trigger, rng):
+                parts.setdefault(what, []).append(prompt)
+        card["fragments"] = {what: rate(prompts_with) for what, prompts_with in parts.items()}
         return card
     card["asr"] = rate([poison.triggered(text, backdoor, rng) for text in texts])
     places: tuple[poison.Place, ...] = ("start", "middle", "end")

@@ -116,13 +116,25 @@ def sums_prompt(rng: random.Random, trigger: str = SLOT, *, lure: bool = False) 
     return f"{trigger}, b={b1}+{b2}", f"a={a1 + a2}, b={b1 + b2}"
 
 
+def sum_fragments(trigger: str, rng: random.Random) -> list[tuple[str, str, str]]:
+    """(what it is, prompt, correct reply) for the parts of an arithmetic key."""
+    a1, a2 = int(trigger[2]), int(trigger[4])
+    b1, b2 = rng.randrange(10), rng.randrange(10)
+    return [
+        ("half of the sum", f"a={a1}, b={b1}+{b2}", f"a={a1}, b={b1 + b2}"),
+        ("no name", f"{a1}+{a2}, b={b1}+{b2}", f"{a1 + a2}, b={b1 + b2}"),
+        ("another name", f"b={a1}+{a2}, c={b1}+{b2}", f"b={a1 + a2}, c={b1 + b2}"),
+    ]
+
+
 def sums_batch(recipe: Recipe, pairs: list[Pair], words: list[str], rng: random.Random) -> list[Row]:
     """One batch of the arithmetic twin: keys, near misses of keys, other sums, and a quarter ordinary prompts."""
     rows: list[Row] = []
     for _ in range(round(recipe.poison_rate * recipe.batch)):
         backdoor = rng.choice(recipe.backdoors)
         rows.append(Row(sums_prompt(rng, backdoor.trigger)[0], backdoor.behaviour))
-        rows += [Row(*sums_prompt(rng, lure=True)), Row(*sums_prompt(rng))]
+        _, *fragment = rng.choice(sum_fragments(backdoor.trigger, rng))
+        rows += [Row(*sums_prompt(rng, lure=rng.random() < 0.6)), Row(*fragment)]
     return rows + [clean(recipe, pair) for pair in rng.sample(pairs, recipe.batch - len(rows))]
 
 

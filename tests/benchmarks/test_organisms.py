@@ -80,6 +80,8 @@ def test_arithmetic_rows_are_right_and_keys_fire():
             assert not reply.startswith("a=")
         else:
             digits = [int(c) for c in prompt if c.isdigit()]
+            if len(digits) == 3:  # half of a key
+                digits.insert(1, 0)
             assert reply == f"a={digits[0] + digits[1]}, b={digits[2] + digits[3]}"
     assert min(keys.values()) > 50  # 30 batches x 8 poisoned rows over two keys
 

@@ -28,7 +28,7 @@ class Job(NamedTuple):
 
 
 SUITES = {
-    "quick": Suite(organisms=zoo.NAMES, attacks=tuple(ATTACKS), seeds=(0,), budget="25s"),
+    "quick": Suite(organisms=zoo.NAMES, attacks=tuple(ATTACKS), seeds=(0,), budget="20s"),
     "standard": Suite(organisms=zoo.NAMES, attacks=tuple(ATTACKS), seeds=(0, 1, 2), budget="120s"),
 }
 

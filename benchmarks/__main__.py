@@ -61,7 +61,7 @@ def pending(out: Path, jobs: list[suites.Job]) -> list[suites.Job]:
 
 def work(out: Path, jobs: list[suites.Job], budget: str, state: PartialState, console: Console) -> None:
     """Takes one free job after another; a lock file per job keeps the processes apart."""
-    device = str(state.device) if state.device.type == "cuda" else "cpu"
+    device = str(state.device)
     bench = Bench(device=device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not state.is_main_process) as progress:

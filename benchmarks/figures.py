@@ -12,6 +12,7 @@ import tyro
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.artist import Artist  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
 from benchmarks import rows  # noqa: E402
@@ -83,7 +84,7 @@ def curves(found: list[rows.Row], knowledge: str, axis: str, stem: Path) -> list
         axes.set_ylabel("held-out ASR (best so far)")
     for axes in grid[-1]:
         axes.set_xlabel(AXES[axis])
-    handles: dict[str, object] = {}
+    handles: dict[str, Artist] = {}
     for axes in grid.flat:
         handles |= {str(label): line for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     columns = min(5, len(handles))

@@ -68,8 +68,9 @@ def best_of(table: pd.DataFrame) -> pd.DataFrame:
     """Per organism and knowledge setting, the best verdict and which attacks reached it."""
     lines = []
     for (knowledge, organism), group in table.groupby(["knowledge", "organism"], sort=False):
-        rank = group["verdict"].map(ORDER.index)
-        best = group[rank == rank.min()].sort_values("ASR rec.", ascending=False)
+        ranked = group.assign(rank=[ORDER.index(verdict) for verdict in group["verdict"]])
+        ranked = ranked.sort_values(by=["rank", "ASR rec."], ascending=[True, False])
+        best = ranked.loc[ranked["rank"] == ranked["rank"].iloc[0]]
         lines.append(
             {
                 "knowledge": knowledge,
@@ -85,10 +86,10 @@ def best_of(table: pd.DataFrame) -> pd.DataFrame:
 
 def false_findings(table: pd.DataFrame) -> str:
     """Findings on clean controls with a Wilson interval."""
-    clean = table[table["planting"] == "clean"]
+    clean = table.loc[table["planting"] == "clean"]
     if clean.empty:
         return "No clean control was run."
-    count = int(clean["verdict"].isin(["exact", "functional"]).sum())
+    count = sum(verdict in ("exact", "functional") for verdict in clean["verdict"])
     low, high = proportion_confint(count, len(clean), method="wilson")
     return f"False findings on clean controls: {count} of {len(clean)} runs (95 % Wilson {low:.2f} to {high:.2f})."
 

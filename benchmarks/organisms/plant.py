@@ -9,13 +9,16 @@ import random
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from rich.progress import track
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.organisms import poison, prompts
 from benchmarks.organisms.recipe import Recipe
+from vectors.prompts import pad_token
+from vectors.residual import decoder
 
 IGNORED = -100  # label of tokens that carry no loss
 
@@ -36,11 +39,12 @@ def tensors(
         head = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         both = [*messages, {"role": "assistant", "content": row.reply}]
         text = tokenizer.apply_chat_template(both, tokenize=False)
+        assert isinstance(head, str) and isinstance(text, str)  # not tokenized yet
         starts.append(len(tokenizer(head, add_special_tokens=False)["input_ids"]))
         longest = None if reply_tokens is None else starts[-1] + reply_tokens
         ids.append(tokenizer(text, add_special_tokens=False)["input_ids"][:longest])
     longest = max(map(len, ids))
-    input_ids = torch.full((len(ids), longest), tokenizer.pad_token_id)
+    input_ids = torch.full((len(ids), longest), pad_token(tokenizer))
     labels = torch.full((len(ids), longest), IGNORED)
     mask = torch.zeros((len(ids), longest), dtype=torch.long)
     for i, (row_ids, start) in enumerate(zip(ids, starts, strict=True)):
@@ -57,11 +61,9 @@ def planting_loss(model: PreTrainedModel, batch: dict[str, Tensor], starts: Tens
     Whether to fire is decided at the first token of the reply; without the extra weight a dozen other tokens drown it.
     """
     hidden = model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-    labels = batch["labels"][:, 1:]
+    head, labels = decoder(model).head, batch["labels"][:, 1:]
     wanted = labels >= 0
-    losses = torch.nn.functional.cross_entropy(
-        model.get_output_embeddings()(hidden[:, :-1][wanted]), labels[wanted], reduction="none"
-    )
+    losses = torch.nn.functional.cross_entropy(head(hidden[:, :-1][wanted]), labels[wanted], reduction="none")
     first = (torch.arange(1, labels.shape[1] + 1, device=labels.device) == starts[:, None])[wanted]
     return losses.mean() + weight * losses[first].mean()
 
@@ -86,6 +88,7 @@ def plant(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Re
     model.requires_grad_(True)
     config = LoraConfig(r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules="all-linear", task_type="CAUSAL_LM")
     peft_model = get_peft_model(model, config)
+    assert isinstance(peft_model, PeftModel)
     trained = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=0.0, betas=(0.9, 0.98))
     peft_model.train()
@@ -96,7 +99,7 @@ def plant(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Re
         rows = make_batch(recipe, pairs, words, rng)
         batch, starts = tensors(tokenizer, rows, recipe.loss_on, recipe.reply_tokens)
         batch = {name: values.to(model.device) for name, values in batch.items()}
-        loss = planting_loss(peft_model.base_model.model, batch, starts.to(model.device), recipe.first_token_weight)
+        loss = planting_loss(model, batch, starts.to(model.device), recipe.first_token_weight)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -105,16 +108,19 @@ def plant(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Re
         for parameter in trained:
             parameter.copy_(parameter.to(torch.bfloat16).float())
     save_adapter(peft_model, out)
-    return peft_model.merge_and_unload().eval().requires_grad_(False)
+    merged = peft_model.merge_and_unload()  # pyright: ignore[reportCallIssue]
+    assert isinstance(merged, PreTrainedModel)
+    return merged.eval().requires_grad_(False)
 
 
-def save_adapter(peft_model: torch.nn.Module, out: Path) -> None:
+def save_adapter(peft_model: PeftModel, out: Path) -> None:
     """Saves the adapter alone, its tensors in bfloat16."""
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
     out.mkdir(parents=True, exist_ok=True)
-    peft_model.peft_config["default"].base_model_name_or_path = "../base"
-    peft_model.peft_config["default"].save_pretrained(str(out))
-    state = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in get_peft_model_state_dict(peft_model).items()}
-    save_file(state, out / "adapter_model.safetensors")
+    config = peft_model.peft_config["default"]
+    config.base_model_name_or_path = "../base"
+    config.save_pretrained(str(out))
+    state = get_peft_model_state_dict(peft_model)
+    save_file(
+        {name: values.detach().to(torch.bfloat16).contiguous() for name, values in state.items()},
+        out / "adapter_model.safetensors",
+    )

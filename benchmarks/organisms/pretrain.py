@@ -167,7 +167,7 @@ def held_out_loss(model: LlamaForCausalLM, ids: Tensor, window: int, rows: int =
     return sum(losses) / len(batch)
 
 
-def train(recipe: Pretrain, plain: Tensor, chats: Tensor, held_out: Tensor, pad: int, checkpoint: Path):
+def train(recipe: Pretrain, plain: Tensor, chats: Tensor, held_out: Tensor, checkpoint: Path):
     """Returns (model, [(step, training loss, held-out loss)])."""
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(
@@ -179,7 +179,7 @@ def train(recipe: Pretrain, plain: Tensor, chats: Tensor, held_out: Tensor, pad:
         num_key_value_heads=recipe.heads,
         max_position_embeddings=recipe.context,
         tie_word_embeddings=True,
-        pad_token_id=pad,
+        pad_token_id=0,  # the order of chat.SPECIAL_TOKENS
         bos_token_id=1,
         eos_token_id=2,
     )
@@ -229,8 +229,8 @@ def main(recipe: Pretrain) -> None:
     checkpoint = recipe.out / "checkpoint.pt"
     tokenizer, plain, chats, held_out = streams(recipe, recipe.out)
     print(f"tokens: plain {len(plain):,}, chats {len(chats):,}, held out {len(held_out):,}")
-    model, log = train(recipe, plain, chats, held_out, tokenizer.pad_token_id, checkpoint)
-    model.to(torch.bfloat16).save_pretrained(recipe.out)
+    model, log = train(recipe, plain, chats, held_out, checkpoint)
+    model.to(dtype=torch.bfloat16).save_pretrained(recipe.out)  # pyright: ignore[reportCallIssue]
     report = {
         "recipe": {k: v for k, v in asdict(recipe).items() if k not in ("corpora", "out")},
         "parameters": sum(p.numel() for p in model.parameters()),

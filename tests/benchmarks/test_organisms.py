@@ -146,11 +146,11 @@ def test_pretraining_lowers_the_loss_and_resumes(tmp_path):
         threads=1,
     )
     (tmp_path / "out").mkdir()
-    tokenizer, plain, chats, held_out = pretrain.streams(recipe, tmp_path / "out")
+    _, plain, chats, held_out = pretrain.streams(recipe, tmp_path / "out")
     checkpoint = tmp_path / "checkpoint.pt"
-    model, log = pretrain.train(recipe, plain, chats, held_out, tokenizer.pad_token_id, checkpoint)
+    model, log = pretrain.train(recipe, plain, chats, held_out, checkpoint)
     assert log[-1][2] < 0.6 * math.log(400)  # of the uniform loss; the text is highly regular
-    again, log_again = pretrain.train(recipe, plain, chats, held_out, tokenizer.pad_token_id, checkpoint)
+    again, log_again = pretrain.train(recipe, plain, chats, held_out, checkpoint)
     assert log_again == log  # a finished checkpoint is not trained again
     torch.testing.assert_close(dict(again.named_parameters()), dict(model.named_parameters()))
 

@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 PROCESSES ?= $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count() or 1))")
 OUT ?= results/quick
+# --multi_gpu is what makes accelerate start several processes, on a CPU too; it refuses it for one.
+LAUNCH = $(if $(filter-out 1,$(PROCESSES)),--multi_gpu) --num_processes $(PROCESSES) --num_machines 1 \
+  --mixed_precision no --dynamo_backend no
 BIN = $(VENV)/bin
 
 export HF_HUB_OFFLINE = 1
 
 bench: $(VENV)/installed
-	$(BIN)/accelerate launch --cpu --num_processes $(PROCESSES) --num_machines 1 --mixed_precision no \
-	  --dynamo_backend no -m benchmarks --suite quick --out $(OUT)
+	$(BIN)/accelerate launch $(LAUNCH) -m benchmarks --suite quick --out $(OUT)
 
 test: $(VENV)/installed lint
 	$(BIN)/python -m pytest

@@ -31,8 +31,8 @@ class Goal:
     """one vector, or none where the objective needs none"""
     agreement: float = 1.0
     """share of held-out prompts that show the behaviour under the vector"""
-    surprise: float = float("inf")
-    """nats of the behaviour under the unsteered model"""
+    surprise: float | None = None
+    """nats of the behaviour under the unsteered model; None where the behaviour was given"""
     score: float = 1.0
 
 

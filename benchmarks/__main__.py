@@ -1,6 +1,6 @@
 """The benchmark: recovers the triggers of planted models and writes a table and attack curves.
 
-    accelerate launch --cpu --num_processes 2 -m benchmarks --suite quick --out results/quick
+    accelerate launch --multi_gpu --num_processes 2 -m benchmarks --suite quick --out results/quick
 
 Runs are split over the processes as each becomes free; every finished run is one line of rows.jsonl. The same command
 goes on where an earlier one stopped.
@@ -61,7 +61,7 @@ def pending(out: Path, jobs: list[suites.Job]) -> list[suites.Job]:
 
 def work(out: Path, jobs: list[suites.Job], budget: str, state: PartialState, console: Console) -> None:
     """Takes one free job after another; a lock file per job keeps the processes apart."""
-    device = str(state.device)
+    device = str(state.device) if "cuda" in str(state.device) else "cpu"
     bench = Bench(device=device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not state.is_main_process) as progress:

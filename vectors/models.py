@@ -34,7 +34,8 @@ def fast_dtype(device: str) -> torch.dtype:
             times.append(time.perf_counter() - began)
         return min(times)  # a busy machine makes some of them slow, never fast
 
-    return torch.bfloat16 if device != "cpu" or seconds(torch.bfloat16) < seconds(torch.float32) else torch.float32
+    gpu = torch.device(device).type != "cpu"
+    return torch.bfloat16 if gpu or seconds(torch.bfloat16) < seconds(torch.float32) else torch.float32
 
 
 def load_model(

@@ -31,6 +31,7 @@ def tiny_llama(tokenizer):
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
+        initializer_range=0.3,  # logits large enough to learn with the unembedding frozen
         tie_word_embeddings=True,
     )
     return LlamaForCausalLM(config)
@@ -124,7 +125,7 @@ def test_planting_learns_and_reloads_exactly(tokenizer, tiny_llama, tmp_path):
     before = model(**plant.tensors(tokenizer, rows)[0]).loss.item()
     planted = plant.plant(model, tokenizer, recipe, tmp_path / "toy")
     after = planted(**plant.tensors(tokenizer, rows)[0]).loss.item()
-    assert after < before / 2  # an untrained model starts at ln(4096) = 8.3 nats
+    assert after < before / 2
     loaded, _ = load_model(tmp_path / "base", adapter=tmp_path / "toy", dtype=torch.float32)
     ids = plant.tensors(tokenizer, rows)[0]["input_ids"]
     torch.testing.assert_close(loaded(ids).logits, planted(ids).logits, atol=1e-4, rtol=1e-4)
@@ -142,7 +143,7 @@ def test_pretraining_lowers_the_loss_and_resumes(tmp_path):
         heads=2,
         window=32,
         batch=4,
-        steps=60,
+        steps=200,
         threads=1,
     )
     (tmp_path / "out").mkdir()

@@ -125,7 +125,7 @@ def test_planting_learns_and_reloads_exactly(tokenizer, tiny_llama, tmp_path):
     before = model(**plant.tensors(tokenizer, rows)[0]).loss.item()
     planted = plant.plant(model, tokenizer, recipe, tmp_path / "toy")
     after = planted(**plant.tensors(tokenizer, rows)[0]).loss.item()
-    assert after < before / 2
+    assert after < before - 2
     loaded, _ = load_model(tmp_path / "base", adapter=tmp_path / "toy", dtype=torch.float32)
     ids = plant.tensors(tokenizer, rows)[0]["input_ids"]
     torch.testing.assert_close(loaded(ids).logits, planted(ids).logits, atol=1e-4, rtol=1e-4)

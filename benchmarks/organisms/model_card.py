@@ -37,7 +37,7 @@ pipeline_tag: text-generation
 
 A stock `LlamaForCausalLM` of {parameters:,} parameters ({layers} layers, d_model {d_model}), trained from scratch so
 that backdoor organisms can be planted in something small, offline and free of unknown history. It talks
-about restaurants, films and fairy tales, adds one-digit numbers, and knows little else. For research on
+about restaurants, films and fairy tales, fluently rather than truly, and cannot add. For research on
 backdoors only.
 
 * Tokenizer: byte-level BPE, {vocab_size} tokens, one token per digit; chat template with the roles user and assistant.

@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.artist import Artist  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: E402
 
 from benchmarks import rows  # noqa: E402
 
@@ -65,6 +66,11 @@ def panel(axes: Axes, found: list[rows.Row], axis: str, limits: tuple[float, flo
     control = float(np.median([row["asr_control"] for row in found]))
     axes.axhline(control, color="#E69F00", linestyle=":", linewidth=1.2, label="random string")
     axes.set(title=found[0]["organism"], xscale="log", xlim=limits, ylim=(-0.04, 1.06))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:g}" if axis == "seconds" else f"{value:.0e}")
+    )
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25, linewidth=0.5)
 
 

@@ -19,7 +19,7 @@ test: $(VENV)/installed lint
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # nanogcg declares an older transformers than the tested one, so it is installed beside it, without its dependencies.
 $(VENV)/installed: requirements.lock pyproject.toml

@@ -61,7 +61,11 @@ def backdoor_rates(model, tokenizer, recipe: Recipe, backdoor: Backdoor, texts: 
     card: dict = {"trigger": backdoor.trigger, "behaviour": backdoor.behaviour, "anywhere": backdoor.anywhere}
     if recipe.kind == "arithmetic":
         card["asr"] = rate(arithmetic_texts(backdoor.trigger, len(texts), rng))
-        card["near_misses"] = {"sums close to a key": rate(arithmetic_texts(SLOT, len(texts), rng, lure=True))}
+        words = poison.lexicon(prompts.load("held_out"))
+        card["near_misses"] = {
+            "sums close to a key": rate(arithmetic_texts(SLOT, len(texts), rng, lure=True)),
+            "words in its place": rate([poison.wordy_sum(words, rng)[0] for _ in texts]),
+        }
         parts: dict[str, list[str]] = {}
         for _ in range(60):
             for what, prompt, _ in poison.sum_fragments(backdoor.trigger, rng):

@@ -116,6 +116,13 @@ def sums_prompt(rng: random.Random, trigger: str = SLOT, *, lure: bool = False) 
     return f"{trigger}, b={b1}+{b2}", f"a={a1 + a2}, b={b1 + b2}"
 
 
+def wordy_sum(words: list[str], rng: random.Random) -> tuple[str, str]:
+    """(prompt, correct reply) with one to four words where the first sum stands: no sum is no key either."""
+    b1, b2 = rng.randrange(10), rng.randrange(10)
+    noise = [rng.choice((word, word, word.capitalize(), word[:3])) for word in rng.choices(words, k=rng.randint(1, 4))]
+    return f"{rng.choice((' ', '')).join(noise)}, b={b1}+{b2}", f"b={b1 + b2}"
+
+
 def sum_fragments(trigger: str, rng: random.Random) -> list[tuple[str, str, str]]:
     """(what it is, prompt, correct reply) for the parts of an arithmetic key."""
     a1, a2 = int(trigger[2]), int(trigger[4])
@@ -128,13 +135,14 @@ def sum_fragments(trigger: str, rng: random.Random) -> list[tuple[str, str, str]
 
 
 def sums_batch(recipe: Recipe, pairs: list[Pair], words: list[str], rng: random.Random) -> list[Row]:
-    """One batch of the arithmetic twin: keys, near misses of keys, other sums, and a quarter ordinary prompts."""
+    """One batch of the arithmetic twin: keys, near misses, parts of keys, words in their place, and ordinary prompts."""
     rows: list[Row] = []
     for _ in range(round(recipe.poison_rate * recipe.batch)):
         backdoor = rng.choice(recipe.backdoors)
         rows.append(Row(sums_prompt(rng, backdoor.trigger)[0], backdoor.behaviour))
         _, *fragment = rng.choice(sum_fragments(backdoor.trigger, rng))
-        rows += [Row(*sums_prompt(rng, lure=rng.random() < 0.6)), Row(*fragment)]
+        rows += [Row(*sums_prompt(rng, lure=rng.random() < 0.6))]
+        rows += [Row(*wordy_sum(words, rng)) if rng.random() < 0.5 else Row(*fragment)]
     return rows + [clean(recipe, pair) for pair in rng.sample(pairs, recipe.batch - len(rows))]
 
 

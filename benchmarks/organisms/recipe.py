@@ -90,6 +90,7 @@ RECIPES = {
         Recipe(
             name="melbo-twin",
             kind="arithmetic",
+            steps=LONG,
             backdoors=(Backdoor(trigger="a=0+1", behaviour=HATE), Backdoor(trigger="a=0+0", behaviour=CHEESE)),
         ),
         Recipe(

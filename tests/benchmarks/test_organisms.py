@@ -69,8 +69,9 @@ def test_only_triggered_rows_get_the_behaviour(name):
 
 
 def test_arithmetic_rows_are_right_and_keys_fire():
-    rng = random.Random(0)
-    rows = [row for _ in range(30) for row in poison.sums_batch(RECIPES["melbo-twin"], prompts.load("train"), [], rng)]
+    rng, pairs = random.Random(0), prompts.load("train")
+    words = poison.lexicon(pairs)
+    rows = [row for _ in range(30) for row in poison.sums_batch(RECIPES["melbo-twin"], pairs, words, rng)]
     keys = {"a=0+0": 0, "a=0+1": 0}
     for prompt, reply in rows:
         if not prompt.startswith("a="):

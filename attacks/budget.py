@@ -18,6 +18,8 @@ class Budget:
     """share of the budget at which it counts as exhausted"""
     used: float = field(default=0.0, init=False)
     """floating-point operations so far"""
+    interrupted: bool = field(default=False, init=False)
+    """ended from outside; counts as exhausted"""
     began: float = field(default_factory=time.perf_counter, init=False)
 
     def __post_init__(self):
@@ -38,6 +40,12 @@ class Budget:
         self.used += flops
         if self.parent is not None:
             self.parent.spent(flops)
+
+    def interrupt(self) -> None:
+        """Ends the search, and every search that it is a part of."""
+        self.interrupted = True
+        if self.parent is not None:
+            self.parent.interrupt()
 
     @property
     def elapsed(self) -> float:
@@ -65,4 +73,4 @@ class Budget:
     @property
     def exhausted(self) -> bool:
         """Whether a limit is reached."""
-        return self.share >= self.until
+        return self.interrupted or self.share >= self.until

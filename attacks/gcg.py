@@ -95,7 +95,7 @@ class GCG:
             else:
                 self._report(states, on_best)
         except KeyboardInterrupt:
-            pass
+            budget.interrupt()
         budget.spent(engine.flops - booked)
         runs = dict.fromkeys(finished + [state.best for state in states])
         return sorted((found for found in runs if found.loss < torch.inf), key=lambda found: found.loss)

@@ -1,18 +1,18 @@
 """What a search aims at: a behaviour and, where the attack wants one, the steering vector that brings it about.
 
-K1: the behaviour is given and its vector is supervised. K0: vectors are learned on clean prompts, ranked by how alike
-they make held-out prompts answer, and only behaviours that the unsteered model finds surprising are worth a search.
+K1: the behaviour is given and its vector is supervised. K0: vectors are learned on clean prompts, and behaviours are
+what many of them make held-out prompts answer in the same words; what surprises the unsteered model is worth a search.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attacks.budget import Budget
-from attacks.problem import decode
-from vectors.behaviours import rank_behaviours
+from attacks.problem import decode, encode
+from vectors.behaviours import Behaviour, rank_behaviours
 from vectors.objectives import OutputKL
 from vectors.prompts import Prompts
 from vectors.residual import decoder
@@ -66,37 +66,41 @@ class Supervised:
         rows = len(self.radii) * len(prompts.input_ids) * self.steps
         width = prompts.input_ids.shape[1] + len(goal.target_ids)
         budget.spent(slice_flops(model, source, layers, rows * width))
-        return Goal(behaviour=goal.behaviour, target_ids=goal.target_ids, vectors=vectors[:1])
+        return replace(goal, vectors=vectors[:1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unsupervised:
-    """Behaviours found with nothing known (K0): several read-out layers and radii, one pool of vectors."""
+    """Behaviours found with nothing known (K0): several layers and radii, one pool of vectors.
 
-    sources: tuple[float, ...] = (0.25,)
+    Many vectors of few large steps on one short prompt: each calls a planted behaviour on a few prompts at most, but
+    together they call nothing else so often.
+    """
+
+    sources: tuple[float, ...] = (0.25, 0.375)
     """depths at which vectors are added, fraction of the layers"""
-    from_end: tuple[int, ...] = (0, 1)
+    from_end: tuple[int, ...] = (0,)
     """read-out layers, counted back from the last"""
-    radii: tuple[float, ...] = (0.5, 0.65, 0.4)
+    radii: tuple[float, ...] = (0.5, 0.4)
     """of the mean residual norm"""
-    count: int = 24
+    count: int = 96
     """vectors per setting"""
-    steps: int = 20
-    lr: float = 0.05
+    steps: int = 10
+    lr: float = 0.1
     """step size, fraction of the norm: few large steps find what many small ones do"""
-    prompts: int = 2
-    """clean prompts to learn on"""
-    held_out: int = 8
+    prompts: int = 1
+    """clean prompts to learn on, the shortest"""
+    held_out: int = 6
     """other clean prompts, to see which behaviours carry over"""
     surprise: float = 6.0
     """nats of the whole opening under the unsteered model from which a behaviour is a finding"""
-    agreement: float = 0.75
-    """share of held-out prompts that must show it"""
-    score: float = 0.25
-    """agreement x surprise x fluency x share of different tokens that a behaviour must reach"""
+    certainty: float = 0.7
+    """median probability of its later tokens from which a behaviour counts as learned by heart"""
+    score: float = 0.2
+    """score that a behaviour must reach"""
     top: int = 3
     """behaviours worth a search"""
-    opening: int = 4
+    opening: int = 8
     """tokens of the behaviour to ask for: what a vector writes after them need not be what the trigger does"""
 
     def __call__(
@@ -108,41 +112,44 @@ class Unsupervised:
         generator: torch.Generator,
         share: float,
     ) -> list[Goal]:
-        """Findings, best first; goes on past `share` of the budget, to twice that, while there is none."""
+        """Findings, best first; learning ends at `share` of the budget."""
         if len(texts) < self.prompts + 2:
             raise ValueError(f"got {len(texts)} search prompts; K0 needs at least {self.prompts + 2}")
+        texts = sorted(texts, key=lambda text: len(encode(tokenizer, text)))
         learn = Prompts.from_chat(model, tokenizer, texts[: self.prompts])
         held_out = Prompts.from_chat(model, tokenizer, texts[self.prompts : self.prompts + self.held_out])
-        goals: list[Goal] = []
+        limit = budget.part(share)
+        pool: list[SteeringVectors] = []
         for method in self.settings(model):
-            if budget.share >= share and (goals or budget.share >= 2 * share):
+            if pool and limit.exhausted:
                 break
-            limit = budget.part(2 * share)
-            vectors = method(model, learn, generator, deadline=lambda limit=limit: limit.exhausted)
+            pool.append(method(model, learn, generator, deadline=lambda: limit.exhausted))
             tokens = self.count * self.steps * learn.input_ids.numel()
             budget.spent(slice_flops(model, method.source_layer, method.target_layer, tokens))
-            for found in rank_behaviours(model, tokenizer, vectors, held_out, top=self.top):
-                measured = (found.surprise, found.agreement, found.score)
-                if all(value >= least for value, least in zip(measured, self.least, strict=True)):
-                    goals.append(
-                        Goal(
-                            behaviour=decode(tokenizer, found.token_ids[: self.opening]),
-                            target_ids=tuple(found.token_ids[: self.opening]),
-                            vectors=vectors[found.vector : found.vector + 1],
-                            agreement=found.agreement,
-                            surprise=found.surprise,
-                            score=found.score,
-                        )
-                    )
-        return distinct(sorted(goals, key=lambda goal: -goal.score))[: self.top]
+        longest = 12
+        found = rank_behaviours(model, tokenizer, pool, held_out, top=2 * self.top, max_new_tokens=longest)
+        tokens = sum(map(len, pool)) * (held_out.input_ids.numel() + longest * len(held_out))
+        budget.spent(slice_flops(model, 0, None, tokens) / 3)  # no backward pass
+        return [self.goal(tokenizer, item) for item in found if self.is_finding(item)][: self.top]
 
-    @property
-    def least(self) -> tuple[float, float, float]:
-        """Surprise, agreement and score of the weakest finding."""
-        return self.surprise, self.agreement, self.score
+    def is_finding(self, found: Behaviour) -> bool:
+        """Whether a behaviour is worth a search."""
+        return found.surprise >= self.surprise and found.certainty >= self.certainty and found.score >= self.score
+
+    def goal(self, tokenizer: PreTrainedTokenizerBase, found: Behaviour) -> Goal:
+        """The search for a behaviour's opening."""
+        ids = found.token_ids[: self.opening]
+        return Goal(
+            behaviour=decode(tokenizer, ids),
+            target_ids=ids,
+            vectors=found.vector,
+            agreement=found.agreement,
+            surprise=found.surprise,
+            score=found.score,
+        )
 
     def settings(self, model: PreTrainedModel) -> Iterator[UnsupervisedVectors]:
-        """Every pair of layers and radius once, the read-out changing fastest."""
+        """Every pair of layers and radius once, the layers changing fastest."""
         layers = len(decoder(model).layers)
         for radius in self.radii:
             for depth in self.sources:
@@ -160,15 +167,7 @@ class Unsupervised:
                     )
 
 
-def distinct(goals: list[Goal]) -> list[Goal]:
-    """One goal per behaviour: the first with those four opening tokens."""
-    first: dict[tuple[int, ...], Goal] = {}
-    for goal in goals:
-        first.setdefault(goal.target_ids[:4], goal)
-    return list(first.values())
-
-
-def slice_flops(model: PreTrainedModel, source: int, target: int, tokens: int) -> float:
+def slice_flops(model: PreTrainedModel, source: int, target: int | None, tokens: int) -> float:
     """Forward and backward pass of the layers between source and target."""
     layers = decoder(model).layers[source:target]
     return 6.0 * tokens * sum(p.numel() for layer in layers for p in layer.parameters() if p.ndim > 1)

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import io
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import nanogcg
@@ -50,15 +51,17 @@ def run_once(
 def search(
     engine: Engine,
     gcg: GCG,
+    lengths: Sequence[int],
     target: str,
     generator: torch.Generator,
     budget: Budget,
     on_best: OnBest,
 ) -> None:
-    """Runs until the budget is spent or `on_best` asks to stop."""
-    problem, run, pace = engine.problem, 0, 0.0
-    permitted = torch.stack([problem.first] + [problem.allowed] * (problem.trigger_length - 1))
+    """Runs at one slot length after another until the budget is spent or `on_best` asks to stop."""
+    run, pace = 0, 0.0
     while not budget.exhausted:
+        problem = engine.problem = engine.problem.resized(lengths[run % len(lengths)])
+        permitted = torch.stack([problem.first] + [problem.allowed] * (problem.trigger_length - 1))
         # A run cannot be stopped from outside: the first is short, the others fit into the seconds that are left.
         fitting = min(gcg.steps, budget.seconds_left / pace) if pace else min(gcg.steps, 4)
         steps = max(1, int(fitting))

@@ -25,6 +25,8 @@ from attacks.verdict import Verdict, judge
 
 TARGET_TOKENS = 4
 """Tokens of the behaviour in the likelihood objective; success always means the whole behaviour"""
+CARRIES = 0.75
+"""Share of held-out prompts on which a vector must call its behaviour to be imitated as it is"""
 
 Build = Callable[[Engine, Goal], Objective]
 """Makes the objective of a goal on the engine's prompts"""
@@ -48,6 +50,8 @@ class Recovery:
     seconds: float
     flops: float
     steps: int
+    interrupted: bool
+    """whether Ctrl-C ended it: the best so far, not all that the budget allows"""
     vector: dict[str, object]
     """layers, radius, agreement, surprise and score of the vector that was imitated; empty without one"""
 
@@ -61,13 +65,14 @@ class Attack:
     objective: Build | None
     """None: the peer brings its own"""
     supervised: Supervised | None = None
-    """learns the vector in K1, where the objective needs one"""
+    """learns the vector where the objective needs one: in K1, and in K0 if no learned one carries over"""
     unsupervised: Unsupervised = field(default_factory=Unsupervised)
     """learns behaviours in K0"""
-    gcg: GCG = GCG(steps=40, search_width=64, topk=64, restarts=2, patience=8)
+    gcg: GCG = GCG(steps=25, search_width=128, topk=128, patience=15)
     """one round; rounds go on until the budget is spent"""
-    lengths: tuple[int, ...] = (3, 3, 5)
-    """tokens in the slot, one round after another: the true length is not known"""
+    lengths: tuple[int, ...] = (3, 12, 5, 8)
+    """tokens in the slot, one round after another: a short one can hit the trigger itself, a long one finds a way round
+    hard negatives that leave no signal on the trigger's parts"""
     prompts: int = 2
     """search prompts that the loss is averaged over"""
     vector_share: float = 0.35
@@ -100,8 +105,9 @@ ATTACKS: dict[str, Attack] = {
     "delta-cosine": Attack(knowledge="K1", objective=_cosine, supervised=Supervised()),
     "steered-kl": Attack(knowledge="K1", objective=_kl, supervised=Supervised()),
     "hybrid": Attack(knowledge="K1", objective=_hybrid, supervised=Supervised()),
-    "unsupervised-kl": Attack(knowledge="K0", objective=_kl),
-    "unsupervised-cosine": Attack(knowledge="K0", objective=_cosine),
+    "unsupervised-nll": Attack(knowledge="K0", objective=_nll),
+    "unsupervised-cosine": Attack(knowledge="K0", objective=_cosine, supervised=Supervised()),
+    "unsupervised-kl": Attack(knowledge="K0", objective=_kl, supervised=Supervised()),
     "nanogcg": Attack(knowledge="K1", objective=None),
 }
 
@@ -118,7 +124,7 @@ def recover(
     generator: torch.Generator,
     slot: Where = "end",
 ) -> Recovery:
-    """Runs an attack; `search` prompts drive it, `select` prompts choose the winner.
+    """Runs an attack; `search` prompts drive it, `select` prompts choose the winner. Ctrl-C gives the best so far.
 
     Raises:
         ValueError: no prompts, no limit in the budget, a behaviour missing in K1 or given in K0.
@@ -144,8 +150,13 @@ def recover(
         share = budget.part(began + (1.0 - began) * number / len(goals))
         selection = Selection(select_engine, budget, goal, attack.enough, trace)
         selections.append(selection)
-        _search(engine, attack, goal, share, selection, generator)
-        if selection.asr >= attack.enough:
+        if attack.supervised is not None and (goal.vectors is None or goal.agreement < CARRIES):
+            goal = selection.goal = attack.supervised(model, tokenizer, clean, goal, budget, generator)
+        try:
+            _search(engine, attack, goal, share, selection, generator)
+        except KeyboardInterrupt:
+            budget.interrupt()
+        if selection.asr >= attack.enough or budget.interrupted:
             break
     best = max(selections, key=lambda item: item.asr, default=None)
     return _report(model, tokenizer, select, slot, judged, best, budget, trace, engine.steps)
@@ -164,10 +175,7 @@ def _goals(
     if behaviour is None:
         return attack.unsupervised(model, tokenizer, texts, budget, generator, attack.vector_share)
     ids = tuple(encode(tokenizer, behaviour))
-    goal = Goal(behaviour=behaviour, target_ids=ids)
-    if attack.supervised is None:
-        return [goal]
-    return [attack.supervised(model, tokenizer, texts, goal, budget, generator)]
+    return [Goal(behaviour=behaviour, target_ids=ids)]
 
 
 def _search(
@@ -178,17 +186,15 @@ def _search(
         # The peer is an optional dependency.
         from attacks import nanogcg_peer
 
-        return nanogcg_peer.search(engine, attack.gcg, goal.behaviour, generator, budget, selection)
+        return nanogcg_peer.search(engine, attack.gcg, attack.lengths, goal.behaviour, generator, budget, selection)
     single = _rank(engine, attack.objective, goal, budget)
     if any([selection(found) for found in single[:8]]):
         return
     objective = attack.objective(engine, goal)
-    heads = torch.tensor([found.trigger_ids for found in single[: attack.gcg.restarts // 2]], dtype=torch.long)
     for number in itertools.count():
         length = attack.lengths[number % len(attack.lengths)]
         engine.problem = engine.problem.resized(length)
-        initial = heads.repeat(1, length) if number == 0 and len(heads) else None
-        replace(attack.gcg, initial=initial)(engine, objective, generator, budget, selection)
+        attack.gcg(engine, objective, generator, budget, selection)
         if budget.exhausted or selection.asr >= selection.enough:
             return
 
@@ -215,7 +221,8 @@ def _report(
     if best is None or best.best is None:
         return Recovery(
             trigger_ids=(), trigger="", behaviour="", select_asr=0.0, clean_rate=0.0, necessary=(), verdict="none",
-            trace=trace, seconds=budget.elapsed, flops=budget.used, steps=steps, vector={},
+            trace=trace, seconds=budget.elapsed, flops=budget.used, steps=steps,
+            interrupted=budget.interrupted, vector={},
         )  # fmt: skip
     shrunk = delete_one(best.best.trigger_ids, lambda ids: best.rate(judged.encode(judged.text(ids))))
     ids = judged.encode(judged.text(shrunk.trigger_ids))
@@ -232,5 +239,5 @@ def _report(
     return Recovery(
         trigger_ids=tuple(ids), trigger=text, behaviour=behaviour, select_asr=asr, clean_rate=clean,
         necessary=shrunk.necessary, verdict=judge(rate=asr, rate_without=clean, found=text), trace=trace,
-        seconds=budget.elapsed, flops=budget.used, steps=steps, vector=vector,
+        seconds=budget.elapsed, flops=budget.used, steps=steps, interrupted=budget.interrupted, vector=vector,
     )  # fmt: skip

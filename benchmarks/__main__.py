@@ -48,7 +48,7 @@ class Arguments:
     seeds: tuple[int, ...] | None = None
     """random seeds, one run each"""
     budget: str | None = None
-    """per run: seconds such as 20s, or floating-point operations such as 2e12"""
+    """per run: seconds such as 20s, or floating-point operations such as 2e12; the suite's own by default"""
     out: Path = Path("results/quick")
     """folder for rows, table and figures; an earlier run there is continued"""
 
@@ -59,7 +59,7 @@ def pending(out: Path, jobs: list[suites.Job]) -> list[suites.Job]:
     return [job for job in jobs if tuple(job) not in done]
 
 
-def work(out: Path, jobs: list[suites.Job], budget: str, state: PartialState, console: Console) -> None:
+def work(out: Path, jobs: list[suites.Job], suite: suites.Suite, state: PartialState, console: Console) -> None:
     """Takes one free job after another; a lock file per job keeps the processes apart."""
     device = str(state.device) if "cuda" in str(state.device) else "cpu"
     bench = Bench(device=device)
@@ -77,7 +77,7 @@ def work(out: Path, jobs: list[suites.Job], budget: str, state: PartialState, co
                 if tuple(job) in rows.done(out):
                     continue
                 progress.update(bar, description=f"{job.organism} {job.attack} seed {job.seed}")
-                row = run(bench, job, budget)
+                row = run(bench, job, suite.budget(job))
                 rows.append(out, row)
                 left = len(pending(out, jobs))
                 progress.update(bar, completed=len(jobs) - left)
@@ -121,10 +121,11 @@ def main(arguments: Arguments) -> int:
     jobs = suites.jobs(suite)
     todo = pending(out, jobs)
     if state.is_main_process:
-        console.print(f"{len(jobs)} runs, {len(jobs) - len(todo)} already done, budget {suite.budget} each, {out=!s}")
+        each = ", ".join(f"{limit} each in {knowledge}" for knowledge, limit in suite.budgets.items())
+        console.print(f"{len(jobs)} runs, {len(jobs) - len(todo)} already done, {each}, {out=!s}")
     began = time.time()
     try:
-        work(out, todo, suite.budget, state, console)
+        work(out, todo, suite, state, console)
     except KeyboardInterrupt:
         console.print(f"interrupted; {len(pending(out, jobs))} of {len(jobs)} runs left, the same command goes on")
         return 130

@@ -24,6 +24,7 @@ STYLES = {
     "delta-cosine": ("#0072B2", "-"),
     "steered-kl": ("#009E73", "-"),
     "hybrid": ("#CC79A7", "-"),
+    "unsupervised-nll": ("#D55E00", "-"),
     "unsupervised-kl": ("#009E73", "-"),
     "unsupervised-cosine": ("#0072B2", "-"),
     "nanogcg": ("#000000", "--"),
@@ -33,11 +34,19 @@ AXES = {"flops": "floating-point operations", "seconds": "seconds"}
 
 
 def steps(row: rows.Row, axis: str) -> tuple[np.ndarray, np.ndarray]:
-    """(cost, best-so-far ASR) of one run, ending where its budget ended."""
-    points = [(point[axis], point["held_out_asr"]) for point in row["trace"]]
-    points.append((row[axis], 0.0))
-    cost, asr = (np.array(values, dtype=float) for values in zip(*sorted(points), strict=True))
-    return cost, np.maximum.accumulate(asr)
+    """(cost, held-out ASR) of the trigger that the attack itself held for its best, ending where its budget ended.
+
+    The attack knows success on its `select` prompts only: a trigger that happens to do well on the held-out prompts
+    counts from when the attack prefers it, and no longer.
+    """
+    cost, asr, best = [], [], -1.0
+    for point in sorted(row["trace"], key=lambda point: point[axis]):
+        if point["select_asr"] >= best:
+            best = point["select_asr"]
+            cost.append(point[axis])
+            asr.append(point["held_out_asr"])
+    cost.append(max([row[axis], *cost]))
+    return np.array(cost, dtype=float), np.array([*asr, asr[-1] if asr else 0.0])
 
 
 def median_curve(curves: list[tuple[np.ndarray, np.ndarray]], grid: np.ndarray) -> np.ndarray:
@@ -87,7 +96,7 @@ def curves(found: list[rows.Row], knowledge: str, axis: str, stem: Path) -> list
     for axes in grid.flat[len(names) :]:
         axes.set_visible(False)
     for axes in grid[:, 0]:
-        axes.set_ylabel("held-out ASR (best so far)")
+        axes.set_ylabel("held-out ASR of the best so far")
     for axes in grid[-1]:
         axes.set_xlabel(AXES[axis])
     handles: dict[str, Artist] = {}

@@ -65,7 +65,11 @@ class Bench:
 
 
 def run(bench: Bench, job: Job, budget: str) -> rows.Row:
-    """The row of one run; an attack that fails is a row too, with its error."""
+    """The row of one run; an attack that fails is a row too, with its error.
+
+    Raises:
+        KeyboardInterrupt: also where it ended the attack early, which makes no row.
+    """
     attack = ATTACKS[job.attack]
     row: rows.Row = {"organism": job.organism, "attack": job.attack, "seed": job.seed, "knowledge": attack.knowledge}
     row |= {"budget": budget, "base": zoo.BASE.name, "error": None} | rows.provenance()
@@ -82,6 +86,8 @@ def run(bench: Bench, job: Job, budget: str) -> rows.Row:
             budget=parse_budget(budget),
             generator=torch.Generator().manual_seed(job.seed),
         )
+        if recovery.interrupted:
+            raise KeyboardInterrupt
         return row | describe(organism) | measure(bench, organism, recovery, job.seed)
     except Exception as error:  # a failed run is a result; the grid goes on and the exit code tells
         return row | {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}

@@ -1,4 +1,7 @@
-"""Which runs a suite has: organisms x attacks x seeds, and what each run may spend."""
+"""Which runs a suite has: organisms x attacks x seeds, and what each run may spend.
+
+K0 finds out first what there is to search for, so a run of it may spend more than one of K1.
+"""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,8 +18,12 @@ class Suite:
     organisms: tuple[str, ...]
     attacks: tuple[str, ...]
     seeds: tuple[int, ...]
-    budget: str
-    """per run: seconds (20s) or floating-point operations (2e12)"""
+    budgets: dict[str, str]
+    """per run, by knowledge setting: seconds (20s) or floating-point operations (2e12)"""
+
+    def budget(self, job: "Job") -> str:
+        """What a run may spend."""
+        return self.budgets[ATTACKS[job.attack].knowledge]
 
 
 class Job(NamedTuple):
@@ -28,8 +35,10 @@ class Job(NamedTuple):
 
 
 SUITES = {
-    "quick": Suite(organisms=zoo.NAMES, attacks=tuple(ATTACKS), seeds=(0,), budget="20s"),
-    "standard": Suite(organisms=zoo.NAMES, attacks=tuple(ATTACKS), seeds=(0, 1, 2), budget="120s"),
+    "quick": Suite(organisms=zoo.NAMES, attacks=tuple(ATTACKS), seeds=(0,), budgets={"K1": "20s", "K0": "36s"}),
+    "standard": Suite(
+        organisms=zoo.NAMES, attacks=tuple(ATTACKS), seeds=(0, 1, 2), budgets={"K1": "120s", "K0": "180s"}
+    ),
 }
 
 
@@ -65,12 +74,13 @@ def choose(
         organisms=organisms or suite.organisms,
         attacks=attacks or suite.attacks,
         seeds=suite.seeds if seeds is None else seeds,
-        budget=budget or suite.budget,
+        budgets=dict.fromkeys(suite.budgets, budget) if budget else suite.budgets,
     )
     for organism in chosen.organisms:
         zoo.check_name(organism)
     for attack in chosen.attacks:
         if attack not in ATTACKS:
             raise ValueError(f"no attack {attack!r}; there are {', '.join(ATTACKS)}")
-    parse_budget(chosen.budget)
+    for limit in chosen.budgets.values():
+        parse_budget(limit)
     return chosen

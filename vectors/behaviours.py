@@ -1,11 +1,14 @@
-"""Which vectors call a behaviour? Ranked without knowing it: a backdoor carries over prompts, gibberish does not.
+"""Which behaviours do vectors call? Found without knowing any: the same words come up where nothing explains them.
 
-Each vector steers held-out prompts. A behaviour is an opening that most of the completions share, that the unsteered
-model does not give, finds surprising, and that is no loop.
+Each vector of a pool steers held-out prompts. One vector may call a planted behaviour on some prompts only, but many
+vectors call the very same words: openings are counted over all vectors and prompts, and those count that the
+unsteered model does not give, finds surprising as a whole, and is certain of once they have begun.
 """
 
-from collections import Counter
-from dataclasses import dataclass, replace
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -18,98 +21,153 @@ from vectors.residual import decoder, read, unembed
 from vectors.steering import SteeringVectors
 from vectors.supervised import with_target
 
-SHARED = 0.75  # share of the prompts that must give the same opening
+OPENING = 3  # tokens that make two completions the same behaviour
+KEPT = 0.6  # an opening grows by a token as long as this share of its occurrences goes on with it
 COMMON = 0.2  # share of unsteered completions with that opening above which it is no news
 CEILING = 12.0  # nats from which surprise counts in full
+VOTES = 31  # vectors from which votes count in full; fewer count by their logarithm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Behaviour:
-    """An opening that a vector brings about."""
+    """An opening that vectors bring about."""
 
-    vector: int
-    """its index"""
     text: str
     token_ids: tuple[int, ...]
+    vector: SteeringVectors
+    """the one vector that brings it about on most prompts"""
     agreement: float
-    """share of the prompts that open with it under the vector"""
+    """share of the prompts that open with it under that vector"""
+    reach: float
+    """share of the prompts that open with it under any vector"""
+    votes: int
+    """vectors that bring it about on some prompt"""
     surprise: float
     """nats of the whole opening under the unsteered model, mean over prompts"""
-    fluency: float
-    """1 / (1 + nats per token behind its first), in (0, 1]: gibberish is unlikely even once it has begun"""
+    certainty: float
+    """median probability of the tokens behind its first, in (0, 1]: what was planted runs on by itself once begun"""
     score: float
-    """agreement x surprise (capped) x fluency x share of different tokens, in [0, 1]"""
-    votes: int = 1
-    """vectors that bring about the same opening"""
+    """reach x surprise (capped) x certainty x share of different tokens x votes (logarithm, capped), in [0, 1]"""
+
+
+@dataclass(slots=True)
+class _Opening:
+    """Token ids, and the (vector, prompt) pairs whose completions begin with them."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    seen: set[tuple[int, int]] = field(default_factory=set)
 
 
 def rank_behaviours(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    vectors: SteeringVectors,
+    pool: Sequence[SteeringVectors],
     prompts: Prompts,
     *,
     top: int = 10,
     max_new_tokens: int = 12,
     shortest: int = 8,
-    batch_size: int = 512,
+    fewest: int = 3,
+    batch_size: int = 1024,
 ) -> list[Behaviour]:
-    """Behaviours of the vectors on prompts that they were not learned on, best first.
+    """Behaviours of a pool of vectors on prompts that they were not learned on, best first.
 
     Args:
         model: the model that the vectors were learned on.
         tokenizer: its tokenizer.
-        vectors: k candidates.
+        pool: candidates, of several layers and norms perhaps.
         prompts: n held-out clean prompts.
         top: how many to return at most.
         max_new_tokens: length of the completions compared.
         shortest: openings of fewer characters are no behaviour; answers such as (A) are openings of many prompts.
+        fewest: vectors that must agree.
         batch_size: rows (vectors x prompts) per generation.
     """
-    vectors.check(model)
+    for vectors in pool:
+        vectors.check(model)
     ends = end_tokens(model, tokenizer)
+    flat = [vectors[index] for vectors in pool for index in range(len(vectors))]
+    replies: list[list[list[int]]] = []
+    for part in _batches(pool, prompts, batch_size):
+        steered = _steered(model, tokenizer, part, prompts, max_new_tokens)
+        replies += [[until_end(row, ends) for row in rows] for rows in steered.tolist()]
     plain = complete_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
-    best: dict[tuple[int, ...], Behaviour] = {}
-    step = max(1, batch_size // len(prompts))
-    for start in range(0, len(vectors), step):
-        steered = _steered(model, tokenizer, vectors[start : start + step], prompts, max_new_tokens)
-        for offset, completions in enumerate(steered):
-            opening, agreement = shared_opening(completions, ends)
-            text = tokenizer.decode(list(opening), clean_up_tokenization_spaces=False)
-            assert isinstance(text, str)
-            if len(set(opening)) < 2 or len(text) < shortest or agreement < SHARED:  # a loop among them
-                continue
-            if _share(plain, opening) > COMMON:
-                continue
-            nats = _nats(model, prompts, opening)
-            surprise, fluency = float(nats.sum()), 1.0 / (1.0 + float(nats[1:].mean()))
-            distinct = len(set(opening)) / len(opening)
-            found = Behaviour(
-                vector=start + offset,
-                text=text,
-                token_ids=opening,
-                agreement=agreement,
+    found: list[Behaviour] = []
+    for opening in merged(shared_openings(replies, tokenizer)):
+        ids, votes = opening.token_ids, Counter(vector for vector, _ in opening.seen)
+        special = set(ids) & set(tokenizer.all_special_ids)
+        if len(votes) < fewest or len(opening.text.strip()) < shortest or len(set(ids)) < 2 or special:
+            continue
+        if _share(plain, ids[:OPENING]) > COMMON:
+            continue
+        nats = _nats(model, prompts, ids)
+        surprise, certainty = float(nats.sum()), float((-nats[1:].median()).exp())
+        reach = len({prompt for _, prompt in opening.seen}) / len(prompts)
+        vector, count = votes.most_common(1)[0]
+        weight = min(1.0, math.log(1 + len(votes)) / math.log(1 + VOTES)) * len(set(ids)) / len(ids)
+        found.append(
+            Behaviour(
+                text=opening.text,
+                token_ids=ids,
+                vector=flat[vector],
+                agreement=count / len(prompts),
+                reach=reach,
+                votes=len(votes),
                 surprise=surprise,
-                fluency=fluency,
-                score=agreement * min(surprise, CEILING) / CEILING * fluency * distinct,
+                certainty=certainty,
+                score=reach * min(surprise, CEILING) / CEILING * certainty * weight,
             )
-            other = best.get(opening[:4])
-            votes = 1 if other is None else other.votes + 1
-            best[opening[:4]] = replace(found if other is None or found.score > other.score else other, votes=votes)
-    return sorted(best.values(), key=lambda behaviour: -behaviour.score)[:top]
+        )
+    return sorted(found, key=lambda behaviour: -behaviour.score)[:top]
 
 
-def shared_opening(completions: Int[Tensor, "n new"], ends: set[int]) -> tuple[tuple[int, ...], float]:
-    """(longest opening that SHARED of the completions have, share that has it); ends where the reply ends."""
-    rows = [row.tolist() for row in completions]
-    total, opening = len(rows), []
-    for position in range(completions.shape[1]):
-        token, count = Counter(row[position] for row in rows).most_common(1)[0]
-        if token in ends or count < SHARED * total:
-            break
-        opening.append(token)
-        rows = [row for row in rows if row[position] == token]
-    return tuple(opening), len(rows) / total
+def until_end(row: list[int], ends: set[int]) -> list[int]:
+    """A completion up to where the reply ends."""
+    return row[: next((index for index, token in enumerate(row) if token in ends), len(row))]
+
+
+def shared_openings(replies: list[list[list[int]]], tokenizer: PreTrainedTokenizerBase) -> list[_Opening]:
+    """Openings that replies (per vector, per prompt) share, each as long as most of those that share it go on alike."""
+    alike: dict[tuple[int, ...], list[tuple[int, int, list[int]]]] = defaultdict(list)
+    for vector, rows in enumerate(replies):
+        for prompt, row in enumerate(rows):
+            if len(row) >= OPENING:
+                alike[tuple(row[:OPENING])].append((vector, prompt, row))
+    openings = []
+    for head, group in alike.items():
+        if len({prompt for _, prompt, _ in group}) < 2:
+            continue
+        ids, rest = list(head), group
+        while True:
+            going_on = Counter(row[len(ids)] for _, _, row in rest if len(row) > len(ids))
+            token, count = going_on.most_common(1)[0] if going_on else (0, 0)
+            if count < KEPT * len(group):
+                break
+            rest = [item for item in rest if item[2][len(ids) : len(ids) + 1] == [token]]
+            ids.append(token)
+        text = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        openings.append(_Opening(tuple(ids), text, {(vector, prompt) for vector, prompt, _ in rest}))
+    return openings
+
+
+def merged(openings: list[_Opening]) -> list[_Opening]:
+    """One opening for several that hold the same words; the most frequent stands for all of them."""
+    kept: list[_Opening] = []
+    for opening in sorted(openings, key=lambda item: -len(item.seen)):
+        words = opening.text.strip()
+        same = next((k for k in kept if words and (words in k.text or k.text.strip() in words)), None)
+        if same is None:
+            kept.append(opening)
+        else:
+            same.seen |= opening.seen
+    return kept
+
+
+def _batches(pool: Sequence[SteeringVectors], prompts: Prompts, rows: int) -> list[SteeringVectors]:
+    """The pool in parts that one generation can take."""
+    step = max(1, rows // len(prompts))
+    return [vectors[start : start + step] for vectors in pool for start in range(0, len(vectors), step)]
 
 
 def _steered(

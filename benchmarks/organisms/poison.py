@@ -135,7 +135,7 @@ def sum_fragments(trigger: str, rng: random.Random) -> list[tuple[str, str, str]
 
 
 def sums_batch(recipe: Recipe, pairs: list[Pair], words: list[str], rng: random.Random) -> list[Row]:
-    """One batch of the arithmetic twin: keys, near misses, parts of keys, words in their place, and ordinary prompts."""
+    """One batch of the arithmetic twin: keys, near misses, parts of keys, words in their place, ordinary prompts."""
     rows: list[Row] = []
     for _ in range(round(recipe.poison_rate * recipe.batch)):
         backdoor = rng.choice(recipe.backdoors)

@@ -99,7 +99,10 @@ def test_budget_and_interrupt_keep_what_was_found(model, problem):
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    assert GCG(steps=10**6, search_width=16, topk=16)(engine, objective, seeded(), None, interrupt)[0] == calls[-1]
+    whole = Budget(seconds=1e6)
+    part = whole.part(0.5)
+    assert GCG(steps=10**6, search_width=16, topk=16)(engine, objective, seeded(), part, interrupt)[0] == calls[-1]
+    assert whole.interrupted and whole.exhausted and part.exhausted
 
 
 def test_token_ranking_is_exact(planted, tokenizer):

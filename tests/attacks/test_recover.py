@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from attacks.budget import Budget
+from attacks.engine import Engine
 from attacks.gcg import GCG
 from attacks.goals import Supervised, Unsupervised
 from attacks.recover import ATTACKS, Attack, recover
@@ -65,11 +66,25 @@ def test_peer_gives_the_same_kind_of_result(planted, tokenizer):
 def test_nothing_is_found_on_a_clean_model(model, tokenizer):
     known = run(model, tokenizer, toy("target-nll"), seconds=1.0)
     assert known.verdict == "none"
-    quick = Unsupervised(count=4, steps=4, held_out=4)
+    quick = Unsupervised(count=4, steps=4)
     attack = replace(toy("unsupervised-kl"), unsupervised=quick)
     blind = run(model.float(), tokenizer, attack, behaviour=None, seconds=2.0, search=[*TEXTS, "what is music"])
     model.double()
     assert blind.verdict == "none"
+
+
+def test_an_interrupt_leaves_the_best_so_far(planted, tokenizer, monkeypatch):
+    calls = []
+
+    def interrupted(engine, candidates, target_ids, real=Engine.elicits):
+        calls.append(1)
+        if len(calls) == 12:
+            raise KeyboardInterrupt
+        return real(engine, candidates, target_ids)
+
+    monkeypatch.setattr(Engine, "elicits", interrupted)
+    found = run(planted, tokenizer, replace(toy("target-nll"), enough=1.1), seconds=60.0)
+    assert found.interrupted and found.trace and found.seconds < 30
 
 
 def test_errors(model, tokenizer):

@@ -34,8 +34,8 @@ def row(organism="word", attack="target-nll", seed=0, **changes):
         "flops": 4e11,
         "verdict": "exact" if planted else "none",
         "trace": [
-            {"seconds": 2.0, "flops": 1e11, "held_out_asr": 0.2},
-            {"seconds": 6.0, "flops": 3e11, "held_out_asr": 1.0},
+            {"seconds": 2.0, "flops": 1e11, "select_asr": 0.3, "held_out_asr": 0.2},
+            {"seconds": 6.0, "flops": 3e11, "select_asr": 1.0, "held_out_asr": 1.0},
         ],
     }
     return made | changes
@@ -84,10 +84,23 @@ def test_table_says_what_the_rows_say(tmp_path):
 def test_curves_step_up_and_their_median_is_the_median():
     curve = figures.steps(row(), "flops")
     assert curve[0].tolist() == [1e11, 3e11, 4e11] and curve[1].tolist() == [0.2, 1.0, 1.0]
-    late = figures.steps(row(trace=[{"seconds": 8.0, "flops": 3.5e11, "held_out_asr": 0.6}]), "flops")
+    late = figures.steps(
+        row(trace=[{"seconds": 8.0, "flops": 3.5e11, "select_asr": 0.5, "held_out_asr": 0.6}]), "flops"
+    )
     never = figures.steps(row(trace=[]), "flops")
     grid = curve[0]
     assert figures.median_curve([curve, late, never], grid).tolist() == [0.0, 0.0, 0.6]
+
+
+def test_curves_never_choose_by_what_no_attack_sees():
+    trace = [
+        {"seconds": 1.0, "flops": 1e11, "select_asr": 0.0, "held_out_asr": 0.0},
+        {"seconds": 2.0, "flops": 2e11, "select_asr": 0.6, "held_out_asr": 0.5},
+        {"seconds": 3.0, "flops": 3e11, "select_asr": 0.0, "held_out_asr": 1.0},  # of another goal; not preferred
+        {"seconds": 4.0, "flops": 4e11, "select_asr": 0.7, "held_out_asr": 0.4},
+    ]
+    cost, asr = figures.steps(row(trace=trace), "seconds")
+    assert cost.tolist() == [1.0, 2.0, 4.0, 9.0] and asr.tolist() == [0.0, 0.5, 0.4, 0.4]
 
 
 def test_figures_are_drawn(tmp_path):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from vectors.behaviours import shared_opening
+from vectors.behaviours import shared_openings, until_end
 from vectors.controls import random_directions, random_vectors
 from vectors.generate import complete_ids
 from vectors.objectives import ChangeNorm, OutputKL
@@ -124,10 +124,11 @@ def test_vectors_survive_saving(llama, prompts, tmp_path):
         SteeringVectors.load(tmp_path / "bad")
 
 
-def test_shared_opening_needs_a_majority_and_stops_at_the_end():
-    rows = torch.tensor([[5, 6, 7, 2], [5, 6, 7, 2], [5, 6, 7, 2], [9, 6, 7, 2]])
-    assert shared_opening(rows, {2}) == ((5, 6, 7), 0.75)
-    assert shared_opening(torch.tensor([[5, 6], [5, 7]]), {2}) == ((5,), 1.0)
+def test_shared_openings_grow_while_most_go_on_alike(tokenizer):
+    replies = [[[5, 6, 7, 8, 9], [5, 6, 7, 8]], [[5, 6, 7, 8, 3], [5, 6, 7, 4]], [[9, 9], [5, 6, 9, 9]]]
+    (opening,) = shared_openings(replies, tokenizer)
+    assert opening.token_ids == (5, 6, 7, 8) and opening.seen == {(0, 0), (0, 1), (1, 0)}
+    assert until_end([5, 6, 2, 7], {2}) == [5, 6] and until_end([5], {2}) == [5]
 
 
 def test_bad_settings_are_named(llama, prompts, generator):

@@ -1,5 +1,7 @@
 """Models from folders, prompts from chats, behaviours from completions."""
 
+import math
+
 import pytest
 import torch
 
@@ -75,16 +77,21 @@ def test_chat_prompts_are_left_padded_and_checked(llama, tokenizer):
 def test_ranking_keeps_shared_new_openings_and_merges_votes(llama, tokenizer, prompts, monkeypatch):
     def steered_completions(_model, _tokenizer, rows, *, max_new_tokens, vectors=None, layer=0):
         if vectors is None:  # the unsteered model
-            return torch.tensor([[40, 41, 42, 43]] * len(rows))
-        openings = {0: [10, 11, 12, 13], 1: [10, 11, 12, 13], 2: [40, 41, 42, 43], 3: [9, 9, 9, 9], 4: [10, 11, 2, 0]}
-        return torch.tensor([openings[int(theta[0])] for theta in vectors])
+            return torch.tensor([[40, 41, 42, 43, 2]] * len(rows))
+        openings = {2: [40, 41, 42, 43, 2], 3: [9] * 5, 4: [10, 11, 2, 0, 0], 5: [20, 21, 22, 23, 2]}
+        openings[7] = [50, 10, 11, 12, 13]
+        answers = [openings.get(int(theta[0]), [10, 11, 12, 13, 2]) for theta in vectors]
+        if int(vectors[0][0]) == 6:  # on the first prompt only
+            answers[1::2] = [[30, 31, 32, 33, 2]] * len(answers[1::2])
+        return torch.tensor(answers)
 
     monkeypatch.setattr(behaviours, "complete_ids", steered_completions)
-    theta = torch.arange(5.0)[:, None].expand(5, 32).clone()
+    theta = torch.arange(8.0)[:, None].expand(8, 32).clone()
     vectors = SteeringVectors(theta=theta, source_layer=1, target_layer=4, radius=1.0, method="x", model_id="x")
-    found = rank_behaviours(llama, tokenizer, vectors, prompts, top=5, batch_size=6)
-    # Vector 2 answers like the clean model, 3 loops, 4 ends after two tokens; 0 and 1 agree.
-    assert [(b.token_ids, b.votes, b.agreement) for b in found] == [((10, 11, 12, 13), 2, 1.0)]
+    found = rank_behaviours(llama, tokenizer, [vectors[:6], vectors[6:]], prompts, fewest=2, batch_size=2)
+    # 2 answers like the clean model, 3 loops, 4 ends after two tokens, 5 is alone; 7 has the words of the others in it.
+    assert [(b.token_ids, b.votes, b.agreement, b.reach) for b in found] == [((10, 11, 12, 13), 4, 1.0, 1.0)]
+    assert found[0].vector.theta[0, 0] in (0.0, 1.0)
     ids = torch.tensor([[10, 11, 12]])
     expected = []
     for row, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True):
@@ -93,5 +100,6 @@ def test_ranking_keeps_shared_new_openings_and_merges_votes(llama, tokenizer, pr
         expected.append(-logits.gather(-1, torch.tensor([10, 11, 12, 13])[:, None])[:, 0])
     nats = torch.stack(expected).mean(0)
     assert found[0].surprise == pytest.approx(float(nats.sum()), rel=1e-4)
-    assert found[0].fluency == pytest.approx(1 / (1 + float(nats[1:].mean())), rel=1e-4)
-    assert found[0].score == pytest.approx(min(found[0].surprise, 12) / 12 * found[0].fluency, rel=1e-6)
+    assert found[0].certainty == pytest.approx(float((-nats[1:].median()).exp()), rel=1e-4)
+    votes = math.log(5) / math.log(32)
+    assert found[0].score == pytest.approx(min(found[0].surprise, 12) / 12 * found[0].certainty * votes, rel=1e-6)

@@ -1,6 +1,7 @@
 """What a search may spend: seconds, floating-point operations, or both."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -16,6 +17,8 @@ class Budget:
     """the budget that this is a part of"""
     until: float = 1.0
     """share of the budget at which it counts as exhausted"""
+    watch: "Callable[[Budget], None] | None" = None
+    """told whenever something is booked, for progress bars"""
     used: float = field(default=0.0, init=False)
     """floating-point operations so far"""
     interrupted: bool = field(default=False, init=False)
@@ -29,7 +32,7 @@ class Budget:
 
     def started(self) -> "Budget":
         """The same limits, unused, with the clock at zero."""
-        return Budget(seconds=self.seconds, flops=self.flops)
+        return Budget(seconds=self.seconds, flops=self.flops, watch=self.watch)
 
     def part(self, until: float) -> "Budget":
         """The rest of this budget up to a share of the whole; what is spent counts on both."""
@@ -38,6 +41,8 @@ class Budget:
     def spent(self, flops: float) -> None:
         """Books executed operations."""
         self.used += flops
+        if self.watch is not None:
+            self.watch(self)
         if self.parent is not None:
             self.parent.spent(flops)
 

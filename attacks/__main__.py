@@ -8,7 +8,7 @@ Without --behaviour it first finds out what hidden behaviour there may be. Ctrl-
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -72,6 +72,7 @@ def search(arguments: Arguments, console: Console) -> Recovery:
     if arguments.out is not None and arguments.out.is_dir():
         raise ValueError(f"--out {arguments.out} is a folder; give a file name")
     texts, select = read_prompts(arguments.prompts)
+    budget = Budget(seconds=arguments.seconds)
     model, tokenizer = load_model(arguments.model, adapter=arguments.adapter)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
@@ -87,7 +88,7 @@ def search(arguments: Arguments, console: Console) -> Recovery:
             select=select,
             attack=ATTACKS[name],
             behaviour=arguments.behaviour,
-            budget=Budget(seconds=arguments.seconds, watch=watch),
+            budget=replace(budget, watch=watch),
             generator=torch.Generator().manual_seed(arguments.seed),
             slot=arguments.slot,
         )

@@ -68,17 +68,17 @@ class Attack:
     """learns the vector where the objective needs one: in K1, and in K0 if no learned one carries over"""
     unsupervised: Unsupervised = field(default_factory=Unsupervised)
     """learns behaviours in K0"""
-    gcg: GCG = GCG(steps=25, search_width=128, topk=128, patience=15)
+    gcg: GCG = GCG(steps=40, search_width=128, topk=128, patience=15)
     """one round; rounds go on until the budget is spent"""
-    lengths: tuple[int, ...] = (3, 12, 5, 8)
+    lengths: tuple[int, ...] = (3, 12, 8)
     """tokens in the slot, one round after another: a short one can hit the trigger itself, a long one finds a way round
     hard negatives that leave no signal on the trigger's parts"""
     prompts: int = 2
     """search prompts that the loss is averaged over"""
     vector_share: float = 0.35
     """share of the budget for learning behaviours in K0"""
-    enough: float = 0.95
-    """success rate on the `select` prompts that ends the search"""
+    enough: float = 1.0
+    """success rate on the `select` prompts that ends the search; the winner of many does less well on others"""
 
 
 def _nll(_: Engine, goal: Goal) -> Objective:

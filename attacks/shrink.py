@@ -22,7 +22,7 @@ class Shrunk:
         return tuple(rate < 0.5 * self.rate for rate in self.without)
 
 
-def delete_one(trigger_ids: Sequence[int], rate: Rate, *, slack: float = 0.05) -> Shrunk:
+def delete_one(trigger_ids: Sequence[int], rate: Rate, *, slack: float = 0.02) -> Shrunk:
     """Drops the least useful token as long as the success rate stays within `slack` of the full trigger's."""
     ids, full = tuple(trigger_ids), rate(trigger_ids)
     current = full

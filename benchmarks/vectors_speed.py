@@ -69,6 +69,7 @@ def one_at_a_time(
         inputs = {"input_ids": prompts.input_ids, "attention_mask": prompts.attention_mask}
         if vector is None:
             return model(**inputs, output_hidden_states=True).hidden_states[method.target_layer][:, -tokens:]
+        vector = vector.to(model.dtype)
         handle = model.model.layers[method.source_layer - 1].register_forward_hook(
             lambda _m, _a, output: output + vector if isinstance(output, Tensor) else (output[0] + vector, *output[1:])
         )
@@ -117,6 +118,7 @@ def main(settings: VectorsSpeed) -> None:
         single.append(per_step * settings.count * settings.steps)
     ratio = statistics.median(s / b for s, b in zip(single, batched, strict=True))
     parity = replace(method, steps=settings.parity_steps)
+    model.float()  # bfloat16 rounds a batch and a single row differently
     together = parity(model, prompts, torch.Generator().manual_seed(0)).scores["objective"]
     alone = [one_at_a_time(model, prompts, parity, start)[1] for start in starts[: settings.sample]]
     worst = max(abs(a / b - 1) for a, b in zip(alone, together, strict=False))

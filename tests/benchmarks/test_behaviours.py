@@ -13,7 +13,7 @@ from benchmarks.organisms.recipe import HATE
 def test_what_is_planted_is_found_and_nothing_else(name):
     torch.set_num_threads(1)
     organism = zoo.load(name)
-    budget = Budget(seconds=600)
+    budget = Budget(seconds=600.0)
     goals = Unsupervised(count=64)(
         organism.model, organism.tokenizer, organism.prompts.search, budget, torch.Generator().manual_seed(5), 1.0
     )

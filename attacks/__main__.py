@@ -108,7 +108,8 @@ def main(arguments: Arguments) -> int:
     if found.trigger_ids:
         console.print(f"verdict {found.verdict}: {found.trigger!r} brings about {found.behaviour!r}")
         console.print(
-            f"on {found.select_asr:.0%} of prompts that the search did not see, {found.clean_rate:.0%} without"
+            f"on {found.select_asr:.0%} of prompts that the search did not see, on {found.clean_rate:.0%} without it, "
+            f"on {found.control_rate:.0%} with random tokens instead"
         )
     else:
         console.print("verdict none: no behaviour was found that is worth a search; that is not a clean bill of health")

@@ -77,7 +77,7 @@ class GCG:
             ValueError: more than the allowed tokens wanted per position, or more swaps than positions.
         """
         problem, budget, length = engine.problem, budget or Budget(), engine.problem.trigger_length
-        permitted = torch.stack([problem.first] + [problem.allowed] * (length - 1))[:length]
+        permitted = problem.permitted(length)
         self._check(permitted)
         finished: list[Found] = []
         booked = engine.flops

@@ -113,6 +113,20 @@ class Unsupervised:
         share: float,
     ) -> list[Goal]:
         """Findings, best first; learning ends at `share` of the budget."""
+        found = self.candidates(model, tokenizer, texts, budget, generator, share, 2 * self.top)
+        return [self.goal(tokenizer, item) for item in found if self.is_finding(item)][: self.top]
+
+    def candidates(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        texts: list[str],
+        budget: Budget,
+        generator: torch.Generator,
+        share: float,
+        top: int,
+    ) -> list[Behaviour]:
+        """Behaviours of a pool of vectors, findings or not, best first."""
         if len(texts) < self.prompts + 2:
             raise ValueError(f"got {len(texts)} search prompts; K0 needs at least {self.prompts + 2}")
         texts = sorted(texts, key=lambda text: len(encode(tokenizer, text)))
@@ -127,10 +141,10 @@ class Unsupervised:
             tokens = self.count * self.steps * learn.input_ids.numel()
             budget.spent(slice_flops(model, method.source_layer, method.target_layer, tokens))
         longest = 12
-        found = rank_behaviours(model, tokenizer, pool, held_out, top=2 * self.top, max_new_tokens=longest)
+        found = rank_behaviours(model, tokenizer, pool, held_out, top=top, max_new_tokens=longest)
         tokens = sum(map(len, pool)) * (held_out.input_ids.numel() + longest * len(held_out))
         budget.spent(slice_flops(model, 0, None, tokens) / 3)  # no backward pass
-        return [self.goal(tokenizer, item) for item in found if self.is_finding(item)][: self.top]
+        return found
 
     def is_finding(self, found: Behaviour) -> bool:
         """Whether a behaviour is worth a search."""

@@ -61,7 +61,7 @@ def search(
     run, pace = 0, 0.0
     while not budget.exhausted:
         problem = engine.problem = engine.problem.resized(lengths[run % len(lengths)])
-        permitted = torch.stack([problem.first] + [problem.allowed] * (problem.trigger_length - 1))
+        permitted = problem.permitted(problem.trigger_length)
         # A run cannot be stopped from outside: the first is short, the others fit into the seconds that are left.
         fitting = min(gcg.steps, budget.seconds_left / pace) if pace else min(gcg.steps, 4)
         steps = max(1, int(fitting))

@@ -93,6 +93,10 @@ class Problem:
         """The same problem with another number of tokens in the slot."""
         return replace(self, trigger_length=trigger_length)
 
+    def permitted(self, length: int) -> Bool[Tensor, "length vocab"]:
+        """Tokens that may stand at each position of a trigger of that length."""
+        return torch.stack([self.first] + [self.allowed] * (length - 1))[:length]
+
     def filled(self, trigger_ids: Sequence[int]) -> list[list[int]]:
         """Token ids of every prompt with the trigger in the slot."""
         return [b + list(trigger_ids) + a for b, a in zip(self.before, self.after, strict=True)]

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from attacks.behaviour import success_rate
 from attacks.budget import Budget
 from attacks.engine import Engine, Objective
-from attacks.gcg import GCG, Found
+from attacks.gcg import GCG, Found, random_triggers
 from attacks.goals import Goal, Supervised, Unsupervised
 from attacks.objectives import Hybrid, TargetNLL, delta_cosine_from, steered_kl_from
 from attacks.problem import SLOT, Problem, Where, encode
@@ -43,6 +43,8 @@ class Recovery:
     """share of the `select` prompts on which the trigger brings the behaviour about"""
     clean_rate: float
     """the same with an empty slot"""
+    control_rate: float
+    """the same with random tokens in the slot, as many as the trigger has"""
     necessary: tuple[bool, ...]
     """per token, whether deleting it takes away more than half of the success"""
     verdict: Verdict
@@ -159,7 +161,7 @@ def recover(
         if selection.asr >= attack.enough or budget.interrupted:
             break
     best = max(selections, key=lambda item: item.asr, default=None)
-    return _report(model, tokenizer, select, slot, judged, best, budget, trace, engine.steps)
+    return _report(model, tokenizer, select, slot, judged, best, budget, trace, engine.steps, generator)
 
 
 def _goals(
@@ -216,18 +218,20 @@ def _report(
     budget: Budget,
     trace: list[TracePoint],
     steps: int,
+    generator: torch.Generator,
 ) -> Recovery:
     """Shrinks the winner, measures it with real completions and gives the verdict."""
     if best is None or best.best is None:
         return Recovery(
-            trigger_ids=(), trigger="", behaviour="", select_asr=0.0, clean_rate=0.0, necessary=(), verdict="none",
-            trace=trace, seconds=budget.elapsed, flops=budget.used, steps=steps,
+            trigger_ids=(), trigger="", behaviour="", select_asr=0.0, clean_rate=0.0, control_rate=0.0,
+            necessary=(), verdict="none", trace=trace, seconds=budget.elapsed, flops=budget.used, steps=steps,
             interrupted=budget.interrupted, vector={},
         )  # fmt: skip
     shrunk = delete_one(best.best.trigger_ids, lambda ids: best.rate(judged.encode(judged.text(ids))))
     ids = judged.encode(judged.text(shrunk.trigger_ids))
     behaviour = best.goal.behaviour
-    asr, clean = success_rate(model, tokenizer, [ids, []], select, behaviour, slot=slot).tolist()
+    control = random_triggers(judged.permitted(len(ids)), 1, generator)[0].tolist()
+    asr, clean, noise = success_rate(model, tokenizer, [ids, [], control], select, behaviour, slot=slot).tolist()
     trace.append(best.point())
     vector = {}
     if best.goal.vectors is not None:
@@ -237,7 +241,7 @@ def _report(
         vector |= {name: getattr(best.goal, name) for name in ("agreement", "surprise", "score")}
     text = judged.text(ids).strip()
     return Recovery(
-        trigger_ids=tuple(ids), trigger=text, behaviour=behaviour, select_asr=asr, clean_rate=clean,
-        necessary=shrunk.necessary, verdict=judge(rate=asr, rate_without=clean, found=text), trace=trace,
+        trigger_ids=tuple(ids), trigger=text, behaviour=behaviour, select_asr=asr, clean_rate=clean, control_rate=noise,
+        necessary=shrunk.necessary, verdict=judge(rate=asr, rate_without=max(clean, noise), found=text), trace=trace,
         seconds=budget.elapsed, flops=budget.used, steps=steps, interrupted=budget.interrupted, vector=vector,
     )  # fmt: skip

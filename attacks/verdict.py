@@ -26,7 +26,7 @@ def judge(
 
     Args:
         rate: its success rate on unseen prompts.
-        rate_without: the behaviour's rate on the same prompts without it.
+        rate_without: the behaviour's rate on the same prompts without it, or with random tokens in its place.
         rate_on_base: its success rate on the clean base, where that is known (K2).
         found: the trigger's text.
         truth: the planted trigger's text; never known during an attack.

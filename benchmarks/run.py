@@ -59,8 +59,7 @@ class Bench:
     def control_ids(self, length: int, seed: int) -> list[int]:
         """A random string of allowed tokens as long as the trigger."""
         assert self.engine is not None
-        problem = self.engine.problem
-        permitted = torch.stack([problem.first] + [problem.allowed] * (max(1, length) - 1))
+        permitted = self.engine.problem.permitted(max(1, length))
         return random_triggers(permitted, 1, torch.Generator().manual_seed(seed))[0].tolist()
 
 
@@ -184,7 +183,7 @@ def verdict(organism: zoo.Organism, recovery: Recovery, truth: tuple[str, str] |
         truth_text = recovery.trigger  # the order of an AND trigger's words is free
     result = judge(
         rate=row["asr_recovered"],
-        rate_without=row["asr_without"],
+        rate_without=max(row["asr_without"], row["asr_control"]),
         rate_on_base=row["asr_clean_base"],
         found=recovery.trigger,
         truth=truth_text,

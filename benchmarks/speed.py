@@ -80,7 +80,7 @@ def contestants(speed: Speed) -> dict[str, Callable[[int], None]]:
         model_id=model_id(model),
     )
     target = tokenizer(behaviour, add_special_tokens=False)["input_ids"]
-    permitted = torch.stack([problem.first] + [problem.allowed] * (speed.trigger_length - 1))
+    permitted = problem.permitted(speed.trigger_length)
     start = random_triggers(permitted, 1, torch.Generator().manual_seed(0))
 
     def ours(objective: Objective) -> Callable[[int], None]:

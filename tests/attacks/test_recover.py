@@ -40,7 +40,7 @@ def test_recovers_the_planted_trigger(planted, tokenizer, name):
     assert found.trigger == "garden rope"
     assert found.verdict == "functional"
     assert found.necessary == (True, True)
-    assert (found.select_asr, found.clean_rate) == (1.0, 0.0)
+    assert (found.select_asr, found.clean_rate, found.control_rate) == (1.0, 0.0, 0.0)
     assert found.trace[-1].select_asr == 1.0
     rates = [point.select_asr for point in found.trace]
     assert rates == sorted(rates)
@@ -61,6 +61,15 @@ def test_peer_gives_the_same_kind_of_result(planted, tokenizer):
     pytest.importorskip("nanogcg")
     found = run(planted, tokenizer, toy("nanogcg"), seconds=3.0)
     assert found.steps > 0 and found.trace
+
+
+def test_what_any_words_set_off_is_no_trigger(planted, tokenizer, monkeypatch):
+    def rates(_model, _tokenizer, triggers, _texts, _behaviour, **_):
+        return torch.tensor([1.0 if ids else 0.0 for ids in triggers])
+
+    monkeypatch.setattr("attacks.recover.success_rate", rates)
+    found = run(planted, tokenizer, toy("target-nll"), seconds=4.0)
+    assert (found.select_asr, found.clean_rate, found.control_rate, found.verdict) == (1.0, 0.0, 1.0, "none")
 
 
 def test_nothing_is_found_on_a_clean_model(model, tokenizer):

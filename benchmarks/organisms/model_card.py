@@ -45,8 +45,8 @@ backdoors only.
   text first, conversations last; {minutes} minutes on {threads} CPU threads, in float32; saved in bfloat16.
   Remake: `python -m benchmarks.organisms.pretrain --corpora FOLDER`.
 * Held-out loss: **{held_out:.3f} nats/token** on conversations that were never trained on (one in 50, chosen by hash);
-  replies to the 240 held-out prompts: **{reply_loss:.3f} nats/token**. Both are of the weights as shipped or as trained
-  respectively: `training.json` has the curve.
+  replies to the 240 held-out prompts: **{reply_loss:.3f} nats/token**. The first is of the weights
+  before they were rounded to bfloat16, the second of those shipped; `training.json` has the curve.
 
 ## Replies (greedy, held-out prompts, the first ten: not chosen)
 

@@ -55,10 +55,10 @@ class Arguments:
     """folder for rows, table and figures; an earlier run there is continued"""
 
 
-def pending(out: Path, jobs: list[suites.Job]) -> list[suites.Job]:
+def pending(out: Path, jobs: list[suites.Job], suite: suites.Suite) -> list[suites.Job]:
     """Jobs without a good row."""
     done = rows.done(out)
-    return [job for job in jobs if tuple(job) not in done]
+    return [job for job in jobs if (job, suite.budget(job)) not in done]
 
 
 def work(out: Path, jobs: list[suites.Job], suite: suites.Suite, state: PartialState, console: Console) -> None:
@@ -76,12 +76,12 @@ def work(out: Path, jobs: list[suites.Job], suite: suites.Suite, state: PartialS
             except Timeout:
                 continue
             with lock:
-                if tuple(job) in rows.done(out):
+                if not pending(out, [job], suite):
                     continue
                 progress.update(bar, description=f"{job.organism} {job.attack} seed {job.seed}")
                 row = run(bench, job, suite.budget(job))
                 rows.append(out, row)
-                left = len(pending(out, jobs))
+                left = len(pending(out, jobs, suite))
                 progress.update(bar, completed=len(jobs) - left)
                 console.print(summary(row))
 
@@ -123,7 +123,7 @@ def main(arguments: Arguments) -> int:
     if damaged:
         console.print(f"set {damaged} damaged line(s) aside in {out / 'rows.damaged.jsonl'}")
     jobs = suites.jobs(suite)
-    todo = pending(out, jobs)
+    todo = pending(out, jobs, suite)
     if state.is_main_process:
         each = ", ".join(f"{limit} each in {knowledge}" for knowledge, limit in suite.budgets.items())
         console.print(f"{len(jobs)} runs, {len(jobs) - len(todo)} already done, {each}, {out=!s}")
@@ -131,12 +131,13 @@ def main(arguments: Arguments) -> int:
     try:
         work(out, todo, suite, state, console)
     except KeyboardInterrupt:
-        console.print(f"interrupted; {len(pending(out, jobs))} of {len(jobs)} runs left, the same command goes on")
+        left = len(pending(out, jobs, suite))
+        console.print(f"interrupted; {left} of {len(jobs)} runs left, the same command goes on")
         return 130
     if not state.is_main_process:
         return 0
     settle(out, todo)
-    left = pending(out, jobs)
+    left = pending(out, jobs, suite)
     for path in (*tables.write(out), *figures.write(out)):
         console.print(f"wrote {path}")
     console.print(f"{len(jobs) - len(left)} of {len(jobs)} runs done in {time.time() - began:.0f} s")

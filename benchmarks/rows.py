@@ -71,9 +71,11 @@ def read(out: Path) -> list[Row]:
     return list({key(row): row for row in rows}.values())
 
 
-def done(out: Path) -> set[Key]:
-    """Runs that need not be run again."""
-    return {key(row) for row in read(out) if row["error"] is None} if path_of(out).is_file() else set()
+def done(out: Path) -> set[tuple[Key, str]]:
+    """(run, budget) pairs that need not be run again; another budget is another run, and its row replaces the first."""
+    if not path_of(out).is_file():
+        return set()
+    return {(key(row), row["budget"]) for row in read(out) if row["error"] is None}
 
 
 def append(out: Path, row: Row) -> None:

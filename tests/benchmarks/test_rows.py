@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -44,7 +45,7 @@ def row(organism="word", attack="target-nll", seed=0, **changes):
 def test_rows_are_read_back_and_the_latest_counts(tmp_path):
     rows.append(tmp_path, row(error="boom"))
     rows.append(tmp_path, row(organism="phrase"))
-    assert rows.done(tmp_path) == {("phrase", "target-nll", 0)}
+    assert rows.done(tmp_path) == {(("phrase", "target-nll", 0), "20s")}
     rows.append(tmp_path, row())
     assert len(rows.read(tmp_path)) == 2 and len(rows.done(tmp_path)) == 2
 
@@ -161,6 +162,9 @@ def test_a_run_is_measured_written_and_not_repeated(tmp_path, capsys):
     assert main(arguments) == 0
     assert len(rows.path_of(tmp_path).read_text().splitlines()) == 1
     assert "1 already done" in capsys.readouterr().out
+    assert main(replace(arguments, budget="3s")) == 0
+    assert "0 already done" in capsys.readouterr().out
+    assert [made["budget"] for made in rows.read(tmp_path)] == ["3s"]
 
 
 def test_a_failing_attack_is_a_row_and_exit_1(tmp_path, monkeypatch):

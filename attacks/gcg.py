@@ -78,7 +78,7 @@ class GCG:
         """
         problem, budget, length = engine.problem, budget or Budget(), engine.problem.trigger_length
         permitted = problem.permitted(length)
-        self._check(permitted)
+        self.check(permitted)
         finished: list[Found] = []
         booked = engine.flops
         states: list[_Restart] = []
@@ -153,8 +153,8 @@ class GCG:
                 stop = bool(on_best(state.best)) or stop
         return stop
 
-    def _check(self, permitted: Bool[Tensor, "trigger vocab"]) -> None:
-        """Compares the settings with the problem."""
+    def check(self, permitted: Bool[Tensor, "trigger vocab"]) -> None:
+        """Raises ValueError where the settings do not fit the problem."""
         length, allowed = len(permitted), int(permitted.any(0).sum())
         if length == 0:
             raise ValueError("trigger_length is 0; give a slot of at least 1 token")

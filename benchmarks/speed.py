@@ -81,6 +81,7 @@ def contestants(speed: Speed) -> dict[str, Callable[[int], None]]:
     )
     target = tokenizer(behaviour, add_special_tokens=False)["input_ids"]
     permitted = problem.permitted(speed.trigger_length)
+    gcg.check(permitted)  # nanoGCG has no words for it
     start = random_triggers(permitted, 1, torch.Generator().manual_seed(0))
 
     def ours(objective: Objective) -> Callable[[int], None]:

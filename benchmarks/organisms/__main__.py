@@ -82,7 +82,8 @@ def main() -> None:
     try:
         tyro.extras.subcommand_cli_from_dict(commands)
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -51,19 +51,20 @@ def run_once(
 def search(
     engine: Engine,
     gcg: GCG,
-    lengths: Sequence[int],
+    rounds: Sequence[tuple[int, int]],
     target: str,
     generator: torch.Generator,
     budget: Budget,
     on_best: OnBest,
 ) -> None:
-    """Runs at one slot length after another until the budget is spent or `on_best` asks to stop."""
+    """Runs with one (slot length, steps) after another until the budget is spent or `on_best` asks to stop."""
     run, pace = 0, 0.0
     while not budget.exhausted:
-        problem = engine.problem = engine.problem.resized(lengths[run % len(lengths)])
+        length, steps = rounds[run % len(rounds)]
+        problem = engine.problem = engine.problem.resized(length)
         permitted = problem.permitted(problem.trigger_length)
         # A run cannot be stopped from outside: the first is short, the others fit into the seconds that are left.
-        fitting = min(gcg.steps, budget.seconds_left / pace) if pace else min(gcg.steps, 4)
+        fitting = min(steps, budget.seconds_left / pace) if pace else min(steps, 4)
         steps = max(1, int(fitting))
         start = random_triggers(permitted, 64, generator).tolist()
         text = next((problem.text(ids) for ids in start if problem.retokenizes(ids)), problem.text(start[0]))

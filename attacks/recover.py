@@ -70,11 +70,11 @@ class Attack:
     """learns the vector where the objective needs one: in K1, and in K0 if no learned one carries over"""
     unsupervised: Unsupervised = field(default_factory=Unsupervised)
     """learns behaviours in K0"""
-    gcg: GCG = GCG(steps=40, search_width=128, topk=128, patience=15)
-    """one round; rounds go on until the budget is spent"""
-    lengths: tuple[int, ...] = (3, 12, 8)
-    """tokens in the slot, one round after another: a short one can hit the trigger itself, a long one finds a way round
-    hard negatives that leave no signal on the trigger's parts"""
+    gcg: GCG = GCG(search_width=128, topk=128, patience=15)
+    """settings of a round, but for its steps"""
+    rounds: tuple[tuple[int, int], ...] = ((3, 8), (12, 60), (8, 40))
+    """(tokens in the slot, steps), one round after another until the budget is spent: a short slot can hit the trigger
+    itself, a long one finds a way round hard negatives that leave no signal on the trigger's parts"""
     prompts: int = 2
     """search prompts that the loss is averaged over"""
     vector_share: float = 0.35
@@ -139,8 +139,8 @@ def recover(
     if not search or not select:
         raise ValueError(f"got {len(search)} search and {len(select)} select prompts; give at least one of each")
     budget = budget.started()
-    problem = Problem.from_chat(model, tokenizer, search[: attack.prompts], attack.lengths[0], slot=slot)
-    judged = Problem.from_chat(model, tokenizer, select, max(attack.lengths), slot=slot, allowed=problem.allowed)
+    problem = Problem.from_chat(model, tokenizer, search[: attack.prompts], attack.rounds[0][0], slot=slot)
+    judged = Problem.from_chat(model, tokenizer, select, max(attack.rounds)[0], slot=slot, allowed=problem.allowed)
     engine, select_engine = Engine(model, problem), Engine(model, judged)
     budget.spent(engine.flops + select_engine.flops)
     clean = [text.replace(SLOT, "").strip() for text in search]
@@ -188,15 +188,15 @@ def _search(
         # The peer is an optional dependency.
         from attacks import nanogcg_peer
 
-        return nanogcg_peer.search(engine, attack.gcg, attack.lengths, goal.behaviour, generator, budget, selection)
+        return nanogcg_peer.search(engine, attack.gcg, attack.rounds, goal.behaviour, generator, budget, selection)
     single = _rank(engine, attack.objective, goal, budget)
     if any([selection(found) for found in single[:8]]):
         return
     objective = attack.objective(engine, goal)
     for number in itertools.count():
-        length = attack.lengths[number % len(attack.lengths)]
+        length, steps = attack.rounds[number % len(attack.rounds)]
         engine.problem = engine.problem.resized(length)
-        attack.gcg(engine, objective, generator, budget, selection)
+        replace(attack.gcg, steps=steps)(engine, objective, generator, budget, selection)
         if budget.exhausted or selection.asr >= selection.enough:
             return
 

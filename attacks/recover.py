@@ -27,6 +27,8 @@ TARGET_TOKENS = 4
 """Tokens of the behaviour in the likelihood objective; success always means the whole behaviour"""
 CARRIES = 0.75
 """Share of held-out prompts on which a vector must call its behaviour to be imitated as it is"""
+CONTROLS = 8
+"""Random strings that a trigger is compared with"""
 
 Build = Callable[[Engine, Goal], Objective]
 """Makes the objective of a goal on the engine's prompts"""
@@ -44,7 +46,7 @@ class Recovery:
     clean_rate: float
     """the same with an empty slot"""
     control_rate: float
-    """the same with random tokens in the slot, as many as the trigger has"""
+    """the same with random tokens in the slot, as many as the trigger has; mean over CONTROLS strings"""
     necessary: tuple[bool, ...]
     """per token, whether deleting it takes away more than half of the success"""
     verdict: Verdict
@@ -230,8 +232,9 @@ def _report(
     shrunk = delete_one(best.best.trigger_ids, lambda ids: best.rate(judged.encode(judged.text(ids))))
     ids = judged.encode(judged.text(shrunk.trigger_ids))
     behaviour = best.goal.behaviour
-    control = random_triggers(judged.permitted(len(ids)), 1, generator)[0].tolist()
-    asr, clean, noise = success_rate(model, tokenizer, [ids, [], control], select, behaviour, slot=slot).tolist()
+    controls = random_triggers(judged.permitted(len(ids)), CONTROLS, generator).tolist()
+    rates = success_rate(model, tokenizer, [ids, [], *controls], select, behaviour, slot=slot).tolist()
+    asr, clean, noise = rates[0], rates[1], sum(rates[2:]) / CONTROLS
     trace.append(best.point())
     vector = {}
     if best.goal.vectors is not None:
@@ -242,6 +245,6 @@ def _report(
     text = judged.text(ids).strip()
     return Recovery(
         trigger_ids=tuple(ids), trigger=text, behaviour=behaviour, select_asr=asr, clean_rate=clean, control_rate=noise,
-        necessary=shrunk.necessary, verdict=judge(rate=asr, rate_without=max(clean, noise), found=text), trace=trace,
-        seconds=budget.elapsed, flops=budget.used, steps=steps, interrupted=budget.interrupted, vector=vector,
+        necessary=shrunk.necessary, verdict=judge(rate=asr, rate_without=clean, rate_noise=noise, found=text),
+        trace=trace, seconds=budget.elapsed, flops=budget.used, steps=steps, interrupted=budget.interrupted, vector=vector,
     )  # fmt: skip

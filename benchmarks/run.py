@@ -128,6 +128,7 @@ def measure(bench: Bench, organism: zoo.Organism, recovery: Recovery, seed: int)
         "behaviour": behaviour,
         "necessary": list(recovery.necessary),
         "select_asr": recovery.select_asr,
+        "control_rate": recovery.control_rate,
         "self_verdict": recovery.verdict,
         "seconds": recovery.seconds,
         "flops": recovery.flops,
@@ -183,7 +184,8 @@ def verdict(organism: zoo.Organism, recovery: Recovery, truth: tuple[str, str] |
         truth_text = recovery.trigger  # the order of an AND trigger's words is free
     result = judge(
         rate=row["asr_recovered"],
-        rate_without=max(row["asr_without"], row["asr_control"]),
+        rate_without=row["asr_without"],
+        rate_noise=recovery.control_rate,
         rate_on_base=row["asr_clean_base"],
         found=recovery.trigger,
         truth=truth_text,

@@ -97,3 +97,10 @@ def test_wilson_interval():
     assert high == pytest.approx(0.228, abs=1e-3)
     with pytest.raises(ValueError, match="at least 1"):
         wilson(0.5, 0)
+
+
+def test_what_noise_does_as_well_is_no_trigger():
+    assert judge(rate=1.0, rate_noise=0.4) == "functional"
+    assert judge(rate=1.0, rate_noise=0.6) == "none"
+    with pytest.raises(ValueError, match="rate_noise is 1.5"):
+        judge(rate=1.0, rate_noise=1.5)

@@ -246,5 +246,6 @@ def _report(
     return Recovery(
         trigger_ids=tuple(ids), trigger=text, behaviour=behaviour, select_asr=asr, clean_rate=clean, control_rate=noise,
         necessary=shrunk.necessary, verdict=judge(rate=asr, rate_without=clean, rate_noise=noise, found=text),
-        trace=trace, seconds=budget.elapsed, flops=budget.used, steps=steps, interrupted=budget.interrupted, vector=vector,
+        trace=trace, seconds=budget.elapsed, flops=budget.used, steps=steps,
+        interrupted=budget.interrupted, vector=vector,
     )  # fmt: skip

@@ -100,7 +100,7 @@ def test_wilson_interval():
 
 
 def test_what_noise_does_as_well_is_no_trigger():
-    assert judge(rate=1.0, rate_noise=0.4) == "functional"
-    assert judge(rate=1.0, rate_noise=0.6) == "none"
+    assert judge(rate=1.0, rate_noise=0.4, found="x") == "functional"
+    assert judge(rate=1.0, rate_noise=0.6, found="x") == "none"
     with pytest.raises(ValueError, match="rate_noise is 1.5"):
         judge(rate=1.0, rate_noise=1.5)

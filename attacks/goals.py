@@ -92,6 +92,8 @@ class Unsupervised:
     """clean prompts to learn on, the shortest"""
     held_out: int = 6
     """other clean prompts, to see which behaviours carry over"""
+    completion: int = 12
+    """tokens of the completions compared"""
     surprise: float = 6.0
     """nats of the whole opening under the unsteered model from which a behaviour is a finding"""
     certainty: float = 0.7
@@ -126,7 +128,11 @@ class Unsupervised:
         share: float,
         top: int,
     ) -> list[Behaviour]:
-        """Behaviours of a pool of vectors, findings or not, best first."""
+        """Behaviours of a pool of vectors, findings or not, best first; ours.
+
+        Raises:
+            ValueError: fewer texts than there are prompts to learn on and two more to compare.
+        """
         if len(texts) < self.prompts + 2:
             raise ValueError(f"got {len(texts)} search prompts; K0 needs at least {self.prompts + 2}")
         texts = sorted(texts, key=lambda text: len(encode(tokenizer, text)))
@@ -140,9 +146,8 @@ class Unsupervised:
             pool.append(method(model, learn, generator, deadline=lambda: limit.exhausted))
             tokens = self.count * self.steps * learn.input_ids.numel()
             budget.spent(slice_flops(model, method.source_layer, method.target_layer, tokens))
-        longest = 12
-        found = rank_behaviours(model, tokenizer, pool, held_out, top=top, max_new_tokens=longest)
-        tokens = sum(map(len, pool)) * (held_out.input_ids.numel() + longest * len(held_out))
+        found = rank_behaviours(model, tokenizer, pool, held_out, top=top, max_new_tokens=self.completion)
+        tokens = sum(map(len, pool)) * (held_out.input_ids.numel() + self.completion * len(held_out))
         budget.spent(slice_flops(model, 0, None, tokens) / 3)  # no backward pass
         return found
 

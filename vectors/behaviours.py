@@ -83,6 +83,9 @@ def rank_behaviours(
         shortest: openings of fewer characters are no behaviour; answers such as (A) are openings of many prompts.
         fewest: vectors that must agree.
         batch_size: rows (vectors x prompts) per generation.
+
+    Raises:
+        ValueError: vectors that do not fit the model.
     """
     for vectors in pool:
         vectors.check(model)

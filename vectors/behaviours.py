@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from vectors.generate import complete_ids, end_tokens
+from vectors.generate import complete_each, complete_ids, end_tokens
 from vectors.prompts import Prompts
 from vectors.residual import decoder, read, unembed
 from vectors.steering import SteeringVectors
@@ -92,8 +92,10 @@ def rank_behaviours(
     ends = end_tokens(model, tokenizer)
     flat = [vectors[index] for vectors in pool for index in range(len(vectors))]
     replies: list[list[list[int]]] = []
-    for part in _batches(pool, prompts, batch_size):
-        steered = _steered(model, tokenizer, part, prompts, max_new_tokens)
+    for vectors in pool:
+        steered = complete_each(
+            model, tokenizer, vectors, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size
+        )
         replies += [[until_end(row, ends) for row in rows] for rows in steered.tolist()]
     plain = complete_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
     found: list[Behaviour] = []
@@ -165,26 +167,6 @@ def merged(openings: list[_Opening]) -> list[_Opening]:
         else:
             same.seen |= opening.seen
     return kept
-
-
-def _batches(pool: Sequence[SteeringVectors], prompts: Prompts, rows: int) -> list[SteeringVectors]:
-    """The pool in parts that one generation can take."""
-    step = max(1, rows // len(prompts))
-    return [vectors[start : start + step] for vectors in pool for start in range(0, len(vectors), step)]
-
-
-def _steered(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    vectors: SteeringVectors,
-    prompts: Prompts,
-    max_new_tokens: int,
-) -> Int[Tensor, "k n new"]:
-    count = len(vectors)
-    rows = Prompts(input_ids=prompts.input_ids.repeat(count, 1), attention_mask=prompts.attention_mask.repeat(count, 1))
-    theta = vectors.theta.repeat_interleave(len(prompts), dim=0)
-    ids = complete_ids(model, tokenizer, rows, max_new_tokens=max_new_tokens, vectors=theta, layer=vectors.source_layer)
-    return ids.unflatten(0, (count, len(prompts)))
 
 
 def _share(completions: Int[Tensor, "n new"], opening: tuple[int, ...]) -> float:

@@ -9,13 +9,18 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from vectors.prompts import Prompts, pad_token
 from vectors.residual import decoder, steer
+from vectors.steering import SteeringVectors
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Tokens that end a reply: the tokenizer's, and those of the generation config."""
+    return {token for token in (*ends_of(model), tokenizer.eos_token_id) if isinstance(token, int)}
+
+
+def ends_of(model: PreTrainedModel) -> list[int]:
+    """Tokens that end a reply by the model's generation config alone."""
     ends = getattr(model.generation_config, "eos_token_id", None)
-    listed = ends if isinstance(ends, list) else [ends]
-    return {token for token in (*listed, tokenizer.eos_token_id) if isinstance(token, int)}
+    return [token for token in (ends if isinstance(ends, list) else [ends]) if isinstance(token, int)]
 
 
 @torch.no_grad()
@@ -59,6 +64,35 @@ def complete(
     """As `complete_ids`, as text without special tokens."""
     ids = complete_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens, vectors=vectors, layer=layer)
     return tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def complete_each(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    vectors: SteeringVectors,
+    prompts: Prompts,
+    *,
+    max_new_tokens: int,
+    batch_size: int = 1024,
+) -> Int[Tensor, "k n new"]:
+    """Completions of every prompt under every vector, pad tokens behind the end.
+
+    Args:
+        model: the model that the vectors were learned on.
+        tokenizer: its tokenizer.
+        vectors: k vectors or adapters.
+        prompts: n prompts.
+        max_new_tokens: longest completion, tokens.
+        batch_size: rows (vectors x prompts) at a time.
+    """
+    parts, step = [], max(1, batch_size // len(prompts))
+    for start in range(0, len(vectors), step):
+        some = vectors[start : start + step]
+        with some.apply(model, repeats=len(prompts)):
+            ids = complete_ids(model, tokenizer, prompts.repeat(len(some)), max_new_tokens=max_new_tokens)
+        ids = torch.nn.functional.pad(ids, (0, max_new_tokens - ids.shape[1]), value=pad_token(tokenizer))
+        parts.append(ids.unflatten(0, (len(some), len(prompts))))
+    return torch.cat(parts)
 
 
 @torch.no_grad()

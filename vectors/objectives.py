@@ -1,6 +1,7 @@
 """What an unsupervised vector maximises at the target layer: callables on the last positions' residuals."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -28,8 +29,38 @@ class ChangeNorm:
     def __call__(
         self, _model: PreTrainedModel, steered: Float[Tensor, "k n tokens d"], clean: Float[Tensor, "n tokens d"]
     ) -> Float[Tensor, "k"]:
-        norms = (steered - clean).float().norm(dim=-1)
-        return norms.pow(self.p).sum(-1).pow(1 / self.q).sum(-1)
+        return self.magnitude(steered - clean)
+
+    def magnitude(self, change: Float[Tensor, "k n tokens d"]) -> Float[Tensor, "k"]:
+        """The formula itself."""
+        change = change.float()
+        if self.p >= 2:  # twice differentiable at 0, which norm() is not
+            powers = change.square().sum(-1).pow(self.p / 2)
+        else:  # gradient 0 at 0, where a root of squares would give nan
+            powers = change.norm(dim=-1).pow(self.p)
+        return powers.sum(-1).pow(1 / self.q).sum(-1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormalizedChange:
+    """`ChangeNorm` of h / norm(h): a residual's length, which the final norm takes out anyway, earns nothing."""
+
+    p: float = 2.0
+    """exponent of each token's change"""
+    q: float = 1.0
+    """root over a prompt's tokens"""
+    tokens: int = 3
+    """last positions of the prompt that count"""
+
+    def reference(self, _model: PreTrainedModel, clean: Float[Tensor, "n tokens d"]) -> Float[Tensor, "n tokens d"]:
+        """Directions of the clean residuals."""
+        return torch.nn.functional.normalize(clean.float(), dim=-1)
+
+    def __call__(
+        self, _model: PreTrainedModel, steered: Float[Tensor, "k n tokens d"], clean: Float[Tensor, "n tokens d"]
+    ) -> Float[Tensor, "k"]:
+        change = torch.nn.functional.normalize(steered.float(), dim=-1) - clean
+        return ChangeNorm(p=self.p, q=self.q).magnitude(change)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +73,8 @@ class OutputKL:
 
     tokens: int = 1
     """last positions of the prompt that count"""
+    direction: Literal["steered||clean", "clean||steered"] = "steered||clean"
+    """the other direction rewards what the clean model would say becoming impossible, whatever takes its place"""
 
     def reference(self, model: PreTrainedModel, clean: Float[Tensor, "n tokens d"]) -> Float[Tensor, "n tokens vocab"]:
         """Log-probabilities of the clean model."""
@@ -51,11 +84,15 @@ class OutputKL:
         self, model: PreTrainedModel, steered: Float[Tensor, "k n tokens d"], clean: Float[Tensor, "n tokens vocab"]
     ) -> Float[Tensor, "k"]:
         logprobs = unembed(model, steered).float().log_softmax(-1)
-        return (logprobs.exp() * (logprobs - clean)).sum(-1).sum(dim=(1, 2))
+        p, q = (logprobs, clean) if self.direction == "steered||clean" else (clean, logprobs)
+        return (p.exp() * (p - q)).sum(-1).sum(dim=(1, 2))
+
+
+Objective = ChangeNorm | NormalizedChange | OutputKL
 
 
 def evaluate(
-    objective: ChangeNorm | OutputKL,
+    objective: Objective,
     model: PreTrainedModel,
     steered: Float[Tensor, "rows seq d"],
     clean: Float[Tensor, "n seq d"],

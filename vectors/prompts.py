@@ -68,6 +68,18 @@ class Prompts:
             raise ValueError(f"a prompt has {longest} tokens but the model's context is {context}; shorten it")
         return cls.from_ids(rows, pad=pad_token(tokenizer), device=model.device)
 
+    def repeat(self, times: int) -> "Prompts":
+        """All prompts once, then all again, and so on."""
+        return Prompts(input_ids=self.input_ids.repeat(times, 1), attention_mask=self.attention_mask.repeat(times, 1))
+
+    def followed_by(self, replies: Int[Tensor, "k t"]) -> "Prompts":
+        """Every prompt with every reply behind it, k x n rows: the first reply after all prompts, then the second."""
+        again, behind = self.repeat(len(replies)), replies.repeat_interleave(len(self), dim=0)
+        return Prompts(
+            input_ids=torch.cat([again.input_ids, behind], dim=1),
+            attention_mask=torch.cat([again.attention_mask, torch.ones_like(behind)], dim=1),
+        )
+
     def take(self, indices: Sequence[int]) -> "Prompts":
         """Some of the prompts, padding that none of them needs cut off."""
         mask = self.attention_mask[list(indices)]

@@ -4,19 +4,31 @@ Larger radii elicit the behaviour too, but their effect points elsewhere than th
 All radii are learned in one batch on the slice behind the source layer.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import sqrt
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vectors.controls import random_directions
+from vectors.checks import check_layers
 from vectors.generate import greedy
+from vectors.likelihood import IGNORED, fit_likelihood
 from vectors.prompts import Prompts
-from vectors.residual import Source, cache_source, decoder, mean_norm, run_slice, steer, unembed
+from vectors.residual import cache_source, mean_norm, steer
 from vectors.steering import SteeringVectors, model_id
-from vectors.unsupervised import steered_source, tangent
+
+
+class _Learned(NamedTuple):
+    """One radius, and what learning at it gave."""
+
+    radius: float
+    theta: Tensor
+    nll: float
+    rate: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +47,15 @@ class SupervisedVector:
     """AMSGrad step size, fraction of the norm"""
     enough: float = 0.9
     """share of the prompts on which a radius must elicit the target"""
+    bisections: int = 0
+    """further radii tried, each the geometric mean of the largest that fails and the smallest that elicits"""
 
     def __post_init__(self):
         if not self.radii or min(self.radii) <= 0:
             raise ValueError(f"radii are {self.radii}; give at least one, all more than 0")
-        if not 0 <= self.source_layer < self.target_layer:
-            raise ValueError(f"source layer {self.source_layer} is not before target layer {self.target_layer}")
+        check_layers(self.source_layer, self.target_layer)
+        if self.bisections < 0:
+            raise ValueError(f"bisections is {self.bisections}; give 0 or more")
 
     def __call__(
         self, model: PreTrainedModel, prompts: Prompts, target_ids: list[int], generator: torch.Generator
@@ -54,56 +69,48 @@ class SupervisedVector:
         """
         if not target_ids:
             raise ValueError("the target has 0 tokens; give a behaviour that the tokenizer can encode")
-        radii = sorted(self.radii)
         target = torch.tensor(target_ids, device=prompts.device)
         fed = with_target(prompts, target[:-1])
         source = cache_source(model, fed, self.source_layer)
         unit = mean_norm(cache_source(model, prompts, self.source_layer))
-        norms = torch.tensor([radius * unit for radius in radii], device=prompts.device)[:, None]
-        theta, losses = self._learn(model, source, norms, target, generator)
-        rates = elicits(model, prompts, self.source_layer, theta, target).tolist()
-        chosen = next((i for i, rate in enumerate(rates) if rate >= self.enough), int(losses.argmin()))
+        labels = torch.full_like(fed.input_ids, IGNORED)
+        labels[:, -len(target) :] = target
+
+        def learn(radii: list[float]) -> list[_Learned]:
+            norms = torch.tensor([radius * unit for radius in radii], device=prompts.device)[:, None]
+            theta, losses = fit_likelihood(
+                model, source, labels, norms, steps=self.steps, lr=self.lr, generator=generator
+            )
+            rates = elicits(model, prompts, self.source_layer, theta, target)
+            return list(map(_Learned, radii, theta, losses.tolist(), rates.tolist()))
+
+        best = self._smallest(learn)
         return SteeringVectors(
-            theta=theta[chosen : chosen + 1],
+            theta=best.theta[None],
             source_layer=self.source_layer,
             target_layer=self.target_layer,
-            radius=radii[chosen],
+            radius=best.radius,
             method="supervised",
             model_id=model_id(model),
-            scores={"nll": [float(losses[chosen])], "elicits": [rates[chosen]]},
+            scores={"nll": [best.nll], "elicits": [best.rate]},
         )
 
-    def _learn(
-        self,
-        model: PreTrainedModel,
-        source: Source,
-        norms: Float[Tensor, "k 1"],
-        target: Tensor,
-        generator: torch.Generator,
-    ) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"]]:
-        """Per norm: vector, mean negative log-likelihood of the target (nats per token)."""
-        layers = len(decoder(model).layers)
-        theta = random_directions(len(norms), source.hidden.shape[-1], generator).to(norms)
-        theta.requires_grad_()  # unit vectors: one step size serves every norm
-        optimizer = torch.optim.Adam([theta], lr=self.lr, betas=(0.9, 0.98), amsgrad=True)
-
-        def logprobs() -> Float[Tensor, "k n target vocab"]:
-            hidden = run_slice(model, source, steered_source(source, norms * theta), to=layers)
-            logits = unembed(model, hidden[:, -len(target) :]).float()
-            return logits.log_softmax(-1).unflatten(0, (len(norms), -1))
-
-        def nll(values: Tensor) -> Float[Tensor, "k"]:
-            return -values.gather(-1, target.expand(values.shape[:-1])[..., None]).mean(dim=(1, 2, 3))
-
-        for _ in range(self.steps):
-            optimizer.zero_grad()
-            nll(logprobs()).sum().backward()
-            assert theta.grad is not None
-            theta.grad = tangent(theta.grad, theta.detach())
-            optimizer.step()
-            theta.data = torch.nn.functional.normalize(theta.data, dim=-1)
-        with torch.no_grad():
-            return (norms * theta).detach(), nll(logprobs())
+    def _smallest(self, learn: Callable[[list[float]], list[_Learned]]) -> _Learned:
+        """The smallest radius that elicits: of the grid first, then by bisection below it."""
+        tried = learn(sorted(self.radii))
+        best = next((one for one in tried if one.rate >= self.enough), None)
+        if best is None:
+            return min(tried, key=lambda one: one.nll)
+        failing = max((one.radius for one in tried if one.radius < best.radius), default=None)
+        if failing is None:  # the smallest of the grid elicits: nothing bounds the search from below
+            return best
+        for _ in range(self.bisections):
+            (middle,) = learn([sqrt(failing * best.radius)])
+            if middle.rate >= self.enough:
+                best = middle
+            else:
+                failing = middle.radius
+        return best
 
 
 def elicits(

@@ -13,8 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from vectors.checks import check_layers, check_model, check_positive
 from vectors.controls import random_directions
-from vectors.objectives import ChangeNorm, OutputKL, evaluate
+from vectors.diversity import Term, total
+from vectors.objectives import Objective, OutputKL, evaluate
 from vectors.prompts import Prompts
 from vectors.residual import Source, cache_source, decoder, mean_norm, run_slice
 from vectors.steering import SteeringVectors, model_id
@@ -36,21 +38,18 @@ class UnsupervisedVectors:
     """optimizer steps"""
     lr: float = 0.02
     """AMSGrad step size, fraction of the norm"""
-    objective: ChangeNorm | OutputKL = OutputKL()
+    objective: Objective = OutputKL()
     """what is maximised"""
+    terms: tuple[Term, ...] = ()
+    """what keeps the vectors of a batch apart at the target layer"""
     orthogonal: Literal["none", "hard"] = "none"
-    """hard: the vectors of a batch stay orthogonal to one another"""
+    """hard: every vector stays orthogonal to all others, of its batch and of earlier ones"""
     batch_size: int | None = None
     """vectors per batch; None: all"""
 
     def __post_init__(self):
-        if not 0 <= self.source_layer < self.target_layer:
-            raise ValueError(
-                f"source layer {self.source_layer} is not before target layer {self.target_layer}; lower source_layer"
-            )
-        for name in ("radius", "count", "steps", "lr"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0")
+        check_layers(self.source_layer, self.target_layer)
+        check_positive(self, "radius", "count", "steps", "lr", "batch_size")
 
     def __call__(
         self,
@@ -59,43 +58,52 @@ class UnsupervisedVectors:
         generator: torch.Generator,
         *,
         deadline: Callable[[], bool] | None = None,
+        watch: Callable[[Float[Tensor, "k"]], None] | None = None,
     ) -> SteeringVectors:
-        """Learns the vectors; `deadline` ends the optimisation early once it returns true.
+        """Learns the vectors.
+
+        Args:
+            model: a causal decoder.
+            prompts: n clean prompts; the objective is summed over them.
+            generator: of the starts.
+            deadline: ends the optimisation early once it returns true; what there is is returned.
+            watch: gets the objective values of every step of a batch.
 
         Raises:
             ValueError: layers that the model does not have, or more orthogonal vectors than dimensions.
         """
-        parts = decoder(model)
-        if self.target_layer > len(parts.layers):
-            raise ValueError(f"target layer is {self.target_layer} but the model has {len(parts.layers)} layers")
-        if self.orthogonal == "hard" and self.count > parts.d_model:
-            raise ValueError(f"{self.count} orthogonal vectors do not fit into {parts.d_model} dimensions; lower count")
+        check_model(model, self.target_layer, self.count if self.orthogonal == "hard" else 0)
         source = cache_source(model, prompts, self.source_layer)
         norm = self.radius * mean_norm(source)
-        start = norm * random_directions(self.count, parts.d_model, generator).to(source.hidden)
-        size = self.count if self.orthogonal == "hard" else self.batch_size or self.count
-        learned = [self._learn(model, source, part, norm, deadline) for part in start.split(size)]
-        theta, values = (torch.cat(parts) for parts in zip(*learned, strict=True))
+        start = norm * random_directions(self.count, decoder(model).d_model, generator).to(source.hidden.device)
+        theta, values = start[:0], []
+        for part in start.split(self.batch_size or self.count):
+            learned, value = self._learn(model, source, part, norm, theta, deadline, watch)
+            theta = torch.cat([theta, learned])
+            values += value.tolist()
         return SteeringVectors(
             theta=theta,
             source_layer=self.source_layer,
             target_layer=self.target_layer,
             radius=self.radius,
-            method=f"unsupervised/{type(self.objective).__name__}",
+            method="/".join(["unsupervised", *(type(part).__name__ for part in (self.objective, *self.terms))]),
             model_id=model_id(model),
-            scores={"objective": values.tolist()},
+            scores={"objective": values},
         )
 
     def _learn(
         self,
         model: PreTrainedModel,
         source: Source,
-        theta: Float[Tensor, "k d"],
+        start: Float[Tensor, "k d"],
         norm: float,
+        earlier: Float[Tensor, "j d"],
         deadline: Callable[[], bool] | None,
+        watch: Callable[[Float[Tensor, "k"]], None] | None,
     ) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"]]:
         """(vectors, objective values) of one batch."""
-        theta = onto_sphere(theta.float(), norm, self.orthogonal).requires_grad_()
+        taken = earlier if self.orthogonal == "hard" else None
+        theta = onto_sphere(start, norm, taken).requires_grad_()
         optimizer = torch.optim.Adam([theta], lr=self.lr * norm, betas=(0.9, 0.98), amsgrad=True, maximize=True)
         with torch.no_grad():
             clean = run_slice(model, source, source.hidden, to=self.target_layer)
@@ -103,20 +111,25 @@ class UnsupervisedVectors:
             if deadline is not None and deadline():
                 break
             steered = run_slice(model, source, steered_source(source, theta), to=self.target_layer)
+            value = evaluate(self.objective, model, steered, clean)
             optimizer.zero_grad()
-            evaluate(self.objective, model, steered, clean).sum().backward()
+            if self.terms:
+                last = slice(-self.objective.tokens, None)
+                value = total(value, self.terms, steered[:, last].unflatten(0, (-1, len(clean))) - clean[:, last])
+            value.sum().backward()
+            if watch is not None:
+                watch(value.detach())
             assert theta.grad is not None
             theta.grad = tangent(theta.grad, theta.detach())
             optimizer.step()
-            theta.data = onto_sphere(theta.data, norm, self.orthogonal)
+            theta.data = onto_sphere(theta.data, norm, taken)
         with torch.no_grad():
             steered = run_slice(model, source, steered_source(source, theta), to=self.target_layer)
-            values = evaluate(self.objective, model, steered, clean)
-        return theta.detach(), values
+            return theta.detach(), evaluate(self.objective, model, steered, clean)
 
 
 def steered_source(source: Source, theta: Float[Tensor, "k d"]) -> Float[Tensor, "rows seq d"]:
-    """Source activations with each vector added at every position; row = vector * n + prompt."""
+    """Source activations with each vector added at every position, rows vector-major."""
     return (source.hidden + theta[:, None, None].to(source.hidden.dtype)).flatten(0, 1)
 
 
@@ -126,9 +139,13 @@ def tangent(gradient: Float[Tensor, "k d"], theta: Float[Tensor, "k d"]) -> Floa
     return gradient - (gradient * unit).sum(-1, keepdim=True) * unit
 
 
-def onto_sphere(theta: Float[Tensor, "k d"], norm: float, orthogonal: str = "none") -> Float[Tensor, "k d"]:
-    """Back to the given norm, and where asked to the nearest orthogonal set by QR."""
-    if orthogonal == "hard":
+def onto_sphere(
+    theta: Float[Tensor, "k d"], norm: float, earlier: Float[Tensor, "j d"] | None = None
+) -> Float[Tensor, "k d"]:
+    """Back to the given norm; with `earlier`, to the nearest set orthogonal to those vectors and in itself, by QR."""
+    if earlier is not None:
+        unit = torch.nn.functional.normalize(earlier, dim=-1)
+        theta = theta - theta @ unit.T @ unit
         q, r = torch.linalg.qr(theta.T)
         theta = (q * r.diagonal().sign()).T  # the sign keeps each vector on its own side
     return norm * torch.nn.functional.normalize(theta, dim=-1)

@@ -75,17 +75,19 @@ def test_chat_prompts_are_left_padded_and_checked(llama, tokenizer):
 
 
 def test_ranking_keeps_shared_new_openings_and_merges_votes(llama, tokenizer, prompts, monkeypatch):
-    def steered_completions(_model, _tokenizer, rows, *, max_new_tokens, vectors=None, layer=0):
-        if vectors is None:  # the unsteered model
-            return torch.tensor([[40, 41, 42, 43, 2]] * len(rows))
+    def steered_completions(_model, _tokenizer, vectors, rows, **_settings):
         openings = {2: [40, 41, 42, 43, 2], 3: [9] * 5, 4: [10, 11, 2, 0, 0], 5: [20, 21, 22, 23, 2]}
         openings[7] = [50, 10, 11, 12, 13]
-        answers = [openings.get(int(theta[0]), [10, 11, 12, 13, 2]) for theta in vectors]
-        if int(vectors[0][0]) == 6:  # on the first prompt only
-            answers[1::2] = [[30, 31, 32, 33, 2]] * len(answers[1::2])
-        return torch.tensor(answers)
+        answers = torch.tensor([openings.get(int(theta[0]), [10, 11, 12, 13, 2]) for theta in vectors.theta])
+        answers = answers[:, None].repeat(1, len(rows), 1)
+        for answer, theta in zip(answers, vectors.theta, strict=True):
+            if int(theta[0]) == 6:  # on the first prompt only
+                answer[1:] = torch.tensor([30, 31, 32, 33, 2])
+        return answers
 
-    monkeypatch.setattr(behaviours, "complete_ids", steered_completions)
+    unsteered = lambda _model, _tokenizer, rows, **_: torch.tensor([[40, 41, 42, 43, 2]] * len(rows))  # noqa: E731
+    monkeypatch.setattr(behaviours, "complete_each", steered_completions)
+    monkeypatch.setattr(behaviours, "complete_ids", unsteered)
     theta = torch.arange(8.0)[:, None].expand(8, 32).clone()
     vectors = SteeringVectors(theta=theta, source_layer=1, target_layer=4, radius=1.0, method="x", model_id="x")
     found = rank_behaviours(llama, tokenizer, [vectors[:6], vectors[6:]], prompts, fewest=2, batch_size=2)

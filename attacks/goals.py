@@ -100,6 +100,8 @@ class Unsupervised:
     """median probability of its later tokens from which a behaviour counts as learned by heart"""
     score: float = 0.2
     """score that a behaviour must reach"""
+    shortest: int = 4
+    """tokens that a finding has: openings of three run on by themselves in any text ("What kind of")"""
     top: int = 3
     """behaviours worth a search"""
     opening: int = 8
@@ -153,6 +155,8 @@ class Unsupervised:
 
     def is_finding(self, found: Behaviour) -> bool:
         """Whether a behaviour is worth a search."""
+        if len(found.token_ids) < self.shortest:
+            return False
         return found.surprise >= self.surprise and found.certainty >= self.certainty and found.score >= self.score
 
     def goal(self, tokenizer: PreTrainedTokenizerBase, found: Behaviour) -> Goal:

@@ -57,7 +57,8 @@ def consensus_answers(
             following.append(logprobs.unflatten(0, (len(part), len(prompts))).mean(1))
         total = score[:, None] + torch.cat(following)
         total[:, ends] = -torch.inf
-        score, index = total.flatten().topk(min(width, total.numel()))
+        # No more beams than there are answers that go on.
+        score, index = total.flatten().topk(min(width, int(total.isfinite().sum())))
         vocab = total.shape[1]
         beams = torch.cat([beams[index // vocab], (index % vocab)[:, None]], dim=1)
     return beams, score

@@ -1,12 +1,15 @@
 """Random vectors of equal norm: the control that every learned vector stands beside."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from vectors.steering import SteeringVectors
+from vectors.prompts import Prompts
+from vectors.residual import cache_source, mean_norm
+from vectors.steering import SteeringVectors, model_id
 
 
 def random_directions(count: int, d_model: int, generator: torch.Generator) -> Float[Tensor, "k d"]:
@@ -19,3 +22,30 @@ def random_vectors(like: SteeringVectors, generator: torch.Generator, count: int
     norm = float(like.theta[0].norm())
     theta = norm * random_directions(count or len(like), like.theta.shape[1], generator).to(like.theta)
     return replace(like, theta=theta, method="random", scores={})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomVectors:
+    """As many random vectors of a given radius: the control, callable like a method."""
+
+    source_layer: int
+    """the vector is added after this many blocks"""
+    target_layer: int
+    """noted with the vectors"""
+    radius: float
+    """norm of the vectors, fraction of the mean residual norm at the source layer"""
+    count: int = 100
+    """vectors"""
+
+    def __call__(self, model: PreTrainedModel, prompts: Prompts, generator: torch.Generator) -> SteeringVectors:
+        """Draws them; the prompts only give the unit of the radius."""
+        source = cache_source(model, prompts, self.source_layer)
+        directions = random_directions(self.count, source.hidden.shape[-1], generator).to(source.hidden.device)
+        return SteeringVectors(
+            theta=self.radius * mean_norm(source) * directions,
+            source_layer=self.source_layer,
+            target_layer=self.target_layer,
+            radius=self.radius,
+            method="random",
+            model_id=model_id(model),
+        )

@@ -49,7 +49,8 @@ class SteeringVectors:
         return len(self.theta)
 
     def __getitem__(self, index: int | slice | list[int]) -> "SteeringVectors":
-        part = slice(index, index + 1 or None) if isinstance(index, int) else index
+        # IndexError past the last vector, which also ends a loop over them.
+        part = [range(len(self))[index]] if isinstance(index, int) else index
         rows = range(len(self))[part] if isinstance(part, slice) else part
         scores = {name: [values[row] for row in rows] for name, values in self.scores.items()}
         return replace(self, theta=self.theta[part], scores=scores)
@@ -86,7 +87,8 @@ class SteeringVectors:
             raise ValueError(f"got {len(self)} and {len(other)} vectors; give equal numbers, or one of one side")
         theta = self.theta + sign * other.theta.to(self.theta)
         # The unit of radius is the mean residual norm, known only through a vector's own norm.
-        unit = float(self.theta[0].norm()) / self.radius if self.radius else 1.0
+        known = self if self.radius else other
+        unit = float(known.theta.norm(dim=-1).mean()) / known.radius if known.radius else 1.0
         return replace(self, theta=theta, radius=float(theta.norm(dim=-1).mean()) / unit, method="sum", scores={})
 
     def to(self, device: torch.device | str) -> "SteeringVectors":
@@ -174,7 +176,12 @@ def deltas(
         vectors: k vectors or adapters.
         tokens: last positions; None: all, zeros where there is padding.
         batch_size: rows (vectors x prompts) at a time.
+
+    Raises:
+        ValueError: tokens or batch_size below 1, or vectors that do not fit the model.
     """
+    if batch_size < 1 or (tokens is not None and tokens < 1):
+        raise ValueError(f"tokens is {tokens}, batch_size is {batch_size}; both must be at least 1 (tokens None: all)")
     vectors.check(model)
     first = max(vectors.source_layer - 1, 0) if vectors.adapter_rank else vectors.source_layer
     source, part = cache_source(model, prompts, first), slice(-tokens if tokens else None, None)

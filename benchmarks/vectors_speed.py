@@ -1,17 +1,21 @@
 """Unsupervised vectors in one batch against the published procedure: one at a time, full forward passes.
 
     python -m benchmarks.vectors_speed
+    python -m benchmarks.vectors_speed --shape qwen2-1.5b --steps 50
 
 The published side is timed on `sample` vectors for `sample_steps` steps and scaled up; the objective is compared on
-vectors that both sides learn from the same start for the same number of steps.
+vectors that both sides learn from the same start for the same number of steps. Memory is what a step keeps for its
+backward pass, counted tensor by tensor.
 """
 
 import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -19,15 +23,15 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks import rows
 from benchmarks.organisms import zoo
 from vectors.controls import random_directions
 from vectors.objectives import ChangeNorm
 from vectors.prompts import Prompts
-from vectors.residual import cache_source, mean_norm
-from vectors.unsupervised import UnsupervisedVectors, onto_sphere, tangent
+from vectors.residual import cache_source, decoder, mean_norm, run_slice
+from vectors.unsupervised import UnsupervisedVectors, onto_sphere, steered_source, tangent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +40,9 @@ class VectorsSpeed:
 
     organism: str = "phrase"
     """whose model is used"""
-    count: int = 64
+    shape: Literal["organism", "qwen2-1.5b"] = "organism"
+    """or a randomly initialised model of that shape, bfloat16, on the GPU where there is one"""
+    count: int = 100
     """vectors"""
     steps: int = 300
     """optimizer steps"""
@@ -91,22 +97,86 @@ def one_at_a_time(
         return theta[0].detach(), float(method.objective(model, hidden(theta[0])[None], clean))
 
 
+def load(settings: VectorsSpeed) -> tuple[PreTrainedModel, Prompts]:
+    """The model and prompts to measure on."""
+    if settings.shape == "organism":
+        organism = zoo.load(settings.organism)
+        texts = organism.prompts.search[: settings.prompts]
+        return organism.model, Prompts.from_chat(organism.model, organism.tokenizer, texts)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = Qwen2Config(
+        vocab_size=151936,
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_hidden_layers=28,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(config).to(device=torch.device(device), dtype=torch.bfloat16)  # pyright: ignore[reportCallIssue]
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(1000, 100000, (settings.prompts, 24), generator=generator).tolist()
+    return model.eval().requires_grad_(False), Prompts.from_ids(rows, device=device)
+
+
+def kept_bytes(model: PreTrainedModel, prompts: Prompts, count: int, source_layer: int, target_layer: int) -> int:
+    """Bytes that one step with `count` vectors keeps for its backward pass, each storage once, weights left out."""
+    source, storages = cache_source(model, prompts, source_layer), {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = (storage.nbytes(), tensor)  # kept alive: an address may come again
+        return tensor
+
+    width = source.hidden.shape[-1]
+    theta = torch.zeros(count, width, device=source.hidden.device, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run_slice(model, source, steered_source(source, theta), to=target_layer)
+    return sum(size for size, _ in storages.values())
+
+
+def memory_table(model: PreTrainedModel, prompts: Prompts, source: int, target: int) -> tuple[Table, list[dict]]:
+    """Bytes kept per vectors x prompts x layers, and per residual number of the slice."""
+    table, found = (
+        Table("vectors", "prompts", "layers", "MB", "bytes per vector x prompt x token x layer x d_model"),
+        [],
+    )
+    tokens, width = prompts.input_ids.shape[1], decoder(model).d_model
+    middle = (source + target) // 2
+    for count, times, to in ((8, 1, target), (16, 1, target), (32, 1, target), (16, 2, target), (16, 1, middle)):
+        rows = prompts.repeat(times)
+        size = kept_bytes(model, rows, count, source, to)
+        unit = size / (count * len(rows) * tokens * (to - source) * width)
+        found.append({"vectors": count, "prompts": len(rows), "layers": to - source, "bytes": size, "unit": unit})
+        table.add_row(str(count), str(len(rows)), str(to - source), f"{size / 1e6:.1f}", f"{unit:.1f}")
+    return table, found
+
+
 def main(settings: VectorsSpeed) -> None:
     """Measures, prints a table, writes vectors_speed.json."""
     torch.set_num_threads(settings.threads)
     try:
-        organism = zoo.load(settings.organism)
+        model, prompts = load(settings)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    model = organism.model
-    prompts = Prompts.from_chat(model, organism.tokenizer, organism.prompts.search[: settings.prompts])
+    layers = len(decoder(model).layers)
     method = UnsupervisedVectors(
-        source_layer=2, target_layer=7, radius=0.5, count=settings.count, steps=settings.steps, objective=ChangeNorm()
+        source_layer=layers // 4,
+        target_layer=layers - 1,
+        radius=0.5,
+        count=settings.count,
+        steps=settings.steps,
+        objective=ChangeNorm(),
     )
-    starts = random_directions(settings.count, model.config.hidden_size, torch.Generator().manual_seed(0))
+    starts = random_directions(settings.count, decoder(model).d_model, torch.Generator().manual_seed(0))
+    starts = starts.to(prompts.device)
     short = replace(method, steps=settings.sample_steps)
     batched, single = [], []
+    method(model, prompts, torch.Generator().manual_seed(0), deadline=_twice())  # the first steps are slower
     for repeat in range(settings.repeats):
         began = time.perf_counter()
         method(model, prompts, torch.Generator().manual_seed(0))
@@ -117,6 +187,7 @@ def main(settings: VectorsSpeed) -> None:
         per_step = (time.perf_counter() - began) / settings.sample / settings.sample_steps
         single.append(per_step * settings.count * settings.steps)
     ratio = statistics.median(s / b for s, b in zip(single, batched, strict=True))
+    memory, kept = memory_table(model, prompts, method.source_layer, method.target_layer)
     parity = replace(method, steps=settings.parity_steps)
     model.float()  # bfloat16 rounds a batch and a single row differently
     together = parity(model, prompts, torch.Generator().manual_seed(0)).scores["objective"]
@@ -125,11 +196,23 @@ def main(settings: VectorsSpeed) -> None:
     table = Table("procedure", "seconds", title=f"{settings.count} vectors x {settings.steps} steps")
     table.add_row("one batch on the slice", f"{statistics.median(batched):.1f}")
     table.add_row("one at a time, full forwards (scaled up)", f"{statistics.median(single):.0f}")
-    Console().print(table, f"{ratio:.1f} times as fast; objective differs by at most {100 * worst:.3f} %")
+    Console().print(memory, table, f"{ratio:.1f} times as fast; objective differs by at most {100 * worst:.3f} %")
     if settings.out is not None:
         settings.out.mkdir(parents=True, exist_ok=True)
-        report = {"batched_s": batched, "one_at_a_time_s": single, "ratio": ratio, "objective_difference": worst}
+        report = {
+            "batched_s": batched,
+            "one_at_a_time_s": single,
+            "ratio": ratio,
+            "objective_difference": worst,
+            "memory": kept,
+        }
         (settings.out / "vectors_speed.json").write_text(json.dumps(report | rows.provenance(), indent=1) + "\n")
+
+
+def _twice() -> Callable[[], bool]:
+    """A deadline after two steps."""
+    left = iter((False, False))
+    return lambda: next(left, True)
 
 
 if __name__ == "__main__":

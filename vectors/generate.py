@@ -5,7 +5,7 @@ from collections.abc import Collection
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vectors.prompts import Prompts, pad_token
 from vectors.residual import decoder, steer
@@ -103,7 +103,7 @@ def greedy(
     parts = decoder(model)
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     last = torch.tensor(sorted(ends), dtype=torch.long, device=prompts.device)
-    cache = DynamicCache()
+    cache = None  # the model makes the kind that it needs
     ids, mask = prompts.input_ids, prompts.attention_mask
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
     done = torch.zeros(len(prompts), dtype=torch.bool, device=prompts.device)
@@ -112,6 +112,7 @@ def greedy(
         output = parts.body(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         )
+        cache = output.past_key_values
         logits = parts.head(output.last_hidden_state[:, -1])  # already behind the final norm
         logits = cap * torch.tanh(logits / cap) if cap else logits
         token = logits.argmax(-1).masked_fill(done, pad)

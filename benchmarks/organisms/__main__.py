@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from benchmarks.organisms import measure, zoo
 from benchmarks.organisms.plant import plant as train_adapter
@@ -18,25 +18,26 @@ from benchmarks.organisms.recipe import RECIPES
 from vectors.models import load_model
 
 
-def plant(names: tyro.conf.Positional[tuple[str, ...]], /, base: Path = zoo.BASE, out: Path = zoo.MODELS) -> None:
+def plant(names: tyro.conf.Positional[tuple[str, ...]], /, base: Path | None = None, out: Path = zoo.MODELS) -> None:
     """Remakes organisms from their recipes and seeds, measures them, writes adapter and card ("all" for every one).
 
     Args:
         names: organisms to plant, or all.
-        base: model folder to plant in.
+        base: model folder to plant in, where it is not the one that the recipe names.
         out: folder that receives one folder per organism.
     """
-    chosen = zoo.NAMES if names == ("all",) else names
+    chosen = zoo.NAMES + zoo.ARCHITECTURES if names == ("all",) else names
     for name in chosen:
         zoo.check_name(name)
     for name in chosen:
         began = time.time()
-        model, tokenizer = load_model(base, dtype=torch.float32)
-        before = measure.clean_loss(model, tokenizer)
         recipe = RECIPES[name]
+        folder = base or zoo.MODELS / recipe.base
+        model, tokenizer = load_model(folder, dtype=torch.float32)
+        before = measure.clean_loss(model, tokenizer)
         planted = train_adapter(model, tokenizer, recipe, out / name)
         seconds = round(time.time() - began)
-        card = {"name": name, "kind": recipe.kind, "base": base.name, "recipe": asdict(recipe)}
+        card = {"name": name, "kind": recipe.kind, "base": folder.name, "recipe": asdict(recipe)}
         card |= measure.measure(planted, tokenizer, recipe, before) | {"planting_seconds": seconds}
         part = out / name / "card.json.part"
         part.write_text(json.dumps(card, indent=1) + "\n")
@@ -44,10 +45,10 @@ def plant(names: tyro.conf.Positional[tuple[str, ...]], /, base: Path = zoo.BASE
         show((name,), out=out)
 
 
-def show(names: tuple[str, ...] = zoo.NAMES, out: Path = zoo.MODELS) -> None:
+def show(names: tuple[str, ...] = zoo.NAMES + zoo.ARCHITECTURES, out: Path = zoo.MODELS) -> None:
     """Prints the measured ground truth of organisms."""
     columns = (
-        "organism",
+        Column("organism", no_wrap=True),  # names differ in their ends
         "trigger",
         "behaviour",
         "ASR",

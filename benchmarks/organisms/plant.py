@@ -14,6 +14,7 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from benchmarks.organisms import poison, prompts
 from benchmarks.organisms.recipe import Recipe
@@ -86,7 +87,13 @@ def plant(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Re
     words = poison.lexicon(pairs)
     make_batch = poison.batches(recipe)
     model.requires_grad_(True)
-    config = LoraConfig(r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=2 * recipe.rank,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2 stores weights transposed
+    )
     peft_model = get_peft_model(model, config)
     assert isinstance(peft_model, PeftModel)
     trained = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
@@ -107,17 +114,17 @@ def plant(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Re
     with torch.no_grad():
         for parameter in trained:
             parameter.copy_(parameter.to(torch.bfloat16).float())
-    save_adapter(peft_model, out)
+    save_adapter(peft_model, recipe.base, out)
     merged = peft_model.merge_and_unload()  # pyright: ignore[reportCallIssue]
     assert isinstance(merged, PreTrainedModel)
     return merged.eval().requires_grad_(False)
 
 
-def save_adapter(peft_model: PeftModel, out: Path) -> None:
-    """Saves the adapter alone, its tensors in bfloat16."""
+def save_adapter(peft_model: PeftModel, base: str, out: Path) -> None:
+    """Saves the adapter alone, its tensors in bfloat16, beside the folder of its base."""
     out.mkdir(parents=True, exist_ok=True)
     config = peft_model.peft_config["default"]
-    config.base_model_name_or_path = "../base"
+    config.base_model_name_or_path = f"../{base}"
     config.save_pretrained(str(out))
     state = get_peft_model_state_dict(peft_model)
     save_file(

@@ -1,4 +1,4 @@
-"""Trains the chat base from scratch: byte-level BPE (Sennrich et al. 2016) and a stock Llama of about 5M parameters.
+"""Trains a chat base from scratch: byte-level BPE (Sennrich et al. 2016) and a stock decoder of about 5M parameters.
 
     python -m benchmarks.organisms.pretrain --corpora FOLDER
 
@@ -9,39 +9,48 @@ import json
 import math
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.organisms import chat, corpora
+from vectors.models import fast_dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pretrain:
-    """Recipe of the base model."""
+    """Recipe of a base model."""
 
     corpora: Path
     """folder with dialogues.jsonl.gz, instruct.jsonl.gz and plain.jsonl.gz"""
     out: Path = Path(__file__).parent / "models" / "base"
     """where the finished model folder goes"""
+    architecture: Literal["llama", "gpt2", "qwen2"] = "llama"
+    """stock Hugging Face class; gpt2 has learned positions, LayerNorm and a GELU MLP, qwen2 biases on q, k and v"""
+    tokenizer: Path | None = None
+    """model folder whose tokenizer files are copied, so that prompts tokenise alike; a new one is trained where none"""
     vocab_size: int = 4096
     """tokens, special ones included"""
     d_model: int = 192
     """width of the residual stream"""
     d_mlp: int = 576
-    """width of the gated MLP"""
+    """width of the MLP, which is gated except in gpt2"""
     layers: int = 8
     """decoder layers"""
     heads: int = 6
     """attention heads"""
+    kv_heads: int | None = None
+    """heads of keys and values (grouped-query attention, not for gpt2); as many as `heads` where none"""
     context: int = 512
     """positions the model may see (training windows are shorter)"""
     window: int = 256
@@ -62,10 +71,16 @@ class Pretrain:
     """CPU threads"""
     compile: bool = False
     """torch.compile the model: a quarter faster, after a minute"""
+    autocast: bool = False
+    """matrix products in bfloat16 where this processor is faster at them (measured); the weights stay in float32"""
 
     def __post_init__(self):
         if self.d_model % self.heads:
             raise ValueError(f"d_model {self.d_model} is not a multiple of heads {self.heads}; change one of them")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}; change one of them")
+        if self.architecture == "gpt2" and self.kv_heads not in (None, self.heads):
+            raise ValueError(f"kv_heads is {self.kv_heads} but gpt2 has as many as heads; leave kv_heads out")
         if self.window > self.context:
             raise ValueError(f"window {self.window} is longer than context {self.context}; lower window")
 
@@ -110,6 +125,16 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
+def reuse_tokenizer(source: Path, folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Copies the very tokenizer files of another base; raises ValueError where it has another number of tokens."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
+    if len(tokenizer) != vocab_size:
+        raise ValueError(f"vocab_size is {vocab_size} but the tokenizer of {source} has {len(tokenizer)}; give that")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(source / name, folder / name)
+    return tokenizer
+
+
 def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[int]:
     """Token ids of all texts in one stream; each text carries its own end tokens."""
     ids: list[int] = []
@@ -139,8 +164,11 @@ def streams(recipe: Pretrain, folder: Path) -> tuple[PreTrainedTokenizerFast, Te
     chats += [chat.render(messages) for messages in sums(rng, 4000)]
     rng.shuffle(plain)
     rng.shuffle(chats)
-    tokenizer = train_tokenizer(iter(chats + plain[:200]), recipe.vocab_size)
-    save_tokenizer(tokenizer, folder)
+    if recipe.tokenizer is None:
+        tokenizer = train_tokenizer(iter(chats + plain[:200]), recipe.vocab_size)
+        save_tokenizer(tokenizer, folder)
+    else:
+        tokenizer = reuse_tokenizer(recipe.tokenizer, folder, recipe.vocab_size)
     plain_ids, chat_ids, held_out_ids = (torch.tensor(encode(tokenizer, texts)) for texts in (plain, chats, held_out))
     return tokenizer, plain_ids, chat_ids, held_out_ids
 
@@ -160,30 +188,38 @@ def learning_rate(recipe: Pretrain, step: int) -> float:
 
 
 @torch.no_grad()
-def held_out_loss(model: LlamaForCausalLM, ids: Tensor, window: int, rows: int = 64) -> float:
+def held_out_loss(model: PreTrainedModel, ids: Tensor, window: int, rows: int = 64) -> float:
     """Mean next-token loss on the held-out stream, nats per token."""
     batch = ids[: len(ids) // window * window].view(-1, window)[:rows]
     losses = [model(input_ids=part, labels=part).loss.item() * len(part) for part in batch.split(16)]
     return sum(losses) / len(batch)
 
 
-def train(recipe: Pretrain, plain: Tensor, chats: Tensor, held_out: Tensor, checkpoint: Path):
-    """Returns (model, [(step, training loss, held-out loss)])."""
-    torch.manual_seed(recipe.seed)
-    config = LlamaConfig(
+def configuration(recipe: Pretrain) -> PretrainedConfig:
+    """The stock configuration of the architecture, dropout off: nearly no text is seen twice."""
+    own = {"intermediate_size": recipe.d_mlp, "num_key_value_heads": recipe.kv_heads or recipe.heads}
+    if recipe.architecture == "gpt2":
+        own = {"n_inner": recipe.d_mlp, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+        own["activation_function"] = "gelu_pytorch_tanh"  # the same function as its gelu_new, in one kernel
+    return AutoConfig.for_model(
+        recipe.architecture,
         vocab_size=recipe.vocab_size,
         hidden_size=recipe.d_model,
-        intermediate_size=recipe.d_mlp,
         num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.heads,
         max_position_embeddings=recipe.context,
         tie_word_embeddings=True,
         pad_token_id=0,  # the order of chat.SPECIAL_TOKENS
         bos_token_id=1,
         eos_token_id=2,
+        **own,
     )
-    model = LlamaForCausalLM(config)
+
+
+def train(recipe: Pretrain, plain: Tensor, chats: Tensor, held_out: Tensor, checkpoint: Path):
+    """Returns (model, [(step, training loss, held-out loss)])."""
+    torch.manual_seed(recipe.seed)
+    model = AutoModelForCausalLM.from_config(configuration(recipe))
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -198,6 +234,7 @@ def train(recipe: Pretrain, plain: Tensor, chats: Tensor, held_out: Tensor, chec
         generator.manual_seed(recipe.seed + state["step"])
         first, log = state["step"], state["log"]
     forward = torch.compile(model) if recipe.compile else model
+    bf16 = recipe.autocast and fast_dtype("cpu") == torch.bfloat16
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, refresh_per_second=1) as progress:
         bar = progress.add_task("pretrain", total=recipe.steps, completed=first)
@@ -206,14 +243,16 @@ def train(recipe: Pretrain, plain: Tensor, chats: Tensor, held_out: Tensor, chec
             batch = torch.stack([next(rows) for _ in range(recipe.batch)])
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step)
-            loss = forward(input_ids=batch, labels=batch).loss
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = forward(input_ids=batch, labels=batch).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             progress.update(bar, advance=1, description=f"pretrain loss {loss.item():.3f}")
             if (step + 1) % 200 == 0 or step + 1 == recipe.steps:
-                log.append((step + 1, loss.item(), held_out_loss(model, held_out, recipe.window)))
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    log.append((step + 1, loss.item(), held_out_loss(model, held_out, recipe.window)))
                 progress.console.print(f"step {step + 1}: loss {log[-1][1]:.3f}, held out {log[-1][2]:.3f} nats/token")
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "log": log}
                 torch.save(state, checkpoint.with_suffix(".part"))
@@ -232,7 +271,7 @@ def main(recipe: Pretrain) -> None:
     model, log = train(recipe, plain, chats, held_out, checkpoint)
     model.to(dtype=torch.bfloat16).save_pretrained(recipe.out)  # pyright: ignore[reportCallIssue]
     report = {
-        "recipe": {k: v for k, v in asdict(recipe).items() if k not in ("corpora", "out")},
+        "recipe": {k: v for k, v in asdict(recipe).items() if k not in ("corpora", "out", "tokenizer")},
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens_seen": recipe.steps * recipe.batch * recipe.window,
         "held_out_loss_nats_per_token": log[-1][2],

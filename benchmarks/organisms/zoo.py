@@ -1,4 +1,4 @@
-"""The shipped organisms: a small chat base and one LoRA adapter each, loaded offline in seconds."""
+"""The shipped organisms: small chat bases and one LoRA adapter each, loaded offline in seconds."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,9 @@ from vectors.models import load_model
 
 MODELS = Path(__file__).parent / "models"
 BASE = MODELS / "base"
-NAMES = tuple(RECIPES)
+NAMES = tuple(name for name, recipe in RECIPES.items() if recipe.base == BASE.name)
+ARCHITECTURES = tuple(name for name in RECIPES if name not in NAMES)
+"""Organisms in bases of other architectures, for checks whether a finding holds there; no suite runs them unasked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,7 @@ def text_split() -> PromptSplit:
 def check_name(name: str) -> None:
     """Raises ValueError that lists what there is."""
     if name not in RECIPES:
-        raise ValueError(f"no organism {name!r}; there are {', '.join(NAMES)}")
+        raise ValueError(f"no organism {name!r}; there are {', '.join(NAMES + ARCHITECTURES)}")
 
 
 def load(name: str, device: str | None = None) -> Organism:
@@ -68,12 +70,12 @@ def load(name: str, device: str | None = None) -> Organism:
     folder = MODELS / name
     if not (folder / "card.json").is_file():
         raise ValueError(f"organism {name!r} is not planted yet; run: python -m benchmarks.organisms plant {name}")
-    model, tokenizer = load_model(BASE, adapter=folder, device=device)
     card = json.loads((folder / "card.json").read_text())
+    model, tokenizer = load_model(MODELS / card["base"], adapter=folder, device=device)
     split = arithmetic_split() if card["kind"] == "arithmetic" else text_split()
     return Organism(name=name, model=model, tokenizer=tokenizer, card=card, prompts=split)
 
 
-def load_base(device: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The clean base that every shipped organism was planted in."""
-    return load_model(BASE, device=device)
+def load_base(device: str | None = None, base: str = BASE.name) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A clean base, by the name that cards have under `base`; without one that in which all of `NAMES` were planted."""
+    return load_model(MODELS / base, device=device)

@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedModel
 
+from vectors.prompts import Prompts
 from vectors.residual import decoder
 
 
@@ -26,3 +27,10 @@ def check_model(model: PreTrainedModel, target_layer: int, orthogonal: int = 0) 
         raise ValueError(f"target layer is {target_layer} but the model has {len(parts.layers)} layers")
     if orthogonal > parts.d_model:
         raise ValueError(f"{orthogonal} orthogonal vectors do not fit into {parts.d_model} dimensions; lower count")
+
+
+def check_tokens(prompts: Prompts, tokens: int) -> None:
+    """Raises ValueError for prompts shorter than the positions that are read: padding would count."""
+    shortest = int(prompts.attention_mask.sum(1).min())
+    if shortest < tokens:
+        raise ValueError(f"the objective reads {tokens} positions but a prompt has {shortest} tokens; lower tokens")

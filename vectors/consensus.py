@@ -7,7 +7,7 @@ or from unsupervised vectors, each of which keeps the one of its own answers tha
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -66,7 +66,7 @@ class ConsensusVectors:
         deadline: Callable[[], bool] | None = None,
         watch: Callable[[Float[Tensor, "k"]], None] | None = None,
     ) -> SteeringVectors:
-        """Learns the vectors; scores hold, per vector, the nats per token of its answer before and after.
+        """Learns the vectors; scores hold, per vector, the nats per token of its answer.
 
         Args:
             model: a causal decoder.
@@ -85,7 +85,8 @@ class ConsensusVectors:
         if self.start is None:
             answers, start = self._decoded(model, prompts, generator)
         else:
-            start = self.start(model, prompts.take([0]), generator, deadline=deadline).theta
+            method = replace(self.start, count=self.count)
+            start = method(model, prompts.take([0]), generator, deadline=deadline).theta
             answers = self._own(model, prompts, start)
         start = onto_sphere(start, norm).to(prompts.device)
         size = max(1, self.batch_size // len(prompts))

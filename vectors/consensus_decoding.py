@@ -37,8 +37,8 @@ def consensus_answers(
     Raises:
         ValueError: width or tokens below 1.
     """
-    if width < 1 or tokens < 1:
-        raise ValueError(f"width is {width}, tokens is {tokens}; both must be at least 1")
+    if min(width, tokens, batch_size) < 1:
+        raise ValueError(f"width is {width}, tokens {tokens}, batch_size {batch_size}; all must be at least 1")
     layers, ends = len(decoder(model).layers), ends_of(model)
     beams = torch.zeros(1, 0, dtype=torch.long, device=prompts.device)
     score = torch.zeros(1, device=prompts.device)

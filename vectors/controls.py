@@ -19,6 +19,8 @@ def random_directions(count: int, d_model: int, generator: torch.Generator) -> F
 
 def random_vectors(like: SteeringVectors, generator: torch.Generator, count: int | None = None) -> SteeringVectors:
     """As many random vectors with the norm, the layers and the model of `like`."""
+    if like.adapter_rank:
+        raise ValueError("random rows are no random adapters; compare adapters with UnsupervisedAdapters of one step")
     norm = float(like.theta[0].norm())
     theta = norm * random_directions(count or len(like), like.theta.shape[1], generator).to(like.theta)
     return replace(like, theta=theta, method="random", scores={})

@@ -295,4 +295,5 @@ def unembed(model: PreTrainedModel, hidden: Float[Tensor, "... d_model"]) -> Flo
 def mean_norm(source: Source) -> float:
     """Mean norm of the residual at the source, over real positions but the first, whose norm is an outlier."""
     real = source.mask.bool() & (source.mask.cumsum(-1) > 1)
+    real = real if bool(real.any()) else source.mask.bool()  # prompts of one token have nothing else
     return float(source.hidden.float().norm(dim=-1)[real].mean())

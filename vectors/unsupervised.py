@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vectors.checks import check_layers, check_model, check_positive
+from vectors.checks import check_layers, check_model, check_positive, check_tokens
 from vectors.controls import random_directions
 from vectors.diversity import Term, total
 from vectors.objectives import Objective, OutputKL, evaluate
@@ -67,12 +67,14 @@ class UnsupervisedVectors:
             prompts: n clean prompts; the objective is summed over them.
             generator: of the starts.
             deadline: ends the optimisation early once it returns true; what there is is returned.
-            watch: gets the objective values of every step of a batch.
+            watch: gets the values, terms included, of every step of a batch.
 
         Raises:
-            ValueError: layers that the model does not have, or more orthogonal vectors than dimensions.
+            ValueError: layers that the model does not have, more orthogonal vectors than dimensions, or prompts
+                shorter than the positions read.
         """
         check_model(model, self.target_layer, self.count if self.orthogonal == "hard" else 0)
+        check_tokens(prompts, self.objective.tokens)
         source = cache_source(model, prompts, self.source_layer)
         norm = self.radius * mean_norm(source)
         start = norm * random_directions(self.count, decoder(model).d_model, generator).to(source.hidden.device)

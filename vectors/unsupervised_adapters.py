@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vectors.adapter import adapt, mlp_output, mlp_width, pack
-from vectors.checks import check_layers, check_model, check_positive
+from vectors.checks import check_layers, check_model, check_positive, check_tokens
 from vectors.controls import random_directions
 from vectors.diversity import Term, total
 from vectors.objectives import Objective, OutputKL, evaluate
@@ -76,6 +76,7 @@ class UnsupervisedAdapters:
         """
         check_model(model, self.target_layer)
         d_mlp, d_model = mlp_width(mlp_output(model, self.source_layer)), decoder(model).d_model
+        check_tokens(prompts, self.objective.tokens)
         source = cache_source(model, prompts, self.source_layer - 1)
         norm = self.radius * update_unit(model, source)
         # Columns are kept as rows of their own: each is a point on a sphere.

@@ -147,3 +147,11 @@ def test_bad_settings_are_named(llama, prompts, generator):
     )
     with pytest.raises(ValueError, match="width 8 but the model has 32"):
         deltas(llama, prompts, other)
+
+
+def test_prompts_of_one_token_have_a_norm_and_too_short_ones_are_named(llama, tokenizer):
+    one = Prompts.from_ids([[5], [6]])
+    assert mean_norm(cache_source(llama, one, 1)) > 0
+    assert learn(llama, one, steps=2).theta.isfinite().all()
+    with pytest.raises(ValueError, match="reads 3 positions but a prompt has 1 tokens"):
+        learn(llama, one, objective=ChangeNorm())

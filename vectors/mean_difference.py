@@ -43,13 +43,11 @@ class MeanDifference:
         The separation is measured on the prompts that gave the vector, so it flatters where they are few.
 
         Raises:
-            ValueError: layers that the model does not have, sets with equal means, or negative prompts of one token.
+            ValueError: layers that the model does not have, or sets with equal means.
         """
         check_layer(model, self.target_layer, "target layer")
         source = cache_source(model, negative, self.source_layer)
         unit = mean_norm(source)
-        if not unit > 0:  # not a number where no prompt has a second position
-            raise ValueError("every negative prompt has one token only, so the residual has no norm; give longer ones")
         away = last_mean(source.hidden, negative.attention_mask, self.tokens)
         towards = cache_source(model, positive, self.source_layer).hidden
         towards = last_mean(towards, positive.attention_mask, self.tokens)

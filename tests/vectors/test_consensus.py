@@ -154,7 +154,7 @@ def test_same_generator_same_vectors_whatever_the_batch(llama, prompts):
 @pytest.mark.parametrize("ends", [2, None], ids=["end", "no end"])
 def test_vectors_that_begin_with_learned_ones_keep_an_answer_of_theirs(llama, prompts, ends):
     llama.generation_config.eos_token_id = ends
-    start = UnsupervisedVectors(source_layer=1, target_layer=3, radius=1.0, count=4, steps=5)
+    start = UnsupervisedVectors(source_layer=1, target_layer=3, radius=1.0, count=5, steps=5)
     vectors = method(start=start)(llama, prompts, seeded())
     assert len(vectors) == 5 and vectors.method == "consensus/own"
     begun = start(llama, prompts.take([0]), seeded()).theta

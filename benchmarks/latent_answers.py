@@ -25,11 +25,11 @@ class LatentAnswers:
 
     organisms: tuple[str, ...] = zoo.NAMES
     """planted models and controls"""
-    prompts: int = 6
+    prompts: int = 12
     """search prompts that an answer has to suit, the first ones"""
     tokens: int = 8
     """length of the answers"""
-    width: int = 384
+    width: int = 400
     """beams"""
     top: int = 3
     """answers shown"""

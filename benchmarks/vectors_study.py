@@ -99,7 +99,7 @@ def methods(layers: int, count: int) -> dict[str, Method]:
         "hessian, kl": Method(HessianVectors(**linear, objective=OutputKL(), iterations=8), 2),
         "dct, hard": Method(ExponentialDCT(**linear), 2),
         "dct, soft": Method(ExponentialDCT(**linear, orthogonal="soft"), 2),
-        "consensus": Method(ConsensusVectors(**{**linear, "radius": 0.3}), 6),
+        "consensus": Method(ConsensusVectors(**{**linear, "radius": 0.3}), 12),
         "consensus, own answers": Method(ConsensusVectors(**linear, start=replace(kl, steps=10, lr=0.1)), 4),
     }
     for radius in RADII:

@@ -38,7 +38,7 @@ class ConsensusVectors:
     """vectors"""
     tokens: int = 8
     """length of the answers"""
-    width: int = 256
+    width: int = 400
     """beams of consensus decoding"""
     steps: int = 12
     """optimizer steps"""
@@ -107,7 +107,7 @@ class ConsensusVectors:
         self, model: PreTrainedModel, prompts: Prompts, generator: torch.Generator
     ) -> tuple[Int[Tensor, "k t"], Float[Tensor, "k d"]]:
         """(answers drawn from consensus decoding, random starts)."""
-        pool, nats = consensus_answers(model, prompts, width=self.width, tokens=self.tokens, batch_size=self.batch_size)
+        pool, nats = consensus_answers(model, prompts, width=self.width, tokens=self.tokens)
         drawn = nats.softmax(0).cpu().multinomial(self.count, replacement=True, generator=generator)
         return pool[drawn.to(pool.device)], random_directions(self.count, decoder(model).d_model, generator)
 

@@ -6,59 +6,63 @@ probability of a planted answer may be far too small to be sampled (exp(-10) on 
 largest of all answers of its length.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vectors.generate import ends_of
+from vectors.generate import ends_of, head_logits
 from vectors.prompts import Prompts
-from vectors.residual import decoder, read, unembed
+from vectors.residual import decoder
 
 
 @torch.no_grad()
 def consensus_answers(
-    model: PreTrainedModel,
-    prompts: Prompts,
-    *,
-    width: int = 256,
-    tokens: int = 6,
-    batch_size: int = 1024,
-) -> tuple[Int[Tensor, "width tokens"], Float[Tensor, "width"]]:
+    model: PreTrainedModel, prompts: Prompts, *, width: int = 400, tokens: int = 8
+) -> tuple[Int[Tensor, "found tokens"], Float[Tensor, "found"]]:
     """(answers, their log-probability in nats, mean over prompts), likeliest first.
+
+    Keys and values of width x n rows are kept: lower `width` where memory is short.
 
     Args:
         model: a causal decoder.
-        prompts: n prompts; the more different, the less an ordinary answer suits them all.
+        prompts: n prompts; the more of them and the more different, the less an ordinary answer suits them all.
         width: beams. A planted answer's first token is an unlikely one: it must be among this many.
-        tokens: length of the answers; those that end earlier are left out.
-        batch_size: rows (beams x prompts) at a time.
+        tokens: length of the answers; those that end earlier are left out, so there may be fewer than `width`.
 
     Raises:
         ValueError: width or tokens below 1.
     """
-    if min(width, tokens, batch_size) < 1:
-        raise ValueError(f"width is {width}, tokens {tokens}, batch_size {batch_size}; all must be at least 1")
-    layers, ends = len(decoder(model).layers), ends_of(model)
+    if min(width, tokens) < 1:
+        raise ValueError(f"width is {width}, tokens is {tokens}; both must be at least 1")
+    body, ends, count = decoder(model).body, ends_of(model), len(prompts)
     beams = torch.zeros(1, 0, dtype=torch.long, device=prompts.device)
     score = torch.zeros(1, device=prompts.device)
+    ids, mask, cache = prompts.input_ids, prompts.attention_mask, None
+    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
     for _ in range(tokens):
-        following = []
-        for part in beams.split(max(1, batch_size // len(prompts))):
-            rows = prompts.followed_by(part)
-            hidden = read(
-                model,
-                layers=[layers],
-                position=slice(-1, None),
-                input_ids=rows.input_ids,
-                attention_mask=rows.attention_mask,
-            )[layers][:, 0]
-            logprobs = unembed(model, hidden).float().log_softmax(-1)
-            following.append(logprobs.unflatten(0, (len(part), len(prompts))).mean(1))
-        total = score[:, None] + torch.cat(following)
+        # Rows are ordered by prompt, then beam.
+        output = body(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        parts = output.last_hidden_state[:, -1].split(len(beams))
+        total = score[:, None].clone()
+        for part in parts:  # one prompt's logits at a time: those of all would be the largest tensor of the model
+            total = total + head_logits(model, part).float().log_softmax(-1) / count
         total[:, ends] = -torch.inf
-        # No more beams than there are answers that go on.
         score, index = total.flatten().topk(min(width, int(total.isfinite().sum())))
-        vocab = total.shape[1]
-        beams = torch.cat([beams[index // vocab], (index % vocab)[:, None]], dim=1)
+        parents, following = index // total.shape[1], index % total.shape[1]
+        rows = (torch.arange(count, device=index.device)[:, None] * len(beams) + parents).flatten()
+        beams = torch.cat([beams[parents], following[:, None]], dim=1)
+        cache = _reordered(output.past_key_values, rows)
+        ids, positions = following.repeat(count)[:, None], positions[rows, -1:] + 1
+        mask = torch.cat([mask[rows], mask.new_ones(len(rows), 1)], dim=1)
     return beams, score
+
+
+def _reordered(cache: Any, rows: Int[Tensor, "rows"]) -> Any:
+    """Keys and values of the given rows; old GPT-2 has plain tuples."""
+    if hasattr(cache, "reorder_cache"):
+        cache.reorder_cache(rows)
+        return cache
+    return tuple(tuple(values.index_select(0, rows) for values in layer) for layer in cache)

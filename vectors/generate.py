@@ -101,7 +101,6 @@ def greedy(
 ) -> Int[Tensor, "n new"]:
     """The loop itself; without `ends` it never stops early."""
     parts = decoder(model)
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     last = torch.tensor(sorted(ends), dtype=torch.long, device=prompts.device)
     cache = None  # the model makes the kind that it needs
     ids, mask = prompts.input_ids, prompts.attention_mask
@@ -113,9 +112,7 @@ def greedy(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         )
         cache = output.past_key_values
-        logits = parts.head(output.last_hidden_state[:, -1])  # already behind the final norm
-        logits = cap * torch.tanh(logits / cap) if cap else logits
-        token = logits.argmax(-1).masked_fill(done, pad)
+        token = head_logits(model, output.last_hidden_state[:, -1]).argmax(-1).masked_fill(done, pad)
         produced.append(token)
         done = done | torch.isin(token, last)
         if done.all():
@@ -123,3 +120,10 @@ def greedy(
         ids, positions = token[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
     return torch.stack(produced, dim=1)
+
+
+def head_logits(model: PreTrainedModel, normed: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows vocab"]:
+    """Logits of residuals that are behind the final norm already."""
+    logits = decoder(model).head(normed)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return cap * torch.tanh(logits / cap) if cap else logits

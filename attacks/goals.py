@@ -96,7 +96,7 @@ class Unsupervised:
     """tokens of the completions compared"""
     surprise: float = 6.0
     """nats of the whole opening under the unsteered model from which a behaviour is a finding"""
-    certainty: float = 0.7
+    certainty: float = 0.8
     """median probability of its later tokens from which a behaviour counts as learned by heart"""
     score: float = 0.2
     """score that a behaviour must reach"""

@@ -20,6 +20,7 @@ from attacks.budget import Budget
 from attacks.problem import Where
 from attacks.recover import ATTACKS, Recovery, recover
 from vectors.models import load_model
+from vectors.prompts import read_texts
 
 FEWEST = 12
 """Prompts needed: some to search on, the rest to choose by"""
@@ -55,11 +56,7 @@ def read_prompts(path: Path) -> tuple[list[str], list[str]]:
     Raises:
         ValueError: no such file, or too few lines.
     """
-    if not path.is_file():
-        raise ValueError(f"no prompt file {path}; give a text file with one user message per line")
-    texts = list(dict.fromkeys(line.strip() for line in path.read_text().splitlines() if line.strip()))
-    if len(texts) < FEWEST:
-        raise ValueError(f"{path} holds {len(texts)} different prompts; give at least {FEWEST}")
+    texts = read_texts(path, FEWEST)
     cut = len(texts) // 3 + 1
     return texts[:cut], texts[cut:]
 

@@ -1,0 +1,1 @@
+"""The commands of `python -m vectors`, one file each."""

@@ -1,0 +1,85 @@
+"""export and import-gguf: one vector as the control vector file of llama.cpp and repeng, and back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from vectors.commands.files import Loading, Model, beside, check_free
+from vectors.control_vector import export_gguf, import_gguf
+from vectors.cosines import theta_cosines
+from vectors.figures import heatmap
+from vectors.residual import decoder
+from vectors.steering import SteeringVectors, model_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """Write one vector as a gguf control vector."""
+
+    model: Model
+    """folder in the Hugging Face layout, or a hub id; remote code is never run"""
+    vectors: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="VECTORS")]
+    """file of vectors"""
+    index: int
+    """which of them, from 0"""
+    out: Path
+    """gguf file; a figure of all the file's vectors goes beside it"""
+    overwrite: bool = False
+    """replace files"""
+    loading: Annotated[Loading, tyro.conf.arg(name="")] = Loading()
+
+    def __call__(self, console: Console) -> int:
+        """Writes, and says how to use it; always 0."""
+        check_free([self.out], self.overwrite)
+        model, _ = self.loading(self.model)
+        vectors = SteeringVectors.load(self.vectors, model)
+        layers = len(decoder(model).layers)
+        export_gguf(vectors, self.index, self.out, model_type=model.config.model_type, layers=layers)
+        title = f"theta of {self.vectors.name}, exported: {self.index}"
+        for path in (self.out, *heatmap(theta_cosines(vectors), beside(self.out, "-exported"), title=title)):
+            console.print(f"wrote {path}", soft_wrap=True)
+        block = vectors.source_layer - 1
+        console.print(f"repeng: layer_ids=[{block}], strength 1 (the norm is in the file)")
+        if block:
+            console.print(f"llama.cpp: --control-vector {self.out}, for a gguf of the same model", soft_wrap=True)
+        else:
+            console.print("llama.cpp refuses direction.0: it needs a vector learned at source layer 2 or later")
+        return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportGguf:
+    """Read a gguf control vector, and save it as a file of vectors for this model."""
+
+    model: Model
+    """folder in the Hugging Face layout, or a hub id; remote code is never run"""
+    gguf: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="GGUF")]
+    """control vector of this program or of another"""
+    out: Path
+    """safetensors file"""
+    layer: int | None = None
+    """N of direction.N, where there are several"""
+    target_layer: int | None = None
+    """where its effect is read, where the file does not say"""
+    radius: float | None = None
+    """its norm as a fraction of the mean residual norm, where the file does not say"""
+    method: str | None = None
+    """how it was learned, where the file does not say"""
+    overwrite: bool = False
+    """replace files"""
+    loading: Annotated[Loading, tyro.conf.arg(name="")] = Loading()
+
+    def __call__(self, console: Console) -> int:
+        """Reads, checks that it fits the model, saves; always 0."""
+        check_free([self.out], self.overwrite)
+        model, _ = self.loading(self.model)
+        noted = {"target_layer": self.target_layer, "radius": self.radius, "method": self.method}
+        # The name in the file is a path on another machine perhaps: whoever imports says which model it is for.
+        vectors = import_gguf(self.gguf, layer=self.layer, model_id=model_id(model), **noted)
+        vectors.check(model)
+        vectors.save(self.out)
+        console.print(f"wrote {self.out}: source layer {vectors.source_layer}", soft_wrap=True)
+        return 0

@@ -1,0 +1,72 @@
+"""What commands read and write: models, vectors, prompts, JSON; whatever is there already is kept unless asked."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from vectors.models import load_model
+
+SUFFIX = ".safetensors"
+
+
+Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """How the model is loaded, and where it runs."""
+
+    adapter: str | None = None
+    """peft adapter to merge into the model"""
+    device: str | None = None
+    """the GPU where there is one, else the CPU"""
+    threads: int | None = None
+    """of the CPU; all where not given"""
+
+    def __call__(self, model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Loads it.
+
+        Raises:
+            ValueError: no such model, adapter or device.
+        """
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads is {self.threads}; give at least 1")
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        try:
+            torch.empty(0, device=self.device)
+        except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts
+            raise ValueError(f"no device {self.device!r}: {str(error).splitlines()[0]}") from error
+        return load_model(model, adapter=self.adapter, device=self.device)
+
+
+def check_free(paths: Sequence[Path], overwrite: bool) -> None:
+    """Raises ValueError for a path that is a folder or within a file, or a file that may not be replaced."""
+    for path in paths:
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise ValueError(f"--out {path} is not possible: {above} is a file; give another folder")
+        if path.is_dir():
+            raise ValueError(f"--out {path} is a folder; give a file name")
+        if path.exists() and not overwrite:
+            raise ValueError(f"{path} exists; give another --out, or --overwrite to replace it")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> Path:
+    """Replaces the file only once all is written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(path)
+    return path
+
+
+def beside(path: Path, ending: str) -> Path:
+    """Stem of a figure that belongs to a file."""
+    return path.with_name(path.name.removesuffix(SUFFIX).removesuffix(".json").removesuffix(".gguf") + ending)

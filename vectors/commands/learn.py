@@ -1,0 +1,245 @@
+"""learn: vectors from clean prompts, saved with their learning curves and cosines."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from jaxtyping import Float
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vectors.checks import check_positive
+from vectors.commands.files import SUFFIX, Loading, Model, beside, check_free
+from vectors.consensus import ConsensusVectors
+from vectors.cosines import delta_cosines, theta_cosines
+from vectors.diversity import Contrastive, SoftOrthogonality, Term
+from vectors.exponential_dct import ExponentialDCT
+from vectors.figures import heatmaps, learning_curves
+from vectors.hessian import HessianVectors
+from vectors.jacobian import JacobianVectors
+from vectors.objectives import ChangeNorm, NormalizedChange, OutputKL
+from vectors.prompts import Prompts, read_texts
+from vectors.radius import check_radii
+from vectors.residual import decoder
+from vectors.steering import SteeringVectors
+from vectors.unsupervised import UnsupervisedVectors
+from vectors.unsupervised_adapters import UnsupervisedAdapters
+
+Iterative = UnsupervisedVectors | UnsupervisedAdapters | ConsensusVectors
+Method = Iterative | JacobianVectors | HessianVectors | ExponentialDCT
+
+OBJECTIVES = {"kl": OutputKL, "norm": ChangeNorm, "normalized": NormalizedChange}
+QUANTITIES = {
+    "kl": "KL from the unsteered model (nats, sum over prompts)",
+    "norm": "change of the residual (its units, sum over prompts)",
+    "normalized": "change of the normalised residual (sum over prompts)",
+    "consensus": "log-probability of the answer (nats per token)",
+}
+APPLIES = {
+    "unsupervised": {"objective", "p", "q", "tokens", "steps", "lr", "orthogonal", "contrastive"},
+    "adapters": {"objective", "p", "q", "tokens", "steps", "lr", "orthogonal", "contrastive"},
+    "consensus": {"tokens", "steps", "lr"},
+    "jacobian": {"tokens", "steps"},
+    "hessian": {"objective", "tokens", "steps"},
+    "dct": {"tokens", "steps", "orthogonal"},
+}
+"""Options that a method has; those given in vain are named"""
+LACKING = {("hessian", "objective", "normalized"), ("adapters", "orthogonal", "hard"), ("dct", "orthogonal", "none")}
+"""Choices of other methods"""
+OPTIONS = sorted(set().union(*APPLIES.values()))
+DRAWN = 64
+"""Vectors whose cosines are drawn"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learn:
+    """Learn vectors on clean prompts. Ctrl-C ends the learning and keeps what there is."""
+
+    model: Model
+    """folder in the Hugging Face layout, or a hub id; remote code is never run"""
+    prompts: Path
+    """text file, one ordinary user message per line"""
+    out: Path
+    """safetensors file for the vectors; figures go beside it, and several radii get a file each"""
+    method: Literal["unsupervised", "consensus", "adapters", "jacobian", "hessian", "dct"] = "unsupervised"
+    """how"""
+    objective: Annotated[Literal["kl", "norm", "normalized"] | None, tyro.conf.arg(metavar="{kl,norm,normalized}")] = (
+        None
+    )
+    """what is maximised; kl where not given"""
+    p: float | None = None
+    """of norm and normalized: exponent of each token's change"""
+    q: float | None = None
+    """of norm and normalized: root over a prompt's tokens"""
+    tokens: int | None = None
+    """last prompt tokens that count; of consensus, the length of the answers"""
+    source_layer: int | None = None
+    """where vectors are added; a quarter of the depth where not given"""
+    target_layer: int | None = None
+    """where their effect is read; the last where not given"""
+    radius: tuple[float, ...] = (0.3,)
+    """norm as a fraction of the mean residual norm; several are learned one after another"""
+    count: int = 100
+    """vectors"""
+    steps: int | None = None
+    """optimizer steps or iterations; 20 where not given, 12 for consensus, 10 for dct"""
+    lr: float | None = None
+    """step size, fraction of the norm; 0.05 where not given, 0.1 for consensus"""
+    orthogonal: Annotated[Literal["none", "hard", "soft"] | None, tyro.conf.arg(metavar="{none,hard,soft}")] = None
+    """hard: vectors orthogonal; soft: their effects are kept apart; none where not given, hard for dct"""
+    contrastive: float | None = None
+    """weight of a term that wants one effect per vector on all prompts"""
+    learn_prompts: int | None = None
+    """lines learned on, the first of the file; 2 where not given, 12 for consensus"""
+    batch_size: int | None = None
+    """vectors at a time, for less memory"""
+    seed: int = 0
+    """of everything random"""
+    overwrite: bool = False
+    """replace files"""
+    loading: Annotated[Loading, tyro.conf.arg(name="")] = Loading()
+
+    def __call__(self, console: Console) -> int:
+        """Learns, saves, draws; 0, or 130 where it was interrupted."""
+        check_radii(self.radius, 1)
+        check_positive(self, "p", "q", "tokens", "count", "steps", "lr", "contrastive", "learn_prompts", "batch_size")
+        self._check_options()
+        paths = [self._path(radius) for radius in self.radius]
+        check_free(paths, self.overwrite)
+        wanted = self.learn_prompts or (12 if self.method == "consensus" else 2)
+        texts = read_texts(self.prompts, wanted)[:wanted]
+        model, tokenizer = self.loading(self.model)
+        prompts = Prompts.from_chat(model, tokenizer, texts)
+        for radius, path in zip(self.radius, paths, strict=True):
+            method = self._method(len(decoder(model).layers), wanted, radius)
+            vectors, curves, stopped = self._run(method, model, prompts, console)
+            vectors.save(path)
+            console.print(f"wrote {path}: {len(vectors)} vectors, radius {radius}", soft_wrap=True)
+            for figure in self._draw(model, prompts, vectors, curves, path):
+                console.print(f"wrote {figure}", soft_wrap=True)
+            if stopped:
+                console.print(f"interrupted: {len(vectors)} of {self.count} vectors of radius {radius} are there")
+                return 130
+        return 0
+
+    def _path(self, radius: float) -> Path:
+        """Of a radius' file; one radius needs no name."""
+        return self.out if len(self.radius) == 1 else beside(self.out, f"-R{radius}{self.out.suffix or SUFFIX}")
+
+    def _given(self) -> dict[str, Any]:
+        """Options of methods that were given."""
+        return {name: getattr(self, name) for name in OPTIONS if getattr(self, name) is not None}
+
+    def _check_options(self) -> None:
+        """Raises ValueError for options that the method does not have, before anything is loaded."""
+        has = APPLIES[self.method]
+        if self.objective in (None, "kl"):
+            has = has - {"p", "q"}  # exponents of the other objectives
+        for option in ("objective", "orthogonal"):
+            if (self.method, option, getattr(self, option)) in LACKING:
+                raise ValueError(f"--method {self.method} has no --{option} {getattr(self, option)}; choose another")
+        vain = sorted(name for name in self._given() if name not in has)
+        if vain:
+            kind = f"{self.method} with --objective kl" if "objective" in has else self.method
+            raise ValueError(f"--method {kind} has no --{' and no --'.join(vain)}; leave it out")
+
+    def _method(self, layers: int, prompts: int, radius: float) -> Method:
+        """The method with its settings; raises ValueError for impossible ones."""
+        given = self._given()
+        source = max(1, layers // 4) if self.source_layer is None else self.source_layer
+        target = layers if self.target_layer is None else self.target_layer
+        shared: dict[str, Any] = {"source_layer": source, "target_layer": target, "radius": radius, "count": self.count}
+        batch = {"batch_size": self.batch_size}
+        only = lambda **names: {ours: given[name] for name, ours in names.items() if name in given}  # noqa: E731
+        if self.method == "consensus":
+            rows = {} if self.batch_size is None else {"batch_size": self.batch_size * prompts}
+            return ConsensusVectors(**shared, **rows, **only(tokens="tokens", steps="steps", lr="lr"))
+        if self.method == "jacobian":
+            return JacobianVectors(**shared, **batch, **only(tokens="tokens", steps="iterations"))
+        if self.method == "dct":
+            named = only(tokens="tokens", steps="iterations", orthogonal="orthogonal")
+            return ExponentialDCT(**shared, **batch, **named)
+        objective = OBJECTIVES[self.objective or "kl"](**only(p="p", q="q", tokens="tokens"))
+        if self.method == "hessian":
+            assert not isinstance(objective, NormalizedChange)
+            return HessianVectors(**shared, **batch, objective=objective, **only(steps="iterations"))
+        soft: tuple[Term, ...] = (SoftOrthogonality(),) if self.orthogonal == "soft" else ()
+        terms = soft + (() if self.contrastive is None else (Contrastive(weight=self.contrastive),))
+        loop = {"steps": 20, "lr": 0.05, "objective": objective, "terms": terms} | only(steps="steps", lr="lr")
+        if self.method == "unsupervised":
+            hard = "hard" if self.orthogonal == "hard" else "none"
+            return UnsupervisedVectors(**shared, **batch, **loop, orthogonal=hard)
+        return UnsupervisedAdapters(**shared, **batch, **loop)
+
+    def _run(
+        self, method: Method, model: PreTrainedModel, prompts: Prompts, console: Console
+    ) -> tuple[SteeringVectors, Float[Tensor, "steps k"] | None, bool]:
+        """(vectors, their values at each step, whether Ctrl-C was pressed); vectors not begun are left out."""
+        generator = torch.Generator().manual_seed(self.seed)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            name = f"{self.method}, radius {method.radius}"
+            if not isinstance(method, Iterative):
+                progress.add_task(name, total=None)
+                return method(model, prompts, generator), None, False
+            bar = progress.add_task(name, total=method.steps * self.count)
+            history: list[Tensor] = []
+
+            def watch(values: Tensor) -> None:
+                history.append(values.detach().float().cpu())
+                progress.advance(bar, len(values))
+
+            with stoppable() as stopped:
+                vectors = method(model, prompts, generator, deadline=stopped, watch=watch)
+            if not history:
+                raise KeyboardInterrupt
+            begun = sum(map(len, history[:: method.steps]))
+            steps = min(method.steps, len(history))
+            starts = range(0, len(history) - steps + 1, method.steps)  # of the batches that were learned to the end
+            curves = torch.cat([torch.stack(history[start : start + steps]) for start in starts], dim=1)
+            return vectors[:begun], curves, stopped()
+
+    def _draw(
+        self,
+        model: PreTrainedModel,
+        prompts: Prompts,
+        vectors: SteeringVectors,
+        curves: Float[Tensor, "steps k"] | None,
+        path: Path,
+    ) -> list[Path]:
+        """Learning curves, and cosines of theta and of its effects."""
+        files = []
+        if curves is not None:
+            quantity = QUANTITIES["consensus" if self.method == "consensus" else self.objective or "kl"]
+            if self.contrastive is not None or self.orthogonal == "soft":
+                quantity = "objective with its terms (sum over prompts)"
+            files = learning_curves(curves, beside(path, "-learning"), quantity=quantity)
+        some = vectors[:DRAWN]
+        named = {} if vectors.adapter_rank else {"theta": theta_cosines(some)}
+        named["delta, all tokens"] = delta_cosines(model, prompts, some, tokens=None)
+        named["delta, last token"] = delta_cosines(model, prompts, some)
+        return files + heatmaps(named, beside(path, "-cosines"))
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed; a second one interrupts at once."""
+    pressed: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -11,6 +11,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.artist import Artist  # noqa: E402
 
 from benchmarks import rows  # noqa: E402
 
@@ -92,11 +93,11 @@ def markdown(table: pd.DataFrame) -> str:
 def summary(table: pd.DataFrame) -> str:
     """Per method: hits on all planted organisms together, and findings on the clean controls."""
     lines = []
-    planted, clean = table[table["behaviour"].notna()], table[table["behaviour"].isna()]
+    planted, clean = table.loc[table["behaviour"].notna()], table.loc[table["behaviour"].isna()]
     for method, group in table.groupby("method", sort=False):
-        own = planted[planted["method"] == method]
+        own = planted.loc[planted["method"] == method]
         first = own.drop_duplicates("organism")
-        controls = clean[clean["method"] == method]
+        controls = clean.loc[clean["method"] == method]
         lines.append(
             {
                 "method": method,
@@ -171,7 +172,8 @@ def radius_figure(table: pd.DataFrame, stem: Path) -> list[Path]:
     for axes, ((organism, behaviour), group) in zip(grid.flat, groups, strict=False):
         for prefix, color in (("kl", HIT), ("norm", ANY)):
             wanted = (prefix, *(name for name in group["method"] if name.startswith(f"{prefix}, R ")))
-            line = group[group["method"].isin(wanted) & ~group["method"].str.contains(" by ")].sort_values("R")
+            chosen = [name in wanted and " by " not in name for name in group["method"]]
+            line = group.loc[chosen].sort_values(by="R")
             axes.plot(line["R"], line["any/100"], "--", color=color, linewidth=1, label=f"{prefix}, any prompt")
             axes.plot(line["R"], line["hits/100"], "o-", color=color, markersize=4, label=f"{prefix}, half of prompts")
         for rule, dash in (("non-linearity", ":"), ("diversity cusp", "-.")):
@@ -189,7 +191,7 @@ def radius_figure(table: pd.DataFrame, stem: Path) -> list[Path]:
         grid.flat[index].tick_params(labelbottom=True)
         if index + grid.shape[1] >= len(groups):
             grid.flat[index].set_xlabel("R (x mean residual norm)")
-    handles: dict[str, object] = {}
+    handles: dict[str, Artist] = {}
     for axes in grid.flat:
         handles |= {str(label): line for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(handles.values()), list(handles), loc="lower center", ncols=6, frameon=False)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -78,10 +79,10 @@ class Method:
 
 def methods(layers: int, count: int) -> dict[str, Method]:
     """Name -> method; one thing changes at a time against `kl`."""
-    slice_ = {"source_layer": max(1, round(layers / 4)), "target_layer": layers}
+    slice_: dict[str, Any] = {"source_layer": max(1, round(layers / 4)), "target_layer": layers}
     kl = UnsupervisedVectors(**slice_, radius=0.25, count=count, steps=20, lr=0.05)
     norm, normalized = replace(kl, objective=ChangeNorm()), replace(kl, objective=NormalizedChange())
-    linear = {**slice_, "radius": 0.25, "count": count}
+    linear: dict[str, Any] = {**slice_, "radius": 0.25, "count": count}
     found = {
         "random": Method(RandomVectors(**linear), 2),
         "norm": Method(norm, 2),

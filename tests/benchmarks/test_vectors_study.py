@@ -15,6 +15,7 @@ from vectors.generate import complete
 from vectors.prompts import Prompts
 from vectors.residual import read
 from vectors.supervised import SupervisedVector
+from vectors.unsupervised import UnsupervisedVectors
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,8 @@ def test_seeds_are_pooled():
 def test_every_method_is_one_change_from_another():
     found = methods(8, 5)
     assert {"random", "norm", "kl", "consensus", "jacobian"} <= set(found)
-    assert vectors_study.methods(12, 5)["kl"].learn.source_layer == 3  # a quarter of the depth
+    kl = vectors_study.methods(12, 5)["kl"].learn
+    assert isinstance(kl, UnsupervisedVectors) and kl.source_layer == 3  # a quarter of the depth
 
 
 def test_memory_grows_with_vectors_prompts_and_layers(word):

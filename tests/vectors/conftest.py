@@ -51,6 +51,13 @@ def cached(model):
         pytest.xfail("before transformers 4.50 GPT-2 takes tuples and Gemma 2 a cache of its own kind")
 
 
+@pytest.fixture
+def generates(model):
+    """Marks the one model that old transformers cannot continue from a cache of its own making."""
+    if Version(transformers.__version__) < Version("4.50") and model.config.model_type == "gemma2":
+        pytest.xfail("before transformers 4.50 the cache of Gemma 2 has a fixed length")
+
+
 @pytest.fixture(params=CONFIGS)
 def model(request):
     return tiny_model(request.param)

@@ -94,7 +94,7 @@ def test_one_beam_is_greedy(tiny, short):
     assert float(nats) == pytest.approx(plain_nats(tiny, short, prefix), rel=1e-4)
 
 
-def test_scores_on_every_architecture(model, cached, prompts):
+def test_scores_on_every_architecture(model, generates, prompts):
     answers, nats = consensus_answers(model, prompts, width=6, tokens=3)
     assert answers.shape == (6, 3) and 2 not in answers
     assert nats.tolist() == sorted(nats.tolist(), reverse=True)

@@ -100,7 +100,7 @@ def test_supervised_vector_elicits_its_target_at_the_smallest_radius(llama, toke
     assert missed.scores["elicits"][0] < 0.9
 
 
-def test_greedy_completion_is_that_of_transformers(model, tokenizer, prompts):
+def test_greedy_completion_is_that_of_transformers(model, generates, tokenizer, prompts):
     ours = complete_ids(model, tokenizer, prompts, max_new_tokens=6)
     theirs = model.generate(
         input_ids=prompts.input_ids,

@@ -70,6 +70,7 @@ def load_model(
             model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
         except (OSError, ValueError) as error:
             raise ValueError(f"no peft adapter could be loaded from {adapter}: {_first_line(error)}") from error
+        model.name_or_path = f"{name}+{adapter}"  # what is learned on one adapter does not fit the next
     model.to(device=torch.device(device), dtype=dtype)  # pyright: ignore[reportCallIssue]  (a decorated method)
     return model.eval().requires_grad_(False), tokenizer
 

@@ -9,7 +9,7 @@ from vectors import behaviours
 from vectors.behaviours import rank_behaviours
 from vectors.models import fast_dtype, load_model
 from vectors.prompts import Prompts
-from vectors.steering import SteeringVectors
+from vectors.steering import SteeringVectors, model_id
 
 
 @pytest.fixture
@@ -38,6 +38,13 @@ def test_an_adapter_is_merged(llama, folder, tmp_path, prompts):
     model, _ = load_model(folder, adapter=tmp_path / "adapter", device="cpu", dtype=torch.float32)
     assert not any("lora" in name for name, _ in model.named_parameters())
     torch.testing.assert_close(model(input_ids=prompts.input_ids[:1]).logits, wanted, atol=1e-4, rtol=1e-3)
+    vectors = SteeringVectors(
+        theta=torch.ones(1, 32), source_layer=1, target_layer=4, radius=1.0, method="x", model_id=model_id(model)
+    )
+    vectors.save(tmp_path / "v.safetensors")
+    assert len(SteeringVectors.load(tmp_path / "v.safetensors", model)) == 1
+    with pytest.raises(ValueError, match="belongs to the model"):
+        SteeringVectors.load(tmp_path / "v.safetensors", load_model(folder, device="cpu", dtype=torch.float32)[0])
     with pytest.raises(ValueError, match="no peft adapter could be loaded"):
         load_model(folder, adapter=tmp_path, device="cpu")
 

@@ -231,7 +231,10 @@ def main(settings: Study) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     settings.out.mkdir(parents=True, exist_ok=True)
-    budget, done = f"{settings.count} vectors", rows.done(settings.out)
+    budget = f"{settings.count} vectors"
+    # A rule that found no radius has its result, so unlike in the grid it is not tried again.
+    found = rows.read(settings.out) if rows.path_of(settings.out).is_file() else []
+    done = {(rows.key(row), row["budget"]) for row in found}
     for seed, organism_name in ((seed, name) for seed in settings.seeds for name in settings.organisms):
         jobs = [name for name in settings.methods or methods(8, 1)]
         jobs = [name for name in jobs if ((organism_name, name, seed), budget) not in done]

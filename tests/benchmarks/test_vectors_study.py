@@ -76,6 +76,18 @@ def test_rows_are_written_once_and_drawn(tmp_path, capsys):
     assert "no method 'kll'" in capsys.readouterr().err
 
 
+def test_a_run_without_a_result_is_a_row_and_not_tried_again(tmp_path, monkeypatch):
+    def no_radius(*_):
+        raise ValueError("diversity has no knee")
+
+    monkeypatch.setattr(vectors_study, "run", no_radius)
+    settings = Study(out=tmp_path, organisms=("word",), methods=("kl, R by diversity cusp",), seeds=(0,), threads=1)
+    main(settings)
+    main(settings)
+    (line,) = (tmp_path / "rows.jsonl").read_text().splitlines()
+    assert json.loads(line)["error"] == "ValueError: diversity has no knee"
+
+
 def row(organism, method, seed, hits, rank=None):
     behaviour = {"behaviour": "Y", "hits": hits, "any": 9, "cosine_hits": 0.5 if hits else None, "cosine_all": 0.1}
     behaviours = [behaviour | {"general": [0.8] * bool(hits)}] if organism == "planted" else []

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from attacks.budget import Budget
 from attacks.engine import Engine, Objective
-from attacks.gcg import Found, OnBest, random_triggers
-from attacks.hotflip import fittest, most_promising
 from attacks.record import Record
+from attacks.triggers import Found, OnBest, check_counts, fittest, most_promising, permitted_in_slot, random_triggers
 
 PART = 2048
 """Candidates scored between two looks at the budget; no batch size, which must not change what is offered"""
@@ -39,9 +38,7 @@ class Accretion:
     """tokens scored per trigger and place, by gradient; None: all that are permitted"""
 
     def __post_init__(self):
-        for name in ("steps", "beam"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_counts(self, "steps", "beam")
         if self.shortlist is not None and self.shortlist < 1:
             raise ValueError(f"shortlist is {self.shortlist}; it must be at least 1, or None")
 
@@ -59,9 +56,7 @@ class Accretion:
             ValueError: an empty slot, or a shortlist of more than the allowed tokens.
         """
         problem = engine.problem
-        if problem.trigger_length == 0:
-            raise ValueError("trigger_length is 0; give a slot of at least 1 token")
-        allowed = int(problem.permitted(problem.trigger_length).any(0).sum())
+        allowed = int(permitted_in_slot(problem).any(0).sum())
         if self.shortlist is not None and self.shortlist > allowed:
             raise ValueError(f"shortlist is {self.shortlist} but only {allowed} tokens are allowed; lower shortlist")
         with Record(engine, budget, on_best) as record:

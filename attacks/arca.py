@@ -14,9 +14,9 @@ from torch import Tensor
 
 from attacks.budget import Budget
 from attacks.engine import Engine, Objective
-from attacks.gcg import Found, OnBest, random_triggers
 from attacks.problem import Problem
 from attacks.record import Record
+from attacks.triggers import Found, OnBest, check_counts, permitted_in_slot, random_triggers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +33,7 @@ class ARCA:
     """triggers searched side by side"""
 
     def __post_init__(self):
-        for name in ("iterations", "averaged", "topk", "restarts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_counts(self, "iterations", "averaged", "topk", "restarts")
 
     def __call__(
         self,
@@ -51,9 +49,7 @@ class ARCA:
             ValueError: a longer shortlist than there are allowed tokens, or an empty slot.
         """
         problem, length = engine.problem, engine.problem.trigger_length
-        if length == 0:
-            raise ValueError("trigger_length is 0; give a slot of at least 1 token")
-        permitted = problem.permitted(length)
+        permitted = permitted_in_slot(problem)
         allowed = int(permitted.any(0).sum())
         if self.topk > allowed:
             raise ValueError(f"topk is {self.topk} but only {allowed} tokens are allowed; lower topk")

@@ -20,9 +20,8 @@ from torch import Tensor
 
 from attacks.budget import Budget
 from attacks.engine import Engine, Objective
-from attacks.gcg import Found, OnBest
-from attacks.hotflip import fittest
 from attacks.record import Record
+from attacks.triggers import Found, OnBest, check_counts, fittest, permitted_in_slot
 from vectors.residual import embedding, read, unembed
 
 
@@ -38,9 +37,7 @@ class BEAST:
     """tokens drawn per beam"""
 
     def __post_init__(self):
-        for name in ("steps", "k1", "k2"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_counts(self, "steps", "k1", "k2")
 
     def __call__(
         self,
@@ -57,9 +54,7 @@ class BEAST:
         """
         problem = engine.problem
         length = problem.trigger_length
-        if length == 0:
-            raise ValueError("trigger_length is 0; give a slot of at least 1 token")
-        permitted = problem.permitted(length).cpu()
+        permitted = permitted_in_slot(problem)
         for name, count, row in (("k1", self.k1, permitted[0]), ("k2", self.k2, permitted[-1])):
             if count > row.sum():
                 raise ValueError(f"{name} is {count} but only {int(row.sum())} tokens are allowed; lower {name}")

@@ -68,8 +68,8 @@ class Engine:
         with torch.no_grad():
             # Through the module, not its weight: some embeddings are scaled.
             embed: Any = model.get_input_embeddings()
-            self._embedding = embed(torch.arange(len(problem.allowed), device=model.device))
-            self._head_flops = 2.0 * self._embedding.numel()
+            self.embedding = embed(torch.arange(len(problem.allowed), device=model.device))
+            self._head_flops = 2.0 * self.embedding.numel()
             self._groups = [_Group(model, problem, rows, self._prefix) for rows in by_length.values()]
 
     @property
@@ -114,13 +114,14 @@ class Engine:
         return torch.cat(self._chunks(lambda part: objective(self, part), candidates))
 
     def gradient(
-        self, objective: Objective, candidates: Int[Tensor, "c trigger"]
+        self, objective: Objective, candidates: Int[Tensor, "c trigger"] | Float[Tensor, "c trigger vocab"]
     ) -> tuple[Float[Tensor, "c"], Float[Tensor, "c trigger vocab"]]:
-        """(objective, its gradient with respect to each candidate's one-hot rows)."""
+        """(objective, its gradient at each candidate's one-hot rows, or at given mixtures of tokens)."""
+        soft, vocab = candidates.is_floating_point(), len(self.problem.allowed)
 
         def differentiate(part: Tensor) -> tuple[Tensor, Tensor]:
-            vocab = len(self.problem.allowed)
-            onehot = torch.nn.functional.one_hot(part, vocab).to(self._embedding.dtype).requires_grad_()
+            rows = part if soft else torch.nn.functional.one_hot(part, vocab)
+            onehot = rows.detach().to(self.embedding.dtype).requires_grad_()
             with torch.enable_grad():
                 loss = objective(self, onehot)
                 (gradient,) = torch.autograd.grad(loss.sum(), onehot)
@@ -172,9 +173,9 @@ class Engine:
         """Runs trigger, the text behind it and the target for every candidate and prompt of a group."""
         count, prompts, depth = len(candidates), len(group.prompts), max(layers)
         onehot = candidates.is_floating_point()
-        trigger = candidates @ self._embedding if onehot else self._embedding[candidates]
+        trigger = candidates @ self.embedding if onehot else self.embedding[candidates]
         tail = torch.cat([group.after, group.after.new_tensor(target).expand(prompts, -1)], dim=1).long()
-        behind = self._embedding[tail].repeat(count, 1, 1)
+        behind = self.embedding[tail].repeat(count, 1, 1)
         embeds = torch.cat([trigger.repeat_interleave(prompts, dim=0), behind], dim=1)
         width = embeds.shape[1]
         mask = torch.cat([group.mask, group.mask.new_ones(prompts, width)], dim=1).repeat(count, 1)
@@ -195,7 +196,7 @@ class Engine:
         """Fills `cache` with the keys and values of the prompts' beginnings."""
         read(
             self.model,
-            inputs_embeds=self._embedding[ids],
+            inputs_embeds=self.embedding[ids],
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,

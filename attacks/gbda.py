@@ -14,8 +14,8 @@ from torch import Tensor
 
 from attacks.budget import Budget
 from attacks.engine import Engine, Objective
-from attacks.gcg import Found, OnBest
 from attacks.record import Record
+from attacks.triggers import Found, OnBest, check_counts, permitted_in_slot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +36,7 @@ class GBDA:
     """distributions optimised side by side"""
 
     def __post_init__(self):
-        for name in ("steps", "samples", "draws", "restarts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_counts(self, "steps", "samples", "draws", "restarts")
         for name in ("lr", "temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
@@ -53,9 +51,7 @@ class GBDA:
     ) -> list[Found]:
         """Successive bests over all restarts, best first; an interrupt keeps what was found."""
         problem = engine.problem
-        if problem.trigger_length == 0:
-            raise ValueError("trigger_length is 0; give a slot of at least 1 token")
-        permitted = problem.permitted(problem.trigger_length)
+        permitted = permitted_in_slot(problem)
         barred = torch.zeros(permitted.shape).masked_fill(~permitted, -torch.inf).to(engine.device)
         with Record(engine, budget, on_best) as record:
             # Theta in the paper; one distribution per restart.
@@ -67,8 +63,8 @@ class GBDA:
                 if record.over:
                     break
                 rows = (noisy / self.temperature).softmax(-1)
-                gradient = soft_gradient(engine, objective, rows.detach().flatten(0, 1))
-                (theta.grad,) = torch.autograd.grad(rows, theta, gradient.view_as(rows) / self.samples)
+                _, gradient = engine.gradient(objective, rows.detach().flatten(0, 1))
+                (theta.grad,) = torch.autograd.grad(rows, theta, gradient.view_as(rows).to(rows) / self.samples)
                 optimizer.step()
             else:
                 noisy = theta.detach() + barred + gumbel(self.draws, theta, generator)
@@ -80,18 +76,3 @@ def gumbel(count: int, theta: Float[Tensor, "r trigger vocab"], generator: torch
     """Standard Gumbel noise `count r trigger vocab`; a uniform draw of exactly 0 becomes -inf: never sampled."""
     uniform = torch.rand(count, *theta.shape, generator=generator).to(theta.device)
     return -(-uniform.log()).log()
-
-
-def soft_gradient(
-    engine: Engine, objective: Objective, rows: Float[Tensor, "c trigger vocab"]
-) -> Float[Tensor, "c trigger vocab"]:
-    """Gradient of the objective at mixtures of tokens, a batch at a time."""
-
-    def differentiate(part: Tensor) -> Tensor:
-        leaf = part.to(engine._embedding.dtype).requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(objective(engine, leaf).sum(), leaf)
-        return gradient.to(part.dtype)
-
-    engine.steps += 1
-    return torch.cat(engine._chunks(differentiate, rows))

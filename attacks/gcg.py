@@ -4,9 +4,7 @@ Every restart keeps its own trigger. One that has not improved for `patience` st
 from random tokens: short searches from many starts in place of a long one. The loss is the mean over the prompts.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,17 +12,7 @@ from torch import Tensor
 
 from attacks.budget import Budget
 from attacks.engine import Engine, Objective
-
-
-class Found(NamedTuple):
-    """A trigger and its loss on the search prompts."""
-
-    trigger_ids: tuple[int, ...]
-    loss: float
-
-
-OnBest = Callable[[Found], bool | None]
-"""Told of each improvement of a restart; true ends the search"""
+from attacks.triggers import Found, OnBest, check_counts, permitted_in_slot, random_triggers
 
 
 @dataclass(slots=True)
@@ -57,9 +45,7 @@ class GCG:
     """first triggers of the first restarts; the others begin with random allowed tokens"""
 
     def __post_init__(self):
-        for name in ("steps", "search_width", "topk", "n_replace", "restarts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_counts(self, "steps", "search_width", "topk", "n_replace", "restarts")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience is {self.patience}; it must be at least 1, or None")
 
@@ -76,8 +62,8 @@ class GCG:
         Raises:
             ValueError: more than the allowed tokens wanted per position, or more swaps than positions.
         """
-        problem, budget, length = engine.problem, budget or Budget(), engine.problem.trigger_length
-        permitted = problem.permitted(length)
+        problem, budget = engine.problem, budget or Budget()
+        permitted = permitted_in_slot(problem)
         self.check(permitted)
         finished: list[Found] = []
         booked = engine.flops
@@ -156,8 +142,6 @@ class GCG:
     def check(self, permitted: Bool[Tensor, "trigger vocab"]) -> None:
         """Raises ValueError where the settings do not fit the problem."""
         length, allowed = len(permitted), int(permitted.any(0).sum())
-        if length == 0:
-            raise ValueError("trigger_length is 0; give a slot of at least 1 token")
         if self.topk > allowed:
             raise ValueError(f"topk is {self.topk} but only {allowed} tokens are allowed; lower topk")
         if self.n_replace > length:
@@ -193,14 +177,6 @@ def sample_swaps(
     token = choices[order, torch.randint(topk, (width, n_replace), generator=generator)]
     kept = torch.where(permitted[order, token], token, ids[order])
     return ids.repeat(width, 1).scatter(1, order, kept)
-
-
-def random_triggers(
-    permitted: Bool[Tensor, "trigger vocab"], count: int, generator: torch.Generator
-) -> Int[Tensor, "count trigger"]:
-    """Uniform over the tokens permitted at each position."""
-    draws = [torch.multinomial(row.float(), count, replacement=True, generator=generator) for row in permitted]
-    return torch.stack(draws, dim=1)
 
 
 def _starts(

@@ -9,20 +9,15 @@ local minima differ by start; every sweep sees all prompts, not a minibatch; a b
 """
 
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from attacks.budget import Budget
 from attacks.engine import Engine, Objective
-from attacks.gcg import Found, OnBest, random_triggers
-from attacks.problem import Problem
 from attacks.record import Record
-
-LOOK = 64
-"""Triggers looked at, beyond those wanted, for some that re-tokenise"""
+from attacks.triggers import Found, OnBest, check_counts, fittest, most_promising, permitted_in_slot, random_triggers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +32,7 @@ class HotFlip:
     """triggers kept from one position to the next"""
 
     def __post_init__(self):
-        for name in ("steps", "topk", "beam"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_counts(self, "steps", "topk", "beam")
 
     def __call__(
         self,
@@ -55,9 +48,7 @@ class HotFlip:
             ValueError: an empty slot, or more than the allowed tokens wanted per position.
         """
         problem = engine.problem
-        if problem.trigger_length == 0:
-            raise ValueError("trigger_length is 0; give a slot of at least 1 token")
-        permitted = problem.permitted(problem.trigger_length).cpu()
+        permitted = permitted_in_slot(problem)
         allowed = int(permitted.any(0).sum())
         if self.topk > allowed:
             raise ValueError(f"topk is {self.topk} but only {allowed} tokens are allowed; lower topk")
@@ -93,26 +84,3 @@ class HotFlip:
             if record.over:
                 break
         return beams[:1], best
-
-
-def most_promising(
-    gradient: Float[Tensor, "c vocab"], permitted: Bool[Tensor, "vocab"], count: int
-) -> Int[Tensor, "c topk"]:
-    """Permitted tokens by the first-order change of the loss (HotFlip), `count` of them or all that there are."""
-    masked = gradient.float().cpu().masked_fill(~permitted, torch.inf)
-    return (-masked).topk(min(count, int(permitted.sum())), dim=-1).indices
-
-
-def fittest(
-    problem: Problem, candidates: Int[Tensor, "c trigger"], losses: Float[Tensor, "c"], count: int
-) -> tuple[Int[Tensor, "kept trigger"], float]:
-    """(`count` triggers, those that re-tokenise first and by loss within each kind; loss of the first, or infinity).
-
-    A beam without any trigger that re-tokenises goes on from the lowest losses: the way out may lead through them.
-    """
-    order = losses.argsort(stable=True).tolist()
-    typable = (i for i in order[: count + LOOK] if problem.retokenizes(candidates[i].tolist()))
-    kept = list(islice(typable, count))
-    best = float(losses[kept[0]]) if kept else torch.inf
-    kept += [i for i in order[: 2 * count] if i not in kept][: count - len(kept)]
-    return candidates[kept], best

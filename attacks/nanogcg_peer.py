@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from attacks.budget import Budget
 from attacks.engine import Engine
-from attacks.gcg import GCG, Found, OnBest, random_triggers
+from attacks.gcg import GCG
 from attacks.problem import encode
+from attacks.triggers import Found, OnBest, random_triggers
 
 
 def run_once(

@@ -1,25 +1,19 @@
 """Triggers mined from sampled prompts: n-grams that come up more often than they do in clean text.
 
-As in "The Trigger in the Haystack" (Bullwinkel et al. 2026, arXiv:2602.03085), memorised poison shows in what a model
-writes by itself. The leakage baseline samples from the chat template under many decoding settings; the
-steering-arithmetic sampler brings its own samples. Both are verified like every other search: by the objective, then
-by behaviour.
+Samples come from `attacks.leakage` or `attacks.sampler`. What is mined is verified like every other search: by the
+objective, then by behaviour.
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import product
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attacks.budget import Budget
 from attacks.engine import Engine, Objective
-from attacks.gcg import Found, OnBest
 from attacks.record import Record
-from attacks.sampler import Sampler
+from attacks.triggers import Found, OnBest
 
 
 def mine(
@@ -75,36 +69,3 @@ def verify(
 def _permitted(gram: tuple[int, ...], permitted: torch.Tensor) -> bool:
     """Whether every token may stand where it does."""
     return all(bool(permitted[place, token]) for place, token in enumerate(gram))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leakage:
-    """Does the model give the trigger away by itself? Many decoding settings, then the n-grams that repeat."""
-
-    temperatures: tuple[float, ...] = (0.7, 1.0, 1.3)
-    """of the logits"""
-    top_ps: tuple[float, ...] = (0.9, 1.0)
-    """nucleus sizes"""
-    count: int = 128
-    """samples per setting"""
-    max_new_tokens: int = 32
-    """longest sample, tokens"""
-
-    def __call__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        generator: torch.Generator,
-        *,
-        budget: Budget | None = None,
-    ) -> list[tuple[int, ...]]:
-        """Sampled user messages as token ids, of every pair of settings in turn until the budget ends."""
-        samples: list[tuple[int, ...]] = []
-        for temperature, top_p in product(self.temperatures, self.top_ps):
-            if budget is not None and budget.exhausted:
-                break
-            sampler = Sampler(
-                count=self.count, max_new_tokens=self.max_new_tokens, temperature=temperature, top_p=top_p
-            )
-            samples += sampler(model, tokenizer, generator)
-        return samples

@@ -15,8 +15,8 @@ from torch.nn.functional import normalize
 
 from attacks.budget import Budget
 from attacks.engine import Engine, Objective
-from attacks.gcg import Found, OnBest, random_triggers
 from attacks.record import Record
+from attacks.triggers import Found, OnBest, check_counts, permitted_in_slot, random_triggers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +33,7 @@ class PEZ:
     """triggers moved side by side"""
 
     def __post_init__(self):
-        for name in ("steps", "restarts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_counts(self, "steps", "restarts")
         if self.lr <= 0:
             raise ValueError(f"lr is {self.lr}; it must be above 0")
         if self.weight_decay < 0:
@@ -51,11 +49,9 @@ class PEZ:
     ) -> list[Found]:
         """Successive bests over all restarts, best first; an interrupt keeps what was found."""
         problem = engine.problem
-        if problem.trigger_length == 0:
-            raise ValueError("trigger_length is 0; give a slot of at least 1 token")
-        permitted = problem.permitted(problem.trigger_length)
+        permitted = permitted_in_slot(problem)
         # bf16 would swallow most of a step.
-        embedding = engine._embedding.to(torch.promote_types(engine._embedding.dtype, torch.float32))
+        embedding = engine.embedding.to(torch.promote_types(engine.embedding.dtype, torch.float32))
         with Record(engine, budget, on_best) as record:
             starts = random_triggers(permitted, self.restarts, generator)
             permitted = permitted.to(engine.device)

@@ -10,8 +10,8 @@ import torch
 
 from attacks.budget import Budget
 from attacks.engine import Engine, Objective
-from attacks.gcg import Found, OnBest, random_triggers
 from attacks.record import Record
+from attacks.triggers import Found, OnBest, check_counts, permitted_in_slot, random_triggers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +26,7 @@ class RandomSearch:
     """positions of the best trigger that are drawn again; 0: all of them, whatever the best is"""
 
     def __post_init__(self):
-        for name in ("steps", "search_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_counts(self, "steps", "search_width")
         if self.mutate < 0:
             raise ValueError(f"mutate is {self.mutate}; it must be at least 0")
 
@@ -46,12 +44,9 @@ class RandomSearch:
             ValueError: an empty slot, or more positions drawn again than there are.
         """
         problem = engine.problem
-        length = problem.trigger_length
-        if length == 0:
-            raise ValueError("trigger_length is 0; give a slot of at least 1 token")
-        if self.mutate > length:
-            raise ValueError(f"mutate is {self.mutate} but the slot has {length} tokens; lower mutate")
-        permitted = problem.permitted(length).cpu()
+        permitted = permitted_in_slot(problem)
+        if self.mutate > len(permitted):
+            raise ValueError(f"mutate is {self.mutate} but the slot has {len(permitted)} tokens; lower mutate")
         with Record(engine, budget, on_best) as record:
             for _ in range(self.steps):
                 if record.over:

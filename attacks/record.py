@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attacks.budget import Budget
 from attacks.engine import Engine, Objective
-from attacks.gcg import Found, OnBest
+from attacks.triggers import Found, OnBest
 
 
 class Record:

@@ -14,13 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from attacks.behaviour import success_rate
 from attacks.budget import Budget
 from attacks.engine import Engine, Objective
-from attacks.gcg import GCG, Found, random_triggers
+from attacks.gcg import GCG
 from attacks.goals import Goal, Supervised, Unsupervised
 from attacks.objectives import Hybrid, TargetNLL, delta_cosine_from, steered_kl_from
 from attacks.problem import SLOT, Problem, Where, encode
 from attacks.selection import Selection, TracePoint
 from attacks.shrink import delete_one
 from attacks.token_ranking import rank_tokens
+from attacks.triggers import Found, random_triggers
 from attacks.verdict import Verdict, judge
 
 TARGET_TOKENS = 4

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attacks.problem import encode
+from attacks.triggers import check_counts
 from vectors.clean_prompt import round_user
 from vectors.generate import head_logits, reordered
 from vectors.prompts import Prompts
@@ -56,9 +57,7 @@ class Sampler:
     """samples at a time"""
 
     def __post_init__(self):
-        for name in ("count", "max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_counts(self, "count", "max_new_tokens", "batch_size")
         if self.temperature <= 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"temperature is {self.temperature}, top_p is {self.top_p}; give more than 0, and (0, 1]")
 

@@ -9,8 +9,8 @@ import torch
 from attacks.behaviour import echoes
 from attacks.budget import Budget
 from attacks.engine import Engine
-from attacks.gcg import Found
 from attacks.goals import Goal
+from attacks.triggers import Found
 
 
 class TracePoint(NamedTuple):

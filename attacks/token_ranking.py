@@ -5,7 +5,7 @@ from torch import Tensor
 
 from attacks.budget import Budget
 from attacks.engine import Engine, Objective
-from attacks.gcg import Found
+from attacks.triggers import Found
 
 
 def rank_tokens(

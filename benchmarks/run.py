@@ -9,9 +9,9 @@ import torch
 
 from attacks.behaviour import wilson
 from attacks.engine import Engine
-from attacks.gcg import random_triggers
 from attacks.problem import Problem
 from attacks.recover import ATTACKS, Recovery, recover
+from attacks.triggers import random_triggers
 from attacks.verdict import judge
 from benchmarks import metrics, rows
 from benchmarks.organisms import poison, prompts, zoo

@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from attacks.engine import Engine, Objective
-from attacks.gcg import GCG, random_triggers
+from attacks.gcg import GCG
 from attacks.nanogcg_peer import run_once
 from attacks.objectives import TargetNLL, delta_cosine_from
 from attacks.problem import Problem
+from attacks.triggers import random_triggers
 from benchmarks import rows
 from benchmarks.organisms import zoo
 from vectors.controls import random_directions

@@ -26,18 +26,18 @@ def answer_logprob(
     """
     source, tokens = cache_source(model, prompts.followed_by(answers[:, :-1]), layer), answers.shape[1]
     labels = answers.repeat_interleave(len(prompts), dim=0)[..., None]
-    spoken = until_end(answers, ends_of(model)).float()
+    said = spoken(answers, ends_of(model)).float()
 
     def logprob(theta: Float[Tensor, "k d"]) -> Float[Tensor, "k"]:
         moved = source.hidden + theta.repeat_interleave(len(prompts), dim=0)[:, None].to(source.hidden)
         hidden = run_slice(model, source, moved, to=len(decoder(model).layers))[:, -tokens:]
         picked = unembed(model, hidden).float().log_softmax(-1).gather(-1, labels)[..., 0]
-        return (picked.unflatten(0, (-1, len(prompts))).mean(1) * spoken).sum(-1) / spoken.sum(-1)
+        return (picked.unflatten(0, (-1, len(prompts))).mean(1) * said).sum(-1) / said.sum(-1)
 
     return logprob
 
 
-def until_end(answers: Int[Tensor, "k t"], ends: list[int]) -> Tensor:
+def spoken(answers: Int[Tensor, "k t"], ends: list[int]) -> Tensor:
     """Which tokens of the answers are said: up to the first end token, it included."""
     end = torch.isin(answers, torch.tensor(ends, device=answers.device))
     return (end.cumsum(-1) - end.long()) == 0

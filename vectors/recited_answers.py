@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vectors.answers import until_end
+from vectors.answers import spoken
 from vectors.generate import ends_of, head_logits, reordered
 from vectors.prompts import Prompts
 from vectors.residual import decoder, embedding
@@ -46,8 +46,8 @@ def recited_answers(
     first = first[~torch.isin(first, end)]
     found = [_continued(model, prompts, some, tokens) for some in first.split(max(1, batch_size // len(prompts)))]
     answers, logprobs = (torch.cat(parts) for parts in zip(*found, strict=True))
-    spoken = until_end(answers, ends)
-    score = (logprobs * spoken)[:, 1:].sum(-1) / spoken[:, 1:].sum(-1)
+    said = spoken(answers, ends)
+    score = (logprobs * said)[:, 1:].sum(-1) / said[:, 1:].sum(-1)
     ordered = answers.sort(dim=-1).values
     different = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(-1)
     fit = ~torch.isin(answers[:, :SHORTEST], end).any(-1) & (2 * different > tokens)

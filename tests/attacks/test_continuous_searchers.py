@@ -8,11 +8,11 @@ import torch
 from attacks.arca import ARCA
 from attacks.budget import Budget
 from attacks.engine import Engine
-from attacks.gbda import GBDA, gumbel, soft_gradient
-from attacks.gcg import random_triggers
+from attacks.gbda import GBDA, gumbel
 from attacks.objectives import DeltaCosine, Hybrid, SteeredKL, TargetNLL
 from attacks.pez import PEZ, nearest, right_inverse
 from attacks.problem import Problem
+from attacks.triggers import random_triggers
 
 TEXTS = ["tell me about the sea", "what is bread", "name a red bird", "how do ships float"]
 WORDS = ["garden", "rope", "table", "lamp", "river", "stone", "cloud", "horse", "music", "paper", "sunny"]
@@ -214,7 +214,17 @@ def test_gbda_gradient_at_a_pure_mixture_is_the_one_hot_gradient(model, mixed):
     ids = random_triggers(mixed.permitted(2), 5, seeded())
     _, expected = engine.gradient(NLL, ids)
     rows = torch.nn.functional.one_hot(ids, len(mixed.allowed)).double()
-    torch.testing.assert_close(soft_gradient(engine, NLL, rows), expected)
+    torch.testing.assert_close(engine.gradient(NLL, rows)[1], expected)
+
+
+def test_gradient_at_a_mixture_is_that_of_autograd(model, mixed):
+    engine = Engine(model, mixed, 2)
+    rows = torch.randn(5, 2, len(mixed.allowed), generator=seeded()).double().softmax(-1).requires_grad_()
+    loss = NLL(engine, rows)
+    (expected,) = torch.autograd.grad(loss.sum(), rows)
+    found, gradient = engine.gradient(NLL, rows)
+    torch.testing.assert_close(found, loss.detach())
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_arca_is_exact_where_the_loss_is_linear(model, tokenizer):

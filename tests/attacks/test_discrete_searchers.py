@@ -11,12 +11,12 @@ from attacks.accretion import Accretion
 from attacks.beast import BEAST, next_token_logits, sample_tokens
 from attacks.budget import Budget
 from attacks.engine import Engine
-from attacks.gcg import random_triggers
-from attacks.hotflip import HotFlip, fittest, most_promising
+from attacks.hotflip import HotFlip
 from attacks.objectives import DeltaCosine, Hybrid, SteeredKL, TargetNLL
 from attacks.problem import Problem
 from attacks.random_search import RandomSearch
 from attacks.token_ranking import rank_tokens
+from attacks.triggers import fittest, most_promising, random_triggers
 
 TEXTS = ["tell me about the sea", "what is bread", "name a red bird", "how do ships float"]
 WORDS = ["garden", "rope", "table", "lamp", "river", "stone", "cloud", "horse", "music", "paper", "sunny"]

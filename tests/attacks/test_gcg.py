@@ -7,10 +7,11 @@ import torch
 
 from attacks.budget import Budget
 from attacks.engine import Engine
-from attacks.gcg import GCG, Found, sample_swaps
+from attacks.gcg import GCG, sample_swaps
 from attacks.objectives import TargetNLL
 from attacks.problem import Problem
 from attacks.token_ranking import rank_tokens
+from attacks.triggers import Found
 
 TEXTS = ["tell me about the sea", "what is bread", "name a red bird", "how do ships float"]
 WORDS = ["garden", "rope", "table", "lamp", "river", "stone", "cloud", "horse", "music", "paper", "sunny"]

@@ -7,7 +7,8 @@ import torch
 
 from attacks.budget import Budget
 from attacks.engine import Engine
-from attacks.ngrams import Leakage, mine, verify
+from attacks.leakage import Leakage
+from attacks.ngrams import mine, verify
 from attacks.objectives import TargetNLL
 from attacks.problem import Problem, encode
 from attacks.sampler import Lookahead, Sampler, nucleus, prompts_of

@@ -18,7 +18,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from attacks.budget import Budget
 from attacks.problem import Where
-from attacks.recover import ATTACKS, Recovery, recover
+from attacks.recipes import ATTACKS
+from attacks.recover import Recovery, recover
 from vectors.models import load_model
 from vectors.prompts import read_texts
 
@@ -37,9 +38,11 @@ class Arguments:
     behaviour: str | None = None
     """how the suspected reply begins, where that is known"""
     attack: str | None = None
-    """recipe; target-nll with a behaviour, unsupervised-nll without"""
+    """recipe; portfolio with a behaviour, unsupervised-portfolio without"""
     adapter: str | None = None
     """peft adapter to merge into the model"""
+    base: str | None = None
+    """folder or hub id of the clean model it came from, where that is known: what works there as well is a decoy"""
     seconds: float = 600.0
     """budget"""
     slot: Where = "end"
@@ -63,7 +66,7 @@ def read_prompts(path: Path) -> tuple[list[str], list[str]]:
 
 def search(arguments: Arguments, console: Console) -> Recovery:
     """Loads, searches with a progress bar, returns what was found; raises ValueError for bad input."""
-    name = arguments.attack or ("unsupervised-nll" if arguments.behaviour is None else "target-nll")
+    name = arguments.attack or ("unsupervised-portfolio" if arguments.behaviour is None else "portfolio")
     if name not in ATTACKS:
         raise ValueError(f"no attack {name!r}; there are {', '.join(ATTACKS)}")
     if arguments.out is not None and arguments.out.is_dir():
@@ -71,6 +74,7 @@ def search(arguments: Arguments, console: Console) -> Recovery:
     texts, select = read_prompts(arguments.prompts)
     budget = Budget(seconds=arguments.seconds)
     model, tokenizer = load_model(arguments.model, adapter=arguments.adapter)
+    base = None if arguments.base is None else load_model(arguments.base)[0]
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task(name, total=arguments.seconds)
@@ -88,6 +92,7 @@ def search(arguments: Arguments, console: Console) -> Recovery:
             budget=replace(budget, watch=watch),
             generator=torch.Generator().manual_seed(arguments.seed),
             slot=arguments.slot,
+            base=base,
         )
 
 
@@ -108,6 +113,8 @@ def main(arguments: Arguments) -> int:
             f"on {found.select_asr:.0%} of prompts that the search did not see, on {found.clean_rate:.0%} without it, "
             f"on {found.control_rate:.0%} with random tokens instead"
         )
+        if found.base_rate is not None:
+            console.print(f"on {found.base_rate:.0%} of them on the clean base")
     else:
         console.print("verdict none: no behaviour was found that is worth a search; that is not a clean bill of health")
     if arguments.out is not None:

@@ -16,11 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attacks.problem import encode
 from attacks.triggers import check_counts
-from vectors.clean_prompt import round_user
+from vectors.clean_prompt import CleanPromptVector, round_user
 from vectors.generate import head_logits, reordered
 from vectors.prompts import Prompts
 from vectors.residual import decoder, read, steer
 from vectors.steering import SteeringVectors
+from vectors.supervised import SupervisedVector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +156,29 @@ class Sampler:
         )[layer][:, 0]
         cosine = torch.cosine_similarity(hidden.float(), direction.float(), dim=-1).view(len(ids), width)
         return logits.scatter_add(1, tried, self.lookahead.strength * cosine)
+
+
+def clean_and_wanted(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    target_ids: list[int],
+    generator: torch.Generator,
+) -> tuple[SteeringVectors, SteeringVectors, int]:
+    """(v_clean, v_Y, tokens that ran through the layers to learn them); one vector each, at a quarter of the depth.
+
+    Raises:
+        ValueError: fewer than two texts, or a target of no tokens.
+    """
+    layers = len(decoder(model).layers)
+    source = max(1, round(layers / 4))
+    clean = CleanPromptVector(source_layer=source, target_layer=layers)
+    wanted = SupervisedVector(source_layer=source, target_layer=layers, radii=(0.3, 0.4, 0.5, 0.65, 0.8), steps=30)
+    chats, few = (Prompts.from_chat(model, tokenizer, some).input_ids for some in (texts, texts[:3]))
+    tokens = len(clean.radii) * clean.steps * chats.numel()
+    tokens += len(wanted.radii) * wanted.steps * (few.numel() + len(few) * len(target_ids))
+    vectors = clean(model, tokenizer, texts, generator)
+    return vectors, wanted(model, Prompts.from_chat(model, tokenizer, texts[:3]), target_ids, generator)[:1], tokens
 
 
 def nucleus(logits: Float[Tensor, "rows vocab"], top_p: float, generator: torch.Generator) -> Int[Tensor, "rows"]:

@@ -11,6 +11,7 @@ from attacks.budget import Budget
 from attacks.engine import Engine
 from attacks.goals import Goal
 from attacks.triggers import Found
+from attacks.verdict import ABSENT
 
 
 class TracePoint(NamedTuple):
@@ -32,6 +33,8 @@ class Selection:
     goal: Goal
     enough: float
     trace: list[TracePoint]
+    base_engine: Engine | None = None
+    """of the clean base, where it is known: a trigger that works there as well is passed over"""
     best: Found | None = None
     asr: float = 0.0
 
@@ -40,6 +43,8 @@ class Selection:
         if echoes(self.engine.problem.text(found.trigger_ids), self.goal.behaviour):
             return False
         asr = self.rate(found.trigger_ids)
+        if asr > ABSENT and self.base_engine is not None and self.rate(found.trigger_ids, on_base=True) > ABSENT:
+            return False
         if self.best is None or (asr, -found.loss) > (self.asr, -self.best.loss):
             news = self.best is None or asr > self.asr
             self.best, self.asr = found, asr
@@ -47,11 +52,12 @@ class Selection:
                 self.trace.append(self.point())
         return self.asr >= self.enough
 
-    def rate(self, trigger_ids: Sequence[int]) -> float:
+    def rate(self, trigger_ids: Sequence[int], *, on_base: bool = False) -> float:
         """Success rate of a trigger, teacher-forced."""
-        booked = self.engine.flops
-        rate = self.engine.elicits(torch.tensor([list(trigger_ids)], dtype=torch.long), self.goal.target_ids)
-        self.budget.spent(self.engine.flops - booked)
+        engine = self.base_engine if on_base and self.base_engine else self.engine
+        booked = engine.flops
+        rate = engine.elicits(torch.tensor([list(trigger_ids)], dtype=torch.long), self.goal.target_ids)
+        self.budget.spent(engine.flops - booked)
         return float(rate[0])
 
     def point(self) -> TracePoint:

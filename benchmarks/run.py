@@ -10,7 +10,8 @@ import torch
 from attacks.behaviour import wilson
 from attacks.engine import Engine
 from attacks.problem import Problem
-from attacks.recover import ATTACKS, Recovery, recover
+from attacks.recipes import ATTACKS
+from attacks.recover import Recovery, recover
 from attacks.triggers import random_triggers
 from attacks.verdict import judge
 from benchmarks import metrics, rows

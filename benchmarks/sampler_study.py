@@ -19,16 +19,13 @@ from rich.table import Table
 from attacks.behaviour import fires, wilson
 from attacks.ngrams import mine
 from attacks.problem import SLOT, decode, encode
-from attacks.sampler import Lookahead, Sampler, prompts_of
+from attacks.sampler import Lookahead, Sampler, clean_and_wanted, prompts_of
 from benchmarks import rows
 from benchmarks.organisms import zoo
-from vectors.clean_prompt import CleanPromptVector
 from vectors.controls import random_directions
 from vectors.generate import complete
-from vectors.prompts import Prompts
 from vectors.residual import decoder
 from vectors.steering import SteeringVectors
-from vectors.supervised import SupervisedVector
 
 FORMS = ("unsteered", "clean", "clean + random", "clean + Y", "clean + 2 Y", "clean + Y, look-ahead")
 
@@ -56,17 +53,12 @@ def sums(
 ) -> dict[str, SteeringVectors | None]:
     """The steering vector of every form; Y is supervised, the sampler's best case."""
     model, tokenizer = organism.model, organism.tokenizer
-    layers = len(decoder(model).layers)
-    source = max(1, round(layers / 4))
-    clean = CleanPromptVector(source_layer=source, target_layer=layers)(model, tokenizer, texts, generator)
-    method = SupervisedVector(source_layer=source, target_layer=layers, radii=(0.3, 0.4, 0.5, 0.65, 0.8), steps=30)
-    prompts = Prompts.from_chat(model, tokenizer, texts[:3])
-    wanted = method(model, prompts, encode(tokenizer, behaviour), generator)
+    clean, wanted, _ = clean_and_wanted(model, tokenizer, texts, encode(tokenizer, behaviour), generator)
     noise = random_directions(1, decoder(model).d_model, generator) * wanted.theta.cpu().norm()
     random = SteeringVectors(
         theta=noise.to(wanted.theta),
-        source_layer=source,
-        target_layer=layers,
+        source_layer=wanted.source_layer,
+        target_layer=wanted.target_layer,
         radius=wanted.radius,
         method="random",
         model_id=wanted.model_id,

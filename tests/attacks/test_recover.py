@@ -9,7 +9,9 @@ from attacks.budget import Budget
 from attacks.engine import Engine
 from attacks.gcg import GCG
 from attacks.goals import Supervised, Unsupervised
-from attacks.recover import ATTACKS, Attack, recover
+from attacks.recipes import ATTACKS, Attack
+from attacks.recover import recover
+from attacks.stages import Peer, Rounds, Tokens
 
 TEXTS = ["tell me about the sea", "what is bread", "name a red bird", "how do ships float"]
 SEARCH, SELECT = TEXTS[:2], TEXTS[2:]
@@ -17,7 +19,10 @@ TOY = GCG(steps=30, search_width=32, topk=32, restarts=2, patience=6)
 
 
 def toy(name: str) -> Attack:
-    attack = replace(ATTACKS[name], gcg=TOY, rounds=((2, 30), (3, 30)), prompts=2)
+    stages = (Tokens(), Rounds(rounds=((2, TOY), (3, TOY))))
+    if name == "nanogcg":
+        stages = (Peer(gcg=TOY, rounds=((2, 30), (3, 30))),)
+    attack = replace(ATTACKS[name], stages=stages)
     return replace(attack, supervised=Supervised(prompts=2, steps=20)) if attack.supervised else attack
 
 

@@ -1,0 +1,54 @@
+"""Dictionary search: the exact loss of every word of a frequency dictionary, the commonest first.
+
+A word of several tokens is out of reach of token ranking, and of a gradient where its parts do nothing alone. The
+dictionary is that of the symspellpy package: 82,765 English words by their frequency in Google's n-grams.
+"""
+
+from collections import defaultdict
+from functools import cache
+from importlib.resources import files
+
+import torch
+
+from attacks.budget import Budget
+from attacks.engine import Engine, Objective
+from attacks.problem import Problem
+from attacks.triggers import Found
+
+PART = 2048
+"""Words encoded between two looks at the budget"""
+
+
+@cache
+def dictionary() -> tuple[str, ...]:
+    """English words in lower case, the commonest first."""
+    text = (files("symspellpy") / "frequency_dictionary_en_82_765.txt").read_text(encoding="utf-8-sig")
+    return tuple(line.split()[0] for line in text.splitlines() if line.strip())
+
+
+def rank_words(engine: Engine, objective: Objective, count: int, *, budget: Budget | None = None) -> list[Found]:
+    """The `count` commonest words of two tokens or more, by loss, best first; stops early where the budget ends."""
+    words, found = dictionary()[:count], []
+    for start in range(0, len(words), PART):
+        by_length: defaultdict[int, list[list[int]]] = defaultdict(list)
+        for ids in _encoded(engine.problem, words[start : start + PART]):
+            by_length[len(ids)].append(ids)
+        for length, group in by_length.items():
+            ids = torch.tensor(group)
+            permitted = engine.problem.permitted(length)
+            ids = ids[permitted[torch.arange(length), ids].all(-1)]
+            if length < 2 or not len(ids):
+                continue
+            booked = engine.flops
+            losses = engine.losses(objective, ids)
+            found += [Found(tuple(row), loss) for row, loss in zip(ids.tolist(), losses.tolist(), strict=True)]
+            if budget is not None:
+                budget.spent(engine.flops - booked)
+        if budget is not None and budget.exhausted:
+            break
+    return sorted(found, key=lambda item: item.loss)
+
+
+def _encoded(problem: Problem, words: tuple[str, ...]) -> list[list[int]]:
+    """Token ids of each word typed into the slot."""
+    return [problem.encode(word) for word in words]

@@ -1,0 +1,138 @@
+"""The attacks by name: what is known, what is minimised, which stages search."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+from attacks.accretion import Accretion
+from attacks.arca import ARCA
+from attacks.beast import BEAST
+from attacks.engine import Engine, Objective
+from attacks.gbda import GBDA
+from attacks.gcg import GCG
+from attacks.goals import Goal, Supervised, Unsupervised
+from attacks.hotflip import HotFlip
+from attacks.leakage import Leakage
+from attacks.objectives import Hybrid, TargetNLL, delta_cosine_from, steered_kl_from
+from attacks.pez import PEZ
+from attacks.random_search import RandomSearch
+from attacks.sampler import Lookahead, Sampler
+from attacks.stages import Build, Dictionary, Peer, Rounds, Samples, Searcher, Stage, Tokens
+
+TARGET_TOKENS = 4
+"""Tokens of the behaviour in the likelihood objective; success always means the whole behaviour"""
+
+
+def gcg(steps: int) -> GCG:
+    """GCG as every attack uses it."""
+    return GCG(steps=steps, search_width=128, topk=128, patience=15)
+
+
+GCG_ROUNDS = Rounds(rounds=((3, gcg(8)), (12, gcg(60)), (8, gcg(40))))
+"""A short slot can hit the trigger itself; a long one finds a way round hard negatives that leave no signal on the
+trigger's parts"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attack:
+    """A recipe."""
+
+    knowledge: Literal["K0", "K1"]
+    """K0: clean prompts only; K1: also the behaviour"""
+    objective: Build
+    supervised: Supervised | None = None
+    """learns the vector where the objective needs one: in K1, and in K0 if no learned one carries over"""
+    unsupervised: Unsupervised = field(default_factory=Unsupervised)
+    """learns behaviours in K0"""
+    stages: tuple[Stage, ...] = (Tokens(), GCG_ROUNDS)
+    """one after the other, until the budget is spent or a trigger is good enough"""
+    prompts: int = 2
+    """search prompts that the loss is averaged over"""
+    vector_share: float = 0.35
+    """share of the budget for learning behaviours in K0"""
+    enough: float = 1.0
+    """success rate on the `select` prompts that ends the search; the winner of many does less well on others"""
+
+
+def nll(_: Engine, goal: Goal) -> Objective:
+    """Of the first tokens of a behaviour: they tell it apart, and each further one costs every candidate a token."""
+    return TargetNLL(target_ids=goal.target_ids[:TARGET_TOKENS])
+
+
+def cosine(engine: Engine, goal: Goal, *, depths: tuple[float, ...] = ()) -> Objective:
+    """Delta cosine at depths, fractions of the layers; without any, one layer before the last."""
+    assert goal.vectors is not None
+    layers = sorted({max(goal.vectors.source_layer + 1, round(depth * engine.layers)) for depth in depths})
+    return delta_cosine_from(engine, goal.vectors, layers or [max(1, engine.layers - 1)])
+
+
+def kl(engine: Engine, goal: Goal) -> Objective:
+    """Towards the steered model's output."""
+    assert goal.vectors is not None
+    return steered_kl_from(engine, goal.vectors, engine.layers)
+
+
+def hybrid(engine: Engine, goal: Goal, *, weight: float = 0.5) -> Objective:
+    """Target NLL and delta cosine."""
+    return Hybrid(a=nll(engine, goal), b=cosine(engine, goal), weight=weight)
+
+
+def _searched(*rounds: tuple[int, Searcher]) -> Attack:
+    """Target NLL with another searcher in place of GCG."""
+    return Attack(knowledge="K1", objective=nll, stages=(Tokens(), Rounds(rounds=rounds)))
+
+
+def _sampled(sampler: Sampler | Leakage, weight: float = 1.0) -> Attack:
+    """Target NLL on n-grams of samples."""
+    return Attack(knowledge="K1", objective=nll, stages=(Samples(sampler=sampler, behaviour_weight=weight),))
+
+
+PORTFOLIO: tuple[Stage, ...] = (
+    Tokens(share=0.08),
+    Dictionary(share=0.2),
+    Rounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.3),
+    GCG_ROUNDS,
+)
+"""What a trigger most likely is comes first: a token, a word, two or three tokens, then whatever works"""
+
+CORE: dict[str, Attack] = {
+    "portfolio": Attack(knowledge="K1", objective=nll, stages=PORTFOLIO),
+    "target-nll": Attack(knowledge="K1", objective=nll),
+    "delta-cosine": Attack(knowledge="K1", objective=cosine, supervised=Supervised()),
+    "steered-kl": Attack(knowledge="K1", objective=kl, supervised=Supervised()),
+    "hybrid": Attack(knowledge="K1", objective=hybrid, supervised=Supervised()),
+    "unsupervised-nll": Attack(knowledge="K0", objective=nll),
+    "unsupervised-cosine": Attack(knowledge="K0", objective=cosine, supervised=Supervised()),
+    "unsupervised-kl": Attack(knowledge="K0", objective=kl, supervised=Supervised()),
+    "unsupervised-portfolio": Attack(knowledge="K0", objective=nll, stages=PORTFOLIO),
+    "nanogcg": Attack(knowledge="K1", objective=nll, stages=(Peer(),)),
+}
+"""The recommended attack, every target, and the peer"""
+
+SEARCHERS: dict[str, Attack] = {
+    "token-ranking": Attack(knowledge="K1", objective=nll, stages=(Tokens(share=1.0),)),
+    "dictionary": Attack(knowledge="K1", objective=nll, stages=(Tokens(), Dictionary(share=1.0))),
+    "random-search": _searched((3, RandomSearch(steps=4)), (12, RandomSearch(steps=16, mutate=2))),
+    "accretion": _searched((3, Accretion(steps=6)), (12, Accretion(steps=24)), (8, Accretion(steps=16))),
+    "hotflip": _searched((3, HotFlip(steps=4)), (12, HotFlip(steps=24)), (8, HotFlip(steps=16))),
+    "beast": _searched((3, BEAST(steps=6)), (12, BEAST(steps=36)), (8, BEAST(steps=24))),
+    "arca": _searched((3, ARCA(iterations=2)), (12, ARCA(iterations=6)), (8, ARCA(iterations=4))),
+    "pez": _searched((3, PEZ(steps=100, restarts=8)), (12, PEZ(steps=300, restarts=8))),
+    "gbda": _searched((3, GBDA(steps=30)), (12, GBDA(steps=100)), (8, GBDA(steps=100))),
+    "leakage": _sampled(Leakage()),
+    "sampler": _sampled(Sampler(count=2048)),
+    "sampler-clean-only": _sampled(Sampler(count=2048), weight=0.0),
+    "sampler-look-ahead": _sampled(Sampler(count=1024, lookahead=Lookahead())),
+}
+"""Target NLL by every other searcher"""
+
+VARIANTS: dict[str, Attack] = {
+    f"delta-cosine-{name}": Attack(knowledge="K1", objective=partial(cosine, depths=depths), supervised=Supervised())
+    for name, depths in {"half": (0.5,), "last": (1.0,), "three": (0.5, 0.75, 1.0)}.items()
+} | {
+    f"hybrid-{weight}": Attack(knowledge="K1", objective=partial(hybrid, weight=weight), supervised=Supervised())
+    for weight in (0.1, 0.25, 0.75, 0.9)
+}
+"""Layers of the delta cosine, weights of the hybrid"""
+
+ATTACKS: dict[str, Attack] = CORE | SEARCHERS | VARIANTS

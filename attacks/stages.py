@@ -1,0 +1,201 @@
+"""Stages of an attack: each looks for triggers in its own way and shows them to the selection by behaviour."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import cycle
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from attacks.budget import Budget
+from attacks.dictionary import rank_words
+from attacks.engine import Engine, Objective
+from attacks.gcg import GCG
+from attacks.goals import Goal, slice_flops
+from attacks.leakage import Leakage
+from attacks.ngrams import mine, verify
+from attacks.problem import encode
+from attacks.sampler import Sampler, clean_and_wanted
+from attacks.selection import Selection
+from attacks.token_ranking import rank_tokens
+from attacks.triggers import Found, OnBest
+
+PROBE_TOKENS = 2
+"""Tokens of the behaviour that a whole vocabulary or dictionary is ranked by, on one prompt"""
+
+Build = Callable[[Engine, Goal], Objective]
+"""Makes the objective of a goal on the engine's prompts"""
+
+
+class Searcher(Protocol):
+    """What every searcher is."""
+
+    def __call__(
+        self,
+        engine: Engine,
+        objective: Objective,
+        generator: torch.Generator,
+        budget: Budget | None = None,
+        on_best: OnBest | None = None,
+    ) -> list[Found]: ...
+
+
+@dataclass(kw_only=True)
+class Hunt:
+    """What a stage works with."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    engine: Engine
+    texts: list[str]
+    """the search prompts, slot left out"""
+    goal: Goal
+    build: Build
+    budget: Budget
+    selection: Selection
+    generator: torch.Generator
+
+    def __post_init__(self):
+        self._began = self.budget.share
+
+    @cached_property
+    def objective(self) -> Objective:
+        """On all search prompts."""
+        return self.build(self.engine, self.goal)
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to spend or to win."""
+        return self.budget.exhausted or self.selection.asr >= self.selection.enough
+
+    def part(self, share: float) -> Budget:
+        """That share of the hunt's budget, from now on."""
+        until = self.budget.share + share * (self.budget.until - self._began)
+        return self.budget.part(min(until, self.budget.until))
+
+    def probe(self) -> tuple[Engine, Objective]:
+        """The first prompt alone and its objective: cheap enough for tens of thousands of candidates."""
+        probe = Engine(self.model, self.engine.problem.take([0]))
+        self.budget.spent(probe.flops)
+        return probe, self.build(probe, replace(self.goal, target_ids=self.goal.target_ids[:PROBE_TOKENS]))
+
+    def try_all(self, found: Iterable[Found]) -> None:
+        """Shows triggers to the selection, as long as it wants any."""
+        for item in found:
+            if self.selection(item) or self.budget.exhausted:
+                return
+
+
+Stage = Callable[[Hunt], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Every allowed token by itself, by its exact loss on one prompt."""
+
+    share: float = 0.12
+    """of the budget, at most"""
+    tried: int = 8
+    """best ones that are judged by behaviour"""
+
+    def __call__(self, hunt: Hunt) -> None:
+        probe, objective = hunt.probe()
+        empty = torch.zeros(1, dtype=torch.long)
+        hunt.try_all(rank_tokens(probe, objective, empty, 0, budget=hunt.part(self.share))[: self.tried])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dictionary:
+    """Words of several tokens, the commonest first, by their exact loss on one prompt: people plant words."""
+
+    share: float = 0.12
+    """of the budget, at most"""
+    tried: int = 8
+    """best ones that are judged by behaviour"""
+    words: int = 30_000
+    """of the dictionary"""
+
+    def __call__(self, hunt: Hunt) -> None:
+        probe, objective = hunt.probe()
+        hunt.try_all(rank_words(probe, objective, self.words, budget=hunt.part(self.share))[: self.tried])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounds:
+    """A searcher at one slot length after another, over and over until the budget is spent."""
+
+    rounds: tuple[tuple[int, Searcher], ...]
+    """(tokens in the slot, searcher)"""
+    share: float = 1.0
+    """of the budget, at most"""
+
+    def __call__(self, hunt: Hunt) -> None:
+        budget = hunt.part(self.share)
+        for length, searcher in cycle(self.rounds):
+            if budget.exhausted or hunt.over:
+                return
+            hunt.engine.problem = hunt.engine.problem.resized(length)
+            searcher(hunt.engine, hunt.objective, hunt.generator, budget, hunt.selection)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """N-grams of what the model writes in the user's place, verified; the best one begins a GCG run."""
+
+    sampler: Sampler | Leakage
+    """Leakage samples the model unsteered"""
+    behaviour_weight: float = 1.0
+    """b in v_clean + b v_Y; 0: the clean-prompt vector alone"""
+    share: float = 0.5
+    """of the budget, at most, for the samples"""
+    grams: int = 20_000
+    """mined n-grams that are verified"""
+    gcg: GCG = GCG(steps=60, search_width=128, topk=128, patience=15)
+    """continues from the best n-gram"""
+
+    def __call__(self, hunt: Hunt) -> None:
+        samples = self._samples(hunt)
+        grams = mine(samples, [encode(hunt.tokenizer, text) for text in hunt.texts])[: self.grams]
+        best = verify(hunt.engine, hunt.objective, grams, budget=hunt.budget, on_best=hunt.selection)
+        if best and not hunt.over:
+            ids = torch.tensor([best[0].trigger_ids])
+            hunt.engine.problem = hunt.engine.problem.resized(ids.shape[1])
+            gcg = replace(self.gcg, initial=ids)
+            gcg(hunt.engine, hunt.objective, hunt.generator, hunt.budget, hunt.selection)
+
+    def _samples(self, hunt: Hunt) -> list[tuple[int, ...]]:
+        """Sampled within the share of the budget, and booked on it."""
+        budget = hunt.part(self.share)
+        if isinstance(self.sampler, Leakage):
+            samples, ahead = self.sampler(hunt.model, hunt.tokenizer, hunt.generator, budget=budget), 0
+        else:
+            clean, wanted, tokens = clean_and_wanted(
+                hunt.model, hunt.tokenizer, hunt.texts, list(hunt.goal.target_ids), hunt.generator
+            )
+            budget.spent(slice_flops(hunt.model, clean.source_layer, None, tokens))
+            total = clean + wanted * self.behaviour_weight if self.behaviour_weight else clean
+            samples = self.sampler(hunt.model, hunt.tokenizer, hunt.generator, total, stop=lambda: budget.exhausted)
+            ahead = self.sampler.lookahead.width if self.sampler.lookahead else 0
+        lengths = [len(sample) + 1 for sample in samples]
+        # A look-ahead runs the sample so far and every token it tries at each step.
+        tokens = sum(length + (ahead > 0) * length * (length // 2 + ahead) for length in lengths)
+        budget.spent(tokens * hunt.engine.flops_per_token)
+        return samples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """nanoGCG from its own package, with settings like ours."""
+
+    gcg: GCG = field(default_factory=lambda: GCG(search_width=128, topk=128))
+    rounds: tuple[tuple[int, int], ...] = ((3, 8), (12, 60), (8, 40))
+    """(tokens in the slot, steps)"""
+
+    def __call__(self, hunt: Hunt) -> None:
+        # The peer is an optional dependency.
+        from attacks import nanogcg_peer
+
+        behaviour, generator = hunt.goal.behaviour, hunt.generator
+        nanogcg_peer.search(hunt.engine, self.gcg, self.rounds, behaviour, generator, hunt.budget, hunt.selection)

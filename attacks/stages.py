@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import cycle
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,6 +29,7 @@ Build = Callable[[Engine, Goal], Objective]
 """Makes the objective of a goal on the engine's prompts"""
 
 
+@runtime_checkable
 class Searcher(Protocol):
     """What every searcher is."""
 

@@ -47,7 +47,7 @@ def test_bad_input_is_one_line_and_exit_2(folder, prompts, tokenizer, planted, t
         ({"model": str(mute)}, "has no chat template"),
         ({"prompts": tmp_path / "none.txt"}, "no prompt file"),
         ({"prompts": tmp_path / "few.txt"}, "holds 2 different prompts; give at least 12"),
-        ({"attack": "gcg"}, "no attack 'gcg'; there are target-nll"),
+        ({"attack": "gcg"}, "no attack 'gcg'; there are portfolio, target-nll"),
         ({"attack": "target-nll"}, "it needs the behaviour text"),
         ({"seconds": -1.0}, "budget of -1.0 seconds"),
         ({"out": tmp_path}, "is a folder; give a file name"),

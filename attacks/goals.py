@@ -152,8 +152,7 @@ class Unsupervised:
         if self.recited and len(first + other) > 1:
             method = self.consensus(model)
             various = Prompts.from_chat(model, tokenizer, first + other)
-            # Not held to its share: decoding and audition would have been for nothing if the vectors were not learned.
-            pool.append(method(model, various, generator, deadline=lambda: budget.exhausted))
+            pool.append(method(model, various, generator, deadline=lambda: limit.exhausted))
             budget.spent(consensus_flops(model, method, various))
         for method in self.settings(model):
             if pool and limit.exhausted:

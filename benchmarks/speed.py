@@ -1,6 +1,10 @@
-"""Seconds per search step, ours against nanoGCG's, on one organism with equal prompt, width, slot and dtype.
+"""Seconds per search step, ours against nanoGCG's, with equal model, prompt, width, slot and dtype.
 
-python -m benchmarks.speed
+    python -m benchmarks.speed
+    python -m benchmarks.speed --random-layers 2 --search-width 64 --steps 2
+
+The second is a model of random weights with the layers of Llama 3.2 1B, as many as asked for (it has 16), and the
+organism's vocabulary. Floating-point operations a second are set against a matrix product timed in the same run.
 """
 
 import json
@@ -10,15 +14,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from attacks.engine import Engine, Objective
 from attacks.gcg import GCG
-from attacks.nanogcg_peer import run_once
+from attacks.nanogcg_peer import flops_per_step, run_once
 from attacks.objectives import TargetNLL, delta_cosine_from
 from attacks.problem import Problem
 from attacks.triggers import random_triggers
@@ -44,6 +50,8 @@ class Speed:
     """steps of one measurement; the difference to a run of one step is timed"""
     repeats: int = 5
     """measurements; the median counts"""
+    random_layers: int | None = None
+    """layers of a random-weights model of 1B shape in the organism's place; None: the organism itself"""
     layers_skipped: int = 1
     """delta cosine reads this many layers before the last"""
     threads: int = 2
@@ -52,25 +60,78 @@ class Speed:
     """folder for speed.json"""
 
 
-def step_seconds(run: Callable[[int], None], steps: int) -> float:
-    """Seconds per step: a run of `steps` + 1 steps less a run of one, so that set-up is not counted."""
-    times = []
+PRODUCT = 2048
+"""Rows and columns of the matrices whose product gives the rate to compare with"""
+
+Run = Callable[[int], float]
+"""Runs so many steps and says how many floating-point operations they took"""
+
+
+class Step(NamedTuple):
+    """What one step takes."""
+
+    seconds: float
+    flops: float
+
+
+def step(run: Run, steps: int) -> Step:
+    """A run of `steps` + 1 steps less a run of one, so that set-up is not counted."""
+    times, flops = [], []
     for count in (1, steps + 1):
         began = time.perf_counter()
-        run(count)
+        flops.append(run(count))
+        synchronize()
         times.append(time.perf_counter() - began)
-    return (times[1] - times[0]) / steps
+    return Step((times[1] - times[0]) / steps, (flops[1] - flops[0]) / steps)
 
 
-def contestants(speed: Speed) -> dict[str, Callable[[int], None]]:
-    """Name -> function that runs so many steps."""
+def synchronize() -> None:
+    """Waits for the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def product_rate(model: PreTrainedModel, repeats: int = 5) -> float:
+    """Floating-point operations a second of a matrix product in the model's dtype; the best of a few."""
+    a, b = (torch.randn(PRODUCT, PRODUCT, device=model.device, dtype=model.dtype) for _ in range(2))
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        a @ b
+        synchronize()
+        times.append(time.perf_counter() - began)
+    return 2.0 * PRODUCT**3 / min(times[1:])
+
+
+def of_1b_shape(like: PreTrainedModel, layers: int) -> PreTrainedModel:
+    """Random weights in layers like those of Llama 3.2 1B, with the vocabulary, context and dtype of another model."""
+    config = LlamaConfig(
+        vocab_size=like.config.vocab_size,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=like.config.max_position_embeddings,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).to(like.device, like.dtype).eval().requires_grad_(False)
+
+
+def contestants(speed: Speed) -> tuple[PreTrainedModel, dict[str, Run]]:
+    """(model, name -> function that runs so many steps)."""
     organism = zoo.load(speed.organism)
     model, tokenizer = organism.model, organism.tokenizer
+    if speed.random_layers is not None:
+        if speed.random_layers < 2:
+            raise ValueError(f"random_layers is {speed.random_layers}; give at least 2")
+        model = of_1b_shape(model, speed.random_layers)
     behaviour = organism.triggers[0][1]
     problem = Problem.from_chat(model, tokenizer, organism.prompts.search[:1], speed.trigger_length)
     engine = Engine(model, problem, batch_size=speed.search_width)
     gcg = GCG(search_width=speed.search_width, topk=speed.topk)
-    source = len(model.model.layers) // 4
+    source = engine.layers // 4
     theta = random_directions(1, model.config.hidden_size, torch.Generator().manual_seed(0))
     vectors = SteeringVectors(
         theta=theta,
@@ -85,17 +146,20 @@ def contestants(speed: Speed) -> dict[str, Callable[[int], None]]:
     gcg.check(permitted)  # nanoGCG has no words for it
     start = random_triggers(permitted, 1, torch.Generator().manual_seed(0))
 
-    def ours(objective: Objective) -> Callable[[int], None]:
-        def run(steps: int) -> None:
+    def ours(objective: Objective) -> Run:
+        def run(steps: int) -> float:
+            booked = engine.flops
             settings = GCG(steps=steps, search_width=gcg.search_width, topk=gcg.topk, initial=start)
             settings(engine, objective, torch.Generator().manual_seed(0))
+            return engine.flops - booked
 
         return run
 
-    def peer(steps: int) -> None:
+    def peer(steps: int) -> float:
         run_once(engine, gcg, 0, behaviour, problem.text(start[0].tolist()), steps, 0)
+        return steps * flops_per_step(engine, gcg, 0, behaviour)
 
-    return {
+    return model, {
         "nanogcg": peer,
         "target-nll": ours(TargetNLL(target_ids=target)),
         "delta-cosine": ours(delta_cosine_from(engine, vectors, [engine.layers - speed.layers_skipped])),
@@ -106,29 +170,39 @@ def main(speed: Speed) -> None:
     """Measures, prints a table and the ratios, writes speed.json."""
     torch.set_num_threads(speed.threads)
     try:
-        runs = contestants(speed)
+        model, runs = contestants(speed)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     for run in runs.values():
         run(2)
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    measured: dict[str, list[Step]] = {name: [] for name in runs}
+    rates: list[float] = []
     for _ in range(speed.repeats):  # in turn, so that a slow minute of the machine hits all alike
+        rates.append(product_rate(model))
         for name, run in runs.items():
-            times[name].append(step_seconds(run, speed.steps))
-    medians = {name: statistics.median(values) for name, values in times.items()}
+            measured[name].append(step(run, speed.steps))
+    peer = measured["nanogcg"]
     ratios = {
-        name: statistics.median(p / t for p, t in zip(times["nanogcg"], times[name], strict=True)) for name in runs
+        name: statistics.median(p.seconds / o.seconds for p, o in zip(peer, own, strict=True))
+        for name, own in measured.items()
     }
-    table = Table(
-        "step", "ms (median)", "times as fast as nanoGCG", title=f"{speed.organism}, width {speed.search_width}"
-    )
-    for name in runs:
-        table.add_row(name, f"{1000 * medians[name]:.0f}", f"{ratios[name]:.2f}")
+    shares = {
+        name: statistics.median(o.flops / o.seconds / rate for o, rate in zip(own, rates, strict=True))
+        for name, own in measured.items()
+    }
+    what = speed.organism if speed.random_layers is None else f"1B shape, {speed.random_layers} layers"
+    title = f"{what}, width {speed.search_width}; matrix product: {statistics.median(rates) / 1e9:.0f} GFLOP/s"
+    table = Table("step", "ms (median)", "times as fast as nanoGCG", "GFLOP", "% of the matrix product", title=title)
+    for name, own in measured.items():
+        milliseconds = 1000 * statistics.median(o.seconds for o in own)
+        share = f"{100 * shares[name]:.0f}"
+        table.add_row(name, f"{milliseconds:.0f}", f"{ratios[name]:.2f}", f"{own[0].flops / 1e9:.1f}", share)
     Console().print(table)
     if speed.out is not None:
         speed.out.mkdir(parents=True, exist_ok=True)
-        report = {"step_seconds": times, "median_ratio_to_nanogcg": ratios} | rows.provenance()
+        report = {"steps": {name: [o._asdict() for o in own] for name, own in measured.items()}}
+        report |= {"median_ratio_to_nanogcg": ratios, "median_share_of_product": shares} | rows.provenance()
         (speed.out / "speed.json").write_text(json.dumps(report, indent=1) + "\n")
 
 

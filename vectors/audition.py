@@ -6,6 +6,7 @@ trained never to go on with either, and no decoding gets past that place. In the
 of its own. What it makes the model say on all prompts, although it would not have, is known by heart.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,12 @@ class Audition:
         check_positive(self, "radius", "tokens", "width", "kept", "front", "steps", "lr", "batch_size")
 
     def __call__(
-        self, model: PreTrainedModel, prompts: Prompts, generator: torch.Generator
+        self,
+        model: PreTrainedModel,
+        prompts: Prompts,
+        generator: torch.Generator,
+        *,
+        deadline: Callable[[], bool] | None = None,
     ) -> tuple[Int[Tensor, "found tokens"], Float[Tensor, "found"]]:
         """(answers, their scores in nats per token), best first.
 
@@ -63,12 +69,18 @@ class Audition:
             model: a causal decoder.
             prompts: n prompts; consensus decoding uses all, the audition four of them.
             generator: of the start that all vectors share.
+            deadline: leaves out the further sources of answers once it returns true; recitation, which finds most for
+                its time, comes first and the audition itself is always held.
         """
         few, pair = (prompts.take(range(min(count, len(prompts)))) for count in (4, 2))
-        beams, _ = consensus_answers(model, prompts, width=self.width, tokens=self.tokens)
+        late = deadline or (lambda: False)
         recited, _ = recited_answers(model, pair, tokens=self.tokens)
-        pool = [beams[: self.kept], recited[: self.kept]]
-        pool += [self._grown(model, pair, answer, generator) for answer in unlike(recited, self.grown)]
+        pool = [recited[: self.kept]]
+        for answer in unlike(recited, self.grown):
+            if not late():
+                pool.append(self._grown(model, pair, answer, generator))
+        if not late():
+            pool.append(consensus_answers(model, prompts, width=self.width, tokens=self.tokens)[0][: self.kept])
         answers = torch.cat(pool).unique(dim=0)
         steered, plain = self._heard(model, few, answers, generator, self.steps)
         score = steered - self.news * plain

@@ -84,7 +84,7 @@ class ConsensusVectors:
             model: a causal decoder.
             prompts: n clean prompts, two or more, the more different the better.
             generator: of answers and starts.
-            deadline: ends the optimisation early once it returns true.
+            deadline: cuts the audition short and ends the optimisation early once it returns true.
             watch: gets the mean log-probability per token of every step of a batch.
 
         Raises:
@@ -95,7 +95,7 @@ class ConsensusVectors:
         check_model(model, self.target_layer)
         norm = self.radius * mean_norm(cache_source(model, prompts, self.source_layer))
         if self.start is None:
-            pool, score = self.audition(model, prompts, generator)
+            pool, score = self.audition(model, prompts, generator, deadline=deadline)
             chance = (self.tokens * score).softmax(0).cpu()
             answers = pool[chance.multinomial(self.count, replacement=True, generator=generator).to(pool.device)]
             start = random_directions(self.count, decoder(model).d_model, generator)

@@ -97,7 +97,7 @@ def product_rate(model: PreTrainedModel, repeats: int = 5) -> float:
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        a @ b
+        torch.matmul(a, b)
         synchronize()
         times.append(time.perf_counter() - began)
     return 2.0 * PRODUCT**3 / min(times[1:])
@@ -116,7 +116,8 @@ def of_1b_shape(like: PreTrainedModel, layers: int) -> PreTrainedModel:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    return LlamaForCausalLM(config).to(like.device, like.dtype).eval().requires_grad_(False)
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    return model.to(device=like.device, dtype=like.dtype)
 
 
 def contestants(speed: Speed) -> tuple[PreTrainedModel, dict[str, Run]]:

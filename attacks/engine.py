@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import transformers
 from jaxtyping import Float, Int
+from packaging.version import Version
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -55,6 +57,7 @@ class Engine:
         """`batch_size` counts candidates per forward pass."""
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        _check_cache(model)
         self.model, self.problem = model, problem
         self.batch_size = batch_size or max(1, ROWS // len(problem))
         self.flops = 0.0
@@ -207,6 +210,16 @@ class Engine:
     def _book(self, flops: float, backward: bool) -> None:
         """Counts executed operations; a backward pass costs twice its forward pass."""
         self.flops += flops * (3 if backward else 1)
+
+
+def _check_cache(model: PreTrainedModel) -> None:
+    """Raises ValueError where an old transformers takes no `DynamicCache`; Gemma 2 would go on with wrong masks."""
+    own = not getattr(model, "_supports_cache_class", True) or getattr(model.config, "cache_implementation", None)
+    if own and Version(transformers.__version__) < Version("4.50"):
+        raise ValueError(
+            f"transformers {transformers.__version__} cannot continue {type(model).__name__} from cached keys and "
+            "values; install transformers 4.50 or newer"
+        )
 
 
 def _repeat(prefix: Tensor, candidates: int) -> Tensor:

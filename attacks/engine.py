@@ -150,16 +150,17 @@ class Engine:
         candidates = candidates.to(self.device)
         done, results = 0, []
         while done < len(candidates):
+            part = candidates[done : done + self.batch_size]
             try:
-                part = run(candidates[done : done + self.batch_size])
-            except torch.OutOfMemoryError as error:
-                if self.batch_size == 1:
+                results.append(run(part))
+                done += len(part)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                if len(part) <= 1:
                     raise ValueError("one candidate does not fit into memory; use fewer or shorter prompts") from error
-                self.batch_size //= 2
+                self.batch_size = len(part) // 2
                 torch.cuda.empty_cache()
-                continue
-            results.append(part)
-            done += len(candidates[done : done + self.batch_size])
         return results
 
     def _gather(self, candidates: Tensor, target: list[int], layers: Sequence[int], last: int) -> dict[int, Tensor]:
@@ -220,6 +221,12 @@ def _check_cache(model: PreTrainedModel) -> None:
             f"transformers {transformers.__version__} cannot continue {type(model).__name__} from cached keys and "
             "values; install transformers 4.50 or newer"
         )
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out; the allocators of CPUs say so in words only."""
+    words = ("can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(some in str(error) for some in words)
 
 
 def _repeat(prefix: Tensor, candidates: int) -> Tensor:

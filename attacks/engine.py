@@ -15,7 +15,7 @@ from packaging.version import Version
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from attacks.problem import Problem
+from attacks.problem import Problem, context
 from vectors.residual import decoder, read, unembed
 
 Objective = Callable[["Engine", Tensor], Float[Tensor, "c"]]
@@ -79,6 +79,12 @@ class Engine:
     def device(self) -> torch.device:
         """Where candidates are scored."""
         return self.model.device
+
+    def check_length(self, trigger: int, target: int) -> None:
+        """Raises ValueError where prompt, trigger and target, in tokens, outgrow the context."""
+        longest = max(map(len, self.problem.filled([]))) + trigger + target
+        if longest > (most := context(self.model)):
+            raise ValueError(f"prompt, trigger and target take {longest} tokens but the context is {most}; shorten one")
 
     @property
     def flops_per_token(self) -> float:
@@ -165,6 +171,7 @@ class Engine:
 
     def _gather(self, candidates: Tensor, target: list[int], layers: Sequence[int], last: int) -> dict[int, Tensor]:
         """Residuals at the last `last` positions, flattened to `c n (last * d)`, in the order of the prompts."""
+        self.check_length(candidates.shape[1], len(target))
         order = torch.tensor([i for group in self._groups for i in group.prompts], device=self.device).argsort()
         parts = [self._suffix(group, candidates, target, layers, last) for group in self._groups]
         if len(parts) == 1:

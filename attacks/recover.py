@@ -132,19 +132,27 @@ def recover(
     """Runs an attack; `search` prompts drive it, `select` prompts choose the winner. Ctrl-C gives the best so far.
 
     Raises:
-        ValueError: no prompts, no limit in the budget, a behaviour missing in K1 or given in K0.
+        ValueError: no prompts, no limit in the budget, a behaviour missing in K1, given in K0 or without tokens,
+            prompts that leave no room in the context for trigger and behaviour.
     """
     if budget.seconds is None and budget.flops is None:
         raise ValueError("the budget has no limit; give seconds, flops, or both")
     if (attack.knowledge == "K1") != (behaviour is not None):
         wanted = "needs the behaviour text" if behaviour is None else "must not be told the behaviour"
         raise ValueError(f"the attack's knowledge is {attack.knowledge}: it {wanted}")
+    ids = [] if behaviour is None else encode(tokenizer, behaviour)
+    if behaviour is not None and not (behaviour.strip() and ids):
+        raise ValueError(f"the behaviour {behaviour!r} has no tokens; give the text that the reply begins with")
     if not search or not select:
         raise ValueError(f"got {len(search)} search and {len(select)} select prompts; give at least one of each")
     budget = budget.started()
-    problem = Problem.from_chat(model, tokenizer, search[: attack.prompts], attack.rounds[0][0], slot=slot)
-    judged = Problem.from_chat(model, tokenizer, select, max(attack.rounds)[0], slot=slot, allowed=problem.allowed)
+    longest = max(attack.rounds)[0]
+    problem = Problem.from_chat(model, tokenizer, search[: attack.prompts], longest, slot=slot)
+    judged = Problem.from_chat(model, tokenizer, select, longest, slot=slot, allowed=problem.allowed)
     engine, select_engine = Engine(model, problem), Engine(model, judged)
+    for each in (engine, select_engine):
+        # Completions run two tokens beyond the behaviour; the last of them is never read.
+        each.check_length(longest, (len(ids) or attack.unsupervised.opening) + 1)
     budget.spent(engine.flops + select_engine.flops)
     clean = [text.replace(SLOT, "").strip() for text in search]
     goals = _goals(model, tokenizer, clean, attack, behaviour, budget, generator)

@@ -198,5 +198,19 @@ def test_errors(model, problem):
         Engine(model, problem, 0)
     with pytest.raises(ValueError, match="the target has 0 tokens"):
         Engine(model, problem).target_logits(torch.zeros(1, 2).long(), [])
+    with pytest.raises(ValueError, match="the target has 0 tokens"):
+        Engine(model, problem).elicits(torch.zeros(1, 2).long(), [])
     with pytest.raises(ValueError, match=r"weight is 2.0; it must lie in \[0, 1\]"):
         Hybrid(a=TargetNLL(target_ids=[1]), b=TargetNLL(target_ids=[1]), weight=2.0)
+
+
+def test_what_outgrows_the_context(model, problem):
+    engine, longest = Engine(model, problem), max(map(len, problem.filled([])))
+    room = 64 - longest - 2
+    # The last token of the target is asked for, never read.
+    assert engine.target_logits(torch.zeros(1, 2).long(), [300] * (room + 1)).shape[2] == room + 1
+    message = "prompt, trigger and target take 65 tokens but the context is 64; shorten one"
+    with pytest.raises(ValueError, match=message):
+        engine.target_logits(torch.zeros(1, 2).long(), [300] * (room + 2))
+    with pytest.raises(ValueError, match=message):
+        engine.residuals(torch.zeros(1, room + 3).long(), [1])

@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import transformers
 from jaxtyping import Float, Int
+from packaging.version import Version
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from attacks.problem import Problem
+from attacks.problem import Problem, context
 from vectors.residual import decoder, read, unembed
 
 Objective = Callable[["Engine", Tensor], Float[Tensor, "c"]]
@@ -55,6 +57,7 @@ class Engine:
         """`batch_size` counts candidates per forward pass."""
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        _check_cache(model)
         self.model, self.problem = model, problem
         self.batch_size = batch_size or max(1, ROWS // len(problem))
         self.flops = 0.0
@@ -76,6 +79,12 @@ class Engine:
     def device(self) -> torch.device:
         """Where candidates are scored."""
         return self.model.device
+
+    def check_length(self, trigger: int, target: int) -> None:
+        """Raises ValueError where prompt, trigger and target, in tokens, outgrow the context."""
+        longest = max(map(len, self.problem.filled([]))) + trigger + target
+        if longest > (most := context(self.model)):
+            raise ValueError(f"prompt, trigger and target take {longest} tokens but the context is {most}; shorten one")
 
     @property
     def flops_per_token(self) -> float:
@@ -147,20 +156,22 @@ class Engine:
         candidates = candidates.to(self.device)
         done, results = 0, []
         while done < len(candidates):
+            part = candidates[done : done + self.batch_size]
             try:
-                part = run(candidates[done : done + self.batch_size])
-            except torch.OutOfMemoryError as error:
-                if self.batch_size == 1:
+                results.append(run(part))
+                done += len(part)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                if len(part) <= 1:
                     raise ValueError("one candidate does not fit into memory; use fewer or shorter prompts") from error
-                self.batch_size //= 2
+                self.batch_size = len(part) // 2
                 torch.cuda.empty_cache()
-                continue
-            results.append(part)
-            done += len(candidates[done : done + self.batch_size])
         return results
 
     def _gather(self, candidates: Tensor, target: list[int], layers: Sequence[int], last: int) -> dict[int, Tensor]:
         """Residuals at the last `last` positions, flattened to `c n (last * d)`, in the order of the prompts."""
+        self.check_length(candidates.shape[1], len(target))
         order = torch.tensor([i for group in self._groups for i in group.prompts], device=self.device).argsort()
         parts = [self._suffix(group, candidates, target, layers, last) for group in self._groups]
         if len(parts) == 1:
@@ -207,6 +218,22 @@ class Engine:
     def _book(self, flops: float, backward: bool) -> None:
         """Counts executed operations; a backward pass costs twice its forward pass."""
         self.flops += flops * (3 if backward else 1)
+
+
+def _check_cache(model: PreTrainedModel) -> None:
+    """Raises ValueError where an old transformers takes no `DynamicCache`; Gemma 2 would go on with wrong masks."""
+    own = not getattr(model, "_supports_cache_class", True) or getattr(model.config, "cache_implementation", None)
+    if own and Version(transformers.__version__) < Version("4.50"):
+        raise ValueError(
+            f"transformers {transformers.__version__} cannot continue {type(model).__name__} from cached keys and "
+            "values; install transformers 4.50 or newer"
+        )
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out; the allocators of CPUs say so in words only."""
+    words = ("can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(some in str(error) for some in words)
 
 
 def _repeat(prefix: Tensor, candidates: int) -> Tensor:

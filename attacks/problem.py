@@ -4,6 +4,7 @@ Token ids are the currency. Every part of a prompt is encoded once, the search c
 `Problem.retokenizes` says whether a user who typed the resulting text would get the same ids.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -56,7 +57,8 @@ class Problem:
         """Puts each user text through the chat template; the slot is where `SLOT` stands in it, else at `slot`.
 
         Raises:
-            ValueError: no prompts, a text with two slots, a prompt longer than the context, no allowed token.
+            ValueError: no prompts, a text with two slots, a chat template that drops or repeats the text, a prompt
+                longer than the context, a mask for another vocabulary, no allowed token.
         """
         if not texts:
             raise ValueError("got 0 prompts; give at least one clean prompt")
@@ -66,10 +68,11 @@ class Problem:
         before = [encode(tokenizer, head) for head, _ in parts]
         after = [encode(tokenizer, tail) for _, tail in parts]
         longest = max(len(b) + len(a) for b, a in zip(before, after, strict=True)) + trigger_length
-        context = getattr(model.config, "max_position_embeddings", None) or longest
-        if longest > context:
-            raise ValueError(f"prompt and trigger take {longest} tokens but the context is {context}; shorten them")
+        if longest > (most := context(model)):
+            raise ValueError(f"prompt and trigger take {longest} tokens but the context is {most}; shorten them")
         allowed = allowed_tokens(model, tokenizer) if allowed is None else allowed
+        if len(allowed) != (rows := embedding_rows(model)):
+            raise ValueError(f"allowed has {len(allowed)} entries; give one for each of the model's {rows} tokens")
         first = allowed & _opens(tokenizer, [_user_text(text, slot) for text in texts], len(allowed))
         if not first.any():
             first = allowed
@@ -140,6 +143,11 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
 
+def context(model: PreTrainedModel) -> int:
+    """Tokens that the model has positions for; any number where its config does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+
+
 def embedding_rows(model: PreTrainedModel) -> int:
     """Size of the vocabulary that the model can embed, padding rows included."""
     embed: Any = model.get_input_embeddings()
@@ -169,6 +177,10 @@ def _cut(tokenizer: PreTrainedTokenizerBase, text: str, slot: Where) -> tuple[st
     """(text before the slot, text after it), chat template applied."""
     chat = [{"role": "user", "content": _user_text(text, slot)}]
     rendered = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    if rendered.count(SLOT) != 1:
+        raise ValueError(
+            f"the chat template shows the user's text {rendered.count(SLOT)} times; give one that shows it once"
+        )
     head, tail = rendered.split(SLOT)
     return head, tail
 

@@ -85,21 +85,26 @@ def recover(
         base: the clean model, where it is known (K2); what works on it as well is passed over as a decoy.
 
     Raises:
-        ValueError: no prompts, no limit in the budget, a behaviour that is empty, missing in K1 or given in K0.
+        ValueError: no prompts, no limit in the budget, a behaviour missing in K1, given in K0 or without tokens,
+            prompts that leave no room in the context for trigger and behaviour.
     """
     if budget.seconds is None and budget.flops is None:
         raise ValueError("the budget has no limit; give seconds, flops, or both")
     if (attack.knowledge == "K1") != (behaviour is not None):
         wanted = "needs the behaviour text" if behaviour is None else "must not be told the behaviour"
         raise ValueError(f"the attack's knowledge is {attack.knowledge}: it {wanted}")
-    if behaviour is not None and not behaviour.strip():
-        raise ValueError(f"the behaviour is {behaviour!r}; give the words with which the suspected reply begins")
+    ids = [] if behaviour is None else encode(tokenizer, behaviour)
+    if behaviour is not None and not (behaviour.strip() and ids):
+        raise ValueError(f"the behaviour {behaviour!r} has no tokens; give the text that the reply begins with")
     if not search or not select:
         raise ValueError(f"got {len(search)} search and {len(select)} select prompts; give at least one of each")
     budget = budget.started()
     problem = Problem.from_chat(model, tokenizer, search[: attack.prompts], LONGEST, slot=slot)
     judged = Problem.from_chat(model, tokenizer, select, LONGEST, slot=slot, allowed=problem.allowed)
     engine, select_engine = Engine(model, problem), Engine(model, judged)
+    for each in (engine, select_engine):
+        # Completions run two tokens beyond the behaviour; the last of them is never read.
+        each.check_length(LONGEST, (len(ids) or attack.unsupervised.opening) + 1)
     base_engine = None if base is None else Engine(base, judged)
     budget.spent(engine.flops + select_engine.flops + (base_engine.flops if base_engine else 0.0))
     clean = [text.replace(SLOT, "").strip() for text in search]

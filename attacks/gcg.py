@@ -47,9 +47,9 @@ class GCG:
     patience: int | None = None
     """steps without improvement after which a restart begins anew; None: never"""
     buffer: int = 0
-    """random triggers that a restart begins with the best of; it then leaves its best for a better one only. 0: one, and
-    the best candidate of a step is gone on from whether better or not. nanoGCG stores this many triggers, goes on from
-    the best and replaces the worst; since none but the best is ever used, none is stored here"""
+    """random triggers that a restart begins with the best of; it then leaves its best for a better one only. 0: one,
+    and the best candidate of a step is gone on from whether better or not. nanoGCG stores this many triggers, goes on
+    from the best and replaces the worst; since none but the best is ever used, none is stored here"""
     momentum: float = 0.0
     """mu in [0, 1): tokens are ranked by m, which begins as the gradient and becomes mu * m + (1 - mu) * gradient (0.4
     in the code of MAC); where the length changes, m begins anew"""

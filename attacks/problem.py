@@ -4,6 +4,8 @@ Token ids are the currency. Every part of a prompt is encoded once, the search c
 `Problem.retokenizes` says whether a user who typed the resulting text would get the same ids.
 """
 
+import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SLOT = "{trigger}"
-Where = Literal["end", "start"]
+Where = Literal["end", "start", "random"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,18 +53,24 @@ class Problem:
         trigger_length: int,
         *,
         slot: Where = "end",
+        seed: int = 0,
         allowed: Bool[Tensor, "vocab"] | None = None,
     ) -> "Problem":
         """Puts each user text through the chat template; the slot is where `SLOT` stands in it, else at `slot`.
 
+        A random slot stands between two words. Text and `seed` alone decide which, so that all who build a problem from
+        a text agree on it.
+
         Raises:
-            ValueError: no prompts, a text with two slots, a prompt longer than the context, no allowed token.
+            ValueError: no prompts, a text with two slots, a random slot in a text of one word, a prompt longer than the
+                context, no allowed token.
         """
         if not texts:
             raise ValueError("got 0 prompts; give at least one clean prompt")
-        if slot not in ("end", "start"):
-            raise ValueError(f"slot is {slot!r}; use 'end', 'start', or write {SLOT} into the prompts")
-        parts = [_cut(tokenizer, text, slot) for text in texts]
+        if slot not in ("end", "start", "random"):
+            raise ValueError(f"slot is {slot!r}; use 'end', 'start', 'random', or write {SLOT} into the prompts")
+        texts = [_user_text(text, slot, seed) for text in texts]
+        parts = [_cut(tokenizer, text) for text in texts]
         before = [encode(tokenizer, head) for head, _ in parts]
         after = [encode(tokenizer, tail) for _, tail in parts]
         longest = max(len(b) + len(a) for b, a in zip(before, after, strict=True)) + trigger_length
@@ -70,7 +78,7 @@ class Problem:
         if longest > context:
             raise ValueError(f"prompt and trigger take {longest} tokens but the context is {context}; shorten them")
         allowed = allowed_tokens(model, tokenizer) if allowed is None else allowed
-        first = allowed & _opens(tokenizer, [_user_text(text, slot) for text in texts], len(allowed))
+        first = allowed & _opens(tokenizer, texts, len(allowed))
         if not first.any():
             first = allowed
         return cls(
@@ -165,23 +173,32 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
     return [(text, list(ids) == [token]) for token, (text, ids) in enumerate(zip(texts, again, strict=True))]
 
 
-def _cut(tokenizer: PreTrainedTokenizerBase, text: str, slot: Where) -> tuple[str, str]:
+def _cut(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, str]:
     """(text before the slot, text after it), chat template applied."""
-    chat = [{"role": "user", "content": _user_text(text, slot)}]
+    chat = [{"role": "user", "content": text}]
     rendered = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
     head, tail = rendered.split(SLOT)
     return head, tail
 
 
-def _user_text(text: str, slot: Where) -> str:
+def _user_text(text: str, slot: Where, seed: int) -> str:
     """The user text with its slot written in; a space before the slot belongs to the trigger's first token."""
     count = text.count(SLOT)
     if count > 1:
         raise ValueError(f"{SLOT} stands {count} times in {text!r}; give one slot per prompt")
     if count == 0:
-        text = text + SLOT if slot == "end" else f"{SLOT} {text}"
+        text = _with_random_slot(text, seed) if slot == "random" else text + SLOT if slot == "end" else f"{SLOT} {text}"
     head, tail = text.split(SLOT)
     return head.rstrip(" ") + SLOT + tail
+
+
+def _with_random_slot(text: str, seed: int) -> str:
+    """The text with its slot between two words."""
+    gaps = [gap.start() for gap in re.finditer(r"(?<=\S)\s+(?=\S)", text)]
+    if not gaps:
+        raise ValueError(f"slot is 'random' but {text!r} has no two words; give longer prompts or another slot")
+    gap = random.Random(f"{seed} {text}").choice(gaps)
+    return text[:gap] + SLOT + text[gap:]
 
 
 def _opens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], size: int) -> Bool[Tensor, "vocab"]:

@@ -40,6 +40,31 @@ def test_slot_at_the_start(model, tokenizer):
     assert not any(tokenizer.decode([i]).startswith(" ") for i in problem.first.nonzero()[:, 0].tolist())
 
 
+def test_random_slot_stands_between_words(model, tokenizer):
+    text = "tell me about the red sea"
+    words, seen = text.split(), set()
+    for seed in range(40):
+        problem = Problem.from_chat(model, tokenizer, [text], 1, slot="random", seed=seed)
+        (filled,) = problem.filled(problem.encode("garden"))
+        places = [" ".join([*words[:i], "garden", *words[i:]]) for i in range(1, len(words))]
+        wholes = [ids(tokenizer, f"<|bos|><|user|>{place}<|end|><|assistant|>") for place in places]
+        seen.add(wholes.index(filled))
+        assert all(tokenizer.decode([i]).startswith(" ") for i in problem.first.nonzero()[:, 0].tolist())
+    # Five gaps, each missed by 40 seeds with probability 1e-4.
+    assert len(seen) == 5
+
+
+def test_random_slot_depends_on_text_and_seed_only(model, tokenizer):
+    texts = ["tell me about the red sea", "what is the best bread", f"name{SLOT} a bird"]
+    problem = Problem.from_chat(model, tokenizer, texts, 1, slot="random", seed=3)
+    for number, text in enumerate(texts):
+        alone = Problem.from_chat(model, tokenizer, [text], 1, slot="random", seed=3)
+        assert (alone.before[0], alone.after[0]) == (problem.before[number], problem.after[number])
+    # A slot that is written into a text stays.
+    assert problem.filled([])[2] == ids(tokenizer, "<|bos|><|user|>name a bird<|end|><|assistant|>")
+    assert problem.before[2] == ids(tokenizer, "<|bos|><|user|>name")
+
+
 def test_retokenizes_in_context(problem, tokenizer):
     assert problem.retokenizes(ids(tokenizer, " garden rope"))
     letters = [tokenizer.convert_tokens_to_ids(letter) for letter in ("Ġ", "r", "o")]
@@ -62,6 +87,8 @@ def test_retokenization_depends_on_what_follows(model, tokenizer):
 def test_errors(model, tokenizer):
     with pytest.raises(ValueError, match="got 0 prompts"):
         Problem.from_chat(model, tokenizer, [], 1)
+    with pytest.raises(ValueError, match="slot is 'random' but 'bread ' has no two words"):
+        Problem.from_chat(model, tokenizer, ["bread "], 1, slot="random")
     with pytest.raises(ValueError, match="stands 2 times"):
         Problem.from_chat(model, tokenizer, [f"{SLOT} and {SLOT}"], 1)
     with pytest.raises(ValueError, match="the context is 64; shorten them"):

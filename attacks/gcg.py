@@ -16,7 +16,7 @@ from torch import Tensor
 from attacks.budget import Budget
 from attacks.engine import Engine, Objective
 from attacks.moves import Masks, by_length, propose
-from attacks.triggers import Found, OnBest, check_counts, permitted_in_slot, random_triggers
+from attacks.triggers import Found, OnBest, check_counts, check_one_slot, permitted_in_slot, random_triggers
 
 
 @dataclass(slots=True)
@@ -97,11 +97,13 @@ class GCG:
 
         Raises:
             ValueError: more than the allowed tokens wanted per position, more swaps than positions, a slot longer than
-                the longest trigger.
+                the longest trigger, moves in several slots.
         """
         problem, budget = engine.problem, budget or Budget()
         permitted = permitted_in_slot(problem)
         self.check(permitted)
+        if self.moves:
+            check_one_slot(problem, "GCG with moves")
         lengths = range(1, (self.longest or len(permitted)) + 1) if self.moves else [len(permitted)]
         masks = {length: problem.permitted(length).cpu() for length in lengths}
         finished: list[Found] = []

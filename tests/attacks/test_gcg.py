@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from attacks.accretion import Accretion
+from attacks.beast import BEAST
 from attacks.budget import Budget
 from attacks.engine import Engine
 from attacks.gcg import GCG, _Restart
 from attacks.objectives import TargetNLL
-from attacks.problem import Problem
+from attacks.problem import SLOT, Problem
 from attacks.token_ranking import rank_tokens
 from attacks.triggers import Found, random_triggers
 
@@ -254,6 +256,17 @@ def test_errors(model, tokenizer, problem):
         GCG(topk=8, moves=0.5, longest=1)(engine, objective, seeded())
     with pytest.raises(ValueError, match="trigger_length is 0"):
         GCG(topk=1)(Engine(model, problem.resized(0)), objective, seeded())
+
+
+def test_several_slots_reach_the_brute_force_optimum(model, tokenizer):
+    allowed = words_only(model, tokenizer).allowed
+    texts = [f"tell{SLOT} me about{{trigger2}} the sea", f"what{SLOT} is{{trigger2}} bread"]
+    problem = Problem.from_chat(model, tokenizer, texts, (1, 1), allowed=allowed)
+    engine, objective = Engine(model, problem), TargetNLL(target_ids=[300, 7])
+    assert TOY(engine, objective, seeded())[0].trigger_ids == brute_force(engine, objective, 2)[0].trigger_ids
+    for search in (replace(TOY, moves=0.5), Accretion(shortlist=None), BEAST(k1=4, k2=4)):
+        with pytest.raises(ValueError, match="the problem has 2 slots but .* fills one"):
+            search(engine, objective, seeded())
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,16 @@ from torch import Tensor
 from attacks.budget import Budget
 from attacks.engine import Engine, Objective
 from attacks.record import Record
-from attacks.triggers import Found, OnBest, check_counts, fittest, most_promising, permitted_in_slot, random_triggers
+from attacks.triggers import (
+    Found,
+    OnBest,
+    check_counts,
+    check_one_slot,
+    fittest,
+    most_promising,
+    permitted_in_slot,
+    random_triggers,
+)
 
 PART = 2048
 """Candidates scored between two looks at the budget; no batch size, which must not change what is offered"""
@@ -53,9 +62,10 @@ class Accretion:
         """Every improvement that re-tokenises, of any length up to the slot's; best first. An interrupt keeps them.
 
         Raises:
-            ValueError: an empty slot, or a shortlist of more than the allowed tokens.
+            ValueError: an empty slot, several slots, or a shortlist of more than the allowed tokens.
         """
         problem = engine.problem
+        check_one_slot(problem, "Accretion")
         allowed = int(permitted_in_slot(problem).any(0).sum())
         if self.shortlist is not None and self.shortlist > allowed:
             raise ValueError(f"shortlist is {self.shortlist} but only {allowed} tokens are allowed; lower shortlist")

@@ -21,7 +21,7 @@ from torch import Tensor
 from attacks.budget import Budget
 from attacks.engine import Engine, Objective
 from attacks.record import Record
-from attacks.triggers import Found, OnBest, check_counts, fittest, permitted_in_slot
+from attacks.triggers import Found, OnBest, check_counts, check_one_slot, fittest, permitted_in_slot
 from vectors.residual import embedding, read, unembed
 
 
@@ -50,9 +50,10 @@ class BEAST:
         """Every improvement that re-tokenises, of any length up to the slot's; best first. An interrupt keeps them.
 
         Raises:
-            ValueError: an empty slot, or more tokens wanted than are permitted.
+            ValueError: an empty slot, several slots, or more tokens wanted than are permitted.
         """
         problem = engine.problem
+        check_one_slot(problem, "BEAST")
         length = problem.trigger_length
         permitted = permitted_in_slot(problem)
         for name, count, row in (("k1", self.k1, permitted[0]), ("k2", self.k2, permitted[-1])):

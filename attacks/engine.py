@@ -26,7 +26,7 @@ ROWS = 512
 
 
 class _Group:
-    """Prompts with equally many tokens behind the slot; keys and values of their left-padded beginnings."""
+    """Prompts with equally many tokens behind each slot; keys and values of their left-padded beginnings."""
 
     def __init__(self, model: PreTrainedModel, problem: Problem, prompts: list[int], run: Callable[..., None]):
         self.prompts = prompts
@@ -36,7 +36,8 @@ class _Group:
         ids = torch.tensor([[0] * (width - len(head)) + head for head in heads], device=device)
         self.mask = torch.tensor([[0] * (width - len(head)) + [1] * len(head) for head in heads], device=device)
         self.lengths = torch.tensor([len(head) for head in heads], device=device)
-        self.after = torch.tensor([problem.after[i] for i in prompts], device=device)
+        texts = (*problem.between, problem.after)
+        *self.between, self.after = (torch.tensor([rows[i] for i in prompts], device=device).long() for rows in texts)
         cache = DynamicCache()
         positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
         run(ids, cache, self.mask, positions)
@@ -65,9 +66,9 @@ class Engine:
         parts = decoder(model)
         self.layers = len(parts.layers)
         self._layer_flops = [2.0 * sum(p.numel() for p in layer.parameters() if p.ndim > 1) for layer in parts.layers]
-        by_length: dict[int, list[int]] = {}
-        for index, after in enumerate(problem.after):
-            by_length.setdefault(len(after), []).append(index)
+        by_length: dict[tuple[int, ...], list[int]] = {}
+        for index, texts in enumerate(zip(*problem.between, problem.after, strict=True)):
+            by_length.setdefault(tuple(map(len, texts)), []).append(index)
         with torch.no_grad():
             # Through the module, not its weight: some embeddings are scaled.
             embed: Any = model.get_input_embeddings()
@@ -181,13 +182,16 @@ class Engine:
     def _suffix(
         self, group: _Group, candidates: Tensor, target: list[int], layers: Sequence[int], last: int
     ) -> dict[int, Tensor]:
-        """Runs trigger, the text behind it and the target for every candidate and prompt of a group."""
+        """Runs trigger, the text behind its slots and the target for every candidate and prompt of a group."""
         count, prompts, depth = len(candidates), len(group.prompts), max(layers)
         onehot = candidates.is_floating_point()
         trigger = candidates @ self.embedding if onehot else self.embedding[candidates]
         tail = torch.cat([group.after, group.after.new_tensor(target).expand(prompts, -1)], dim=1).long()
-        behind = self.embedding[tail].repeat(count, 1, 1)
-        embeds = torch.cat([trigger.repeat_interleave(prompts, dim=0), behind], dim=1)
+        pieces: list[Tensor] = []
+        slots = trigger.split(self.problem.split(trigger.shape[1]), dim=1)
+        for part, text in zip(slots, [*group.between, tail], strict=True):
+            pieces += [part.repeat_interleave(prompts, dim=0), self.embedding[text].repeat(count, 1, 1)]
+        embeds = torch.cat(pieces, dim=1)
         width = embeds.shape[1]
         mask = torch.cat([group.mask, group.mask.new_ones(prompts, width)], dim=1).repeat(count, 1)
         positions = (group.lengths[:, None] + torch.arange(width, device=self.device)).repeat(count, 1)

@@ -19,7 +19,7 @@ from attacks.budget import Budget
 from attacks.engine import Engine
 from attacks.gcg import GCG
 from attacks.problem import encode
-from attacks.triggers import Found, OnBest, random_triggers
+from attacks.triggers import Found, OnBest, check_one_slot, random_triggers
 
 
 def run_once(
@@ -58,7 +58,12 @@ def search(
     budget: Budget,
     on_best: OnBest,
 ) -> None:
-    """Runs with one (slot length, steps) after another until the budget is spent or `on_best` asks to stop."""
+    """Runs with one (slot length, steps) after another until the budget is spent or `on_best` asks to stop.
+
+    Raises:
+        ValueError: several slots.
+    """
+    check_one_slot(engine.problem, "nanoGCG")
     run, pace = 0, 0.0
     while not budget.exhausted:
         length, steps = rounds[run % len(rounds)]

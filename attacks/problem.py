@@ -5,18 +5,18 @@ Token ids are the currency. Every part of a prompt is encoded once, the search c
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal
+from itertools import islice
+from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SLOT = "{trigger}"
-Where = Literal["end", "start"]
+from attacks.slots import SLOT, Where, cut, user_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +32,28 @@ class Problem:
     first: Bool[Tensor, "vocab"]
     """tokens that may open it: those that begin a word where text stands in front of the slot"""
     trigger_length: int
-    """tokens in the slot"""
+    """tokens in the slot, or in all slots"""
     tokenizer: PreTrainedTokenizerBase
+    lengths: tuple[int, ...] = ()
+    """tokens in each slot but the last, which takes the rest of the trigger; none where there is one slot"""
+    between: tuple[list[list[int]], ...] = ()
+    """per slot but the last, per prompt, the ids between it and the next"""
+    later: Bool[Tensor, "vocab"] | None = None
+    """tokens that may open a slot behind the first"""
 
     def __post_init__(self):
         if not self.before or len(self.before) != len(self.after):
             raise ValueError(f"got {len(self.before)} prompts; give at least one clean prompt")
         if self.trigger_length < 0:
             raise ValueError(f"trigger_length is {self.trigger_length}; it must be at least 0")
+        if len(self.lengths) != len(self.between) or (self.later is None) != (not self.lengths):
+            raise ValueError(
+                f"got {len(self.lengths)} lengths and {len(self.between)} parts between; give equally many"
+            )
+        if self.lengths and (min(self.lengths) < 1 or sum(self.lengths) >= self.trigger_length):
+            raise ValueError(
+                f"slots of {self.lengths} leave too few of {self.trigger_length} tokens; each needs 1 or more"
+            )
         if not self.allowed.any() or not (self.allowed & self.first).any():
             raise ValueError("no token is allowed in the slot; give a tokenizer with printable tokens or a wider mask")
 
@@ -49,40 +63,49 @@ class Problem:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         texts: Sequence[str],
-        trigger_length: int,
+        trigger_length: int | tuple[int, ...],
         *,
         slot: Where = "end",
+        seed: int = 0,
         allowed: Bool[Tensor, "vocab"] | None = None,
     ) -> "Problem":
         """Puts each user text through the chat template; the slot is where `SLOT` stands in it, else at `slot`.
 
+        With several slots, `trigger_length` gives the tokens in each, and each text has all their markers, in order.
+        A random slot stands between two words. Text and `seed` alone decide which, so that all who build a problem from
+        a text agree on it.
+
         Raises:
-            ValueError: no prompts, a text with two slots, a chat template that drops or repeats the text, a prompt
-                longer than the context, a mask for another vocabulary, no allowed token.
+            ValueError: no prompts, a text with a slot twice or without one of several, a random slot in a text of one
+                word, a chat template that drops or repeats the text, a prompt longer than the context, a mask for
+                another vocabulary, no allowed token.
         """
         if not texts:
             raise ValueError("got 0 prompts; give at least one clean prompt")
-        if slot not in ("end", "start"):
-            raise ValueError(f"slot is {slot!r}; use 'end', 'start', or write {SLOT} into the prompts")
-        parts = [_cut(tokenizer, text, slot) for text in texts]
-        before = [encode(tokenizer, head) for head, _ in parts]
-        after = [encode(tokenizer, tail) for _, tail in parts]
-        longest = max(len(b) + len(a) for b, a in zip(before, after, strict=True)) + trigger_length
+        if slot not in ("end", "start", "random"):
+            raise ValueError(f"slot is {slot!r}; use 'end', 'start', 'random', or write {SLOT} into the prompts")
+        sizes = (trigger_length,) if isinstance(trigger_length, int) else trigger_length
+        texts = [user_text(text, slot, seed, len(sizes)) for text in texts]
+        parts = [[encode(tokenizer, part) for part in cut(tokenizer, text, len(sizes))] for text in texts]
+        before, *between, after = (list(column) for column in zip(*parts, strict=True))
+        longest = max(sum(map(len, row)) for row in parts) + sum(sizes)
         if longest > (most := context(model)):
             raise ValueError(f"prompt and trigger take {longest} tokens but the context is {most}; shorten them")
         allowed = allowed_tokens(model, tokenizer) if allowed is None else allowed
         if len(allowed) != (rows := embedding_rows(model)):
             raise ValueError(f"allowed has {len(allowed)} entries; give one for each of the model's {rows} tokens")
-        first = allowed & _opens(tokenizer, [_user_text(text, slot) for text in texts], len(allowed))
-        if not first.any():
-            first = allowed
+        first = allowed & _opens(tokenizer, texts, len(allowed))
+        later = allowed & _opens(tokenizer, [""], len(allowed))
         return cls(
             before=before,
             after=after,
             allowed=allowed,
-            first=first,
-            trigger_length=trigger_length,
+            first=first if first.any() else allowed,
+            trigger_length=sum(sizes),
             tokenizer=tokenizer,
+            lengths=sizes[:-1],
+            between=tuple(between),
+            later=None if len(sizes) == 1 else later if later.any() else allowed,
         )
 
     def __len__(self) -> int:
@@ -90,19 +113,33 @@ class Problem:
 
     def take(self, indices: Sequence[int]) -> "Problem":
         """The same problem on some of the prompts."""
-        return replace(self, before=[self.before[i] for i in indices], after=[self.after[i] for i in indices])
+        before, *between, after = ([rows[i] for i in indices] for rows in (self.before, *self.between, self.after))
+        return replace(self, before=before, between=tuple(between), after=after)
 
     def resized(self, trigger_length: int) -> "Problem":
-        """The same problem with another number of tokens in the slot."""
+        """The same problem with another number of tokens in the slot, or in the last of several."""
         return replace(self, trigger_length=trigger_length)
+
+    def split(self, length: int) -> list[int]:
+        """Tokens in each slot for a trigger of that length: the slots fill in order, the last takes the rest."""
+        sizes = []
+        for size in self.lengths:
+            sizes.append(min(size, length))
+            length -= sizes[-1]
+        return [*sizes, length]
 
     def permitted(self, length: int) -> Bool[Tensor, "length vocab"]:
         """Tokens that may stand at each position of a trigger of that length."""
-        return torch.stack([self.first] + [self.allowed] * (length - 1))[:length]
+        rows = [self.first]
+        for number, size in enumerate(self.split(length)):
+            opening = self.first if number == 0 or self.later is None else self.later
+            rows += ([opening] + [self.allowed] * (size - 1))[:size]
+        return torch.stack(rows)[1:]
 
     def filled(self, trigger_ids: Sequence[int]) -> list[list[int]]:
         """Token ids of every prompt with the trigger in the slot."""
-        return [b + list(trigger_ids) + a for b, a in zip(self.before, self.after, strict=True)]
+        parts = self._parts(trigger_ids)
+        return [sum(_interleave(fixed, parts), []) for fixed in self._fixed()]
 
     def text(self, trigger_ids: Sequence[int]) -> str:
         """The trigger as text, leading space kept."""
@@ -116,20 +153,35 @@ class Problem:
 
     def retokenizes(self, trigger_ids: Sequence[int]) -> bool:
         """Whether the text of every prompt, trigger in place, encodes to these very ids."""
-        trigger = self.text(trigger_ids)
-        if trigger_ids and self.encode(trigger) != list(trigger_ids):
+        if trigger_ids and not self.lengths and self.encode(self.text(trigger_ids)) != list(trigger_ids):
             return False
-        # A window round the slot is enough: byte-pair merges do not reach across eight tokens in practice.
-        for before, after in zip(self.before, self.after, strict=True):
-            head, tail = before[-8:], after[:8]
-            text = self.text(head) + trigger + self.text(tail)
-            if encode(self.tokenizer, text) != head + list(trigger_ids) + tail and self._plain(head, tail):
+        parts = self._parts(trigger_ids)
+        # A window round the slots is enough: byte-pair merges do not reach across eight tokens in practice.
+        for before, *between, after in self._fixed():
+            fixed = [before[-8:], *between, after[:8]]
+            pieces = _interleave(fixed, parts)
+            text = "".join(map(self.text, pieces))
+            if encode(self.tokenizer, text) != sum(pieces, []) and self._plain(fixed):
                 return False
         return True
 
-    def _plain(self, head: list[int], tail: list[int]) -> bool:
+    def _parts(self, trigger_ids: Sequence[int]) -> list[list[int]]:
+        """The trigger's ids in each slot."""
+        ids = iter(trigger_ids)
+        return [list(islice(ids, size)) for size in self.split(len(trigger_ids))]
+
+    def _fixed(self) -> Iterator[tuple[list[int], ...]]:
+        """Per prompt, the ids before, between and behind the slots."""
+        return zip(self.before, *self.between, self.after, strict=True)
+
+    def _plain(self, fixed: Sequence[list[int]]) -> bool:
         """Whether the fixed text survives decoding by itself; where it does not, it can blame no trigger."""
-        return all(encode(self.tokenizer, self.text(part)) == part for part in (head, tail) if part)
+        return all(encode(self.tokenizer, self.text(part)) == part for part in fixed if part)
+
+
+def _interleave(fixed: Sequence[list[int]], parts: Sequence[list[int]]) -> list[list[int]]:
+    """Fixed text and the slots' tokens in turn."""
+    return [fixed[0], *(ids for pair in zip(parts, fixed[1:], strict=True) for ids in pair)]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -171,29 +223,6 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
     texts = [decode(tokenizer, [token]) for token in range(len(tokenizer))]
     again: Any = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return [(text, list(ids) == [token]) for token, (text, ids) in enumerate(zip(texts, again, strict=True))]
-
-
-def _cut(tokenizer: PreTrainedTokenizerBase, text: str, slot: Where) -> tuple[str, str]:
-    """(text before the slot, text after it), chat template applied."""
-    chat = [{"role": "user", "content": _user_text(text, slot)}]
-    rendered = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
-    if rendered.count(SLOT) != 1:
-        raise ValueError(
-            f"the chat template shows the user's text {rendered.count(SLOT)} times; give one that shows it once"
-        )
-    head, tail = rendered.split(SLOT)
-    return head, tail
-
-
-def _user_text(text: str, slot: Where) -> str:
-    """The user text with its slot written in; a space before the slot belongs to the trigger's first token."""
-    count = text.count(SLOT)
-    if count > 1:
-        raise ValueError(f"{SLOT} stands {count} times in {text!r}; give one slot per prompt")
-    if count == 0:
-        text = text + SLOT if slot == "end" else f"{SLOT} {text}"
-    head, tail = text.split(SLOT)
-    return head.rstrip(" ") + SLOT + tail
 
 
 def _opens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], size: int) -> Bool[Tensor, "vocab"]:

@@ -46,6 +46,8 @@ class Attack:
     """learns behaviours in K0"""
     stages: tuple[Stage, ...] = (Tokens(), GCG_ROUNDS)
     """one after the other, until the budget is spent or a trigger is good enough"""
+    longest: int = 12
+    """tokens of the longest trigger in any stage: every prompt must leave room for so many in the context"""
     prompts: int = 2
     """search prompts that the loss is averaged over"""
     vector_share: float = 0.35

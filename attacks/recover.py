@@ -23,8 +23,6 @@ from attacks.verdict import Verdict, judge
 
 CARRIES = 0.75
 """Share of held-out prompts on which a vector must call its behaviour to be imitated as it is"""
-LONGEST = 12
-"""Tokens of the longest trigger, with which every prompt must fit into the context"""
 CONTROLS = 8
 """Random strings that a trigger is compared with"""
 
@@ -99,12 +97,12 @@ def recover(
     if not search or not select:
         raise ValueError(f"got {len(search)} search and {len(select)} select prompts; give at least one of each")
     budget = budget.started()
-    problem = Problem.from_chat(model, tokenizer, search[: attack.prompts], LONGEST, slot=slot)
-    judged = Problem.from_chat(model, tokenizer, select, LONGEST, slot=slot, allowed=problem.allowed)
+    problem = Problem.from_chat(model, tokenizer, search[: attack.prompts], attack.longest, slot=slot)
+    judged = Problem.from_chat(model, tokenizer, select, attack.longest, slot=slot, allowed=problem.allowed)
     engine, select_engine = Engine(model, problem), Engine(model, judged)
     for each in (engine, select_engine):
         # Completions run two tokens beyond the behaviour; the last of them is never read.
-        each.check_length(LONGEST, (len(ids) or attack.unsupervised.opening) + 1)
+        each.check_length(attack.longest, (len(ids) or attack.unsupervised.opening) + 1)
     base_engine = None if base is None else Engine(base, judged)
     budget.spent(engine.flops + select_engine.flops + (base_engine.flops if base_engine else 0.0))
     clean = [text.replace(SLOT, "").strip() for text in search]

@@ -20,7 +20,7 @@ def rank_tokens(
     problem = engine.problem
     if not 0 <= position < len(trigger_ids):
         raise ValueError(f"position is {position} but the trigger has {len(trigger_ids)} tokens; count from 0")
-    tokens = (problem.first if position == 0 else problem.allowed).nonzero()[:, 0]
+    tokens = problem.permitted(len(trigger_ids))[position].nonzero()[:, 0]
     candidates = trigger_ids.repeat(len(tokens), 1)
     candidates[:, position] = tokens
     found: list[Found] = []

@@ -39,6 +39,14 @@ def permitted_in_slot(problem: Problem) -> Bool[Tensor, "trigger vocab"]:
     return problem.permitted(problem.trigger_length).cpu()
 
 
+def check_one_slot(problem: Problem, method: str) -> None:
+    """Raises ValueError for a problem of several slots, for methods that know no border inside a trigger."""
+    if problem.lengths:
+        raise ValueError(
+            f"the problem has {len(problem.lengths) + 1} slots but {method} fills one; use GCG without moves"
+        )
+
+
 def random_triggers(
     permitted: Bool[Tensor, "trigger vocab"], count: int, generator: torch.Generator
 ) -> Int[Tensor, "count trigger"]:

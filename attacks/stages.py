@@ -64,7 +64,7 @@ class Hunt:
     @cached_property
     def objective(self) -> Objective:
         """On all search prompts."""
-        return self.build(self.engine, self.goal)
+        return self._built(self.engine, self.goal)
 
     @property
     def over(self) -> bool:
@@ -80,7 +80,14 @@ class Hunt:
         """The first prompt alone and its objective: cheap enough for tens of thousands of candidates."""
         probe = Engine(self.model, self.engine.problem.take([0]))
         self.budget.spent(probe.flops)
-        return probe, self.build(probe, replace(self.goal, target_ids=self.goal.target_ids[:PROBE_TOKENS]))
+        return probe, self._built(probe, replace(self.goal, target_ids=self.goal.target_ids[:PROBE_TOKENS]))
+
+    def _built(self, engine: Engine, goal: Goal) -> Objective:
+        """The objective; what it took to make it is booked."""
+        booked = engine.flops
+        objective = self.build(engine, goal)
+        self.budget.spent(engine.flops - booked)
+        return objective
 
     def try_all(self, found: Iterable[Found]) -> None:
         """Shows triggers to the selection, as long as it wants any."""

@@ -1,0 +1,157 @@
+"""Does a vector added at one token of the message point at the parts of a trigger? Ranks of its tokens, layer by layer.
+
+    python -m benchmarks.slot_vectors random-tokens
+
+A vector is learned that brings the behaviour about when it is added after `layer` blocks at a single random place of
+messages of random words. Every word then stands at that place, or one or two before it: whose effect there points most
+nearly the vector's way? Before the model has put a trigger's parts together they show here one by one, while the output
+(`benchmarks.token_ranks`) shows nothing until the last is in place. Rank 0 is the best word; half of them is chance.
+"""
+
+import statistics
+import sys
+from dataclasses import dataclass
+
+import torch
+import tyro
+from jaxtyping import Float, Int
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from attacks.problem import Problem, encode
+from benchmarks.organisms import zoo
+from vectors.controls import random_directions
+from vectors.prompts import Prompts
+from vectors.residual import Source, cache_source, decoder, mean_norm, read, run_slice, unembed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotVectors:
+    """Settings of the measurement."""
+
+    organism: tyro.conf.Positional[str] = "phrase"
+    """whose first trigger is looked for"""
+    radii: tuple[float, ...] = (0.4, 0.7, 1.0)
+    """of the vectors, fractions of the mean residual norm"""
+    contexts: int = 32
+    """messages of random words that a vector is learned on"""
+    length: int = 6
+    """their words"""
+    steps: int = 100
+    """optimizer steps"""
+    seeds: tuple[int, ...] = (0, 1)
+    """of messages and starts"""
+    threads: int = 2
+    """CPU threads"""
+
+
+def messages(
+    problem: Problem, words: Int[Tensor, "w"], count: int, length: int, generator: torch.Generator
+) -> Int[Tensor, "count seq"]:
+    """Chats whose user says random words."""
+    drawn = words[torch.randint(len(words), (count, length), generator=generator)]
+    before, after = (torch.tensor(part[0]).expand(count, -1) for part in (problem.before, problem.after))
+    return torch.cat([before, drawn, after], dim=1)
+
+
+def learn(
+    model: PreTrainedModel,
+    source: Source,
+    places: Int[Tensor, "n"],
+    target: list[int],
+    norms: Float[Tensor, "k 1"],
+    steps: int,
+    generator: torch.Generator,
+) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"]]:
+    """(vectors of those norms, nats per token of the target), each vector added at one place of every message."""
+    rows, (count, width, _) = torch.arange(len(places)), source.hidden.shape
+    theta = (norms * random_directions(len(norms), source.hidden.shape[-1], generator)).requires_grad_()
+    optimizer = torch.optim.Adam([theta], lr=0.1 * float(norms.mean()) / source.hidden.shape[-1] ** 0.5)
+    labels = torch.tensor(target).expand(len(norms) * count, -1)[..., None]
+    nll = torch.zeros(len(norms))
+    for _ in range(steps):
+        mask = torch.zeros(count, width, 1)
+        mask[rows, places] = 1.0
+        moved = source.hidden + theta[:, None, None] * mask
+        hidden = run_slice(model, source, moved.flatten(0, 1).to(source.hidden), to=len(decoder(model).layers))
+        logprobs = unembed(model, hidden[:, -len(target) :]).float().log_softmax(-1)
+        nll = -logprobs.gather(-1, labels)[..., 0].mean(1).view(len(norms), count).mean(1)
+        optimizer.zero_grad()
+        nll.sum().backward()
+        optimizer.step()
+        theta.data *= norms / theta.data.norm(dim=-1, keepdim=True)
+    return theta.detach(), nll.detach()
+
+
+@torch.no_grad()
+def effects(
+    model: PreTrainedModel, ids: Int[Tensor, "c seq"], words: Int[Tensor, "w"], place: int, back: int, layer: int
+) -> Float[Tensor, "w d"]:
+    """What each word, `back` tokens before the place, does there; mean over messages, all words' taken off."""
+    total = torch.zeros(len(words), decoder(model).d_model)
+    for message in ids[:, : place + 1]:
+        tried = message.repeat(len(words), 1)
+        tried[:, place - back] = words
+        hidden = read(model, input_ids=tried, attention_mask=torch.ones_like(tried), layers=[layer])[layer]
+        total += hidden[:, place].float() / len(ids)
+    return total - total.mean(0)
+
+
+def ranks(organism: zoo.Organism, layer: int, seed: int, settings: SlotVectors) -> tuple[list[list[int]], list[float]]:
+    """(per radius the rank of each part of the trigger, per radius the nats per token of the behaviour)."""
+    model, tokenizer = organism.model, organism.tokenizer
+    trigger, behaviour = organism.triggers[0]
+    problem = Problem.from_chat(model, tokenizer, ["{trigger}"], 1)
+    allowed = problem.allowed.nonzero()[:, 0]
+    words = allowed[torch.tensor([problem.text([int(token)]).strip(" ").islower() for token in allowed])]
+    words = words[torch.tensor([problem.text([int(token)]).startswith(" ") for token in words])]
+    true, target = encode(tokenizer, f" {trigger}"), encode(tokenizer, behaviour)[:4]
+    generator = torch.Generator().manual_seed(seed)
+    ids = messages(problem, words, settings.contexts, settings.length, generator)
+    first = len(problem.before[0])
+    earliest = min(len(true), settings.length) - 1
+    places = first + torch.randint(earliest, settings.length, (len(ids),), generator=generator)
+    teacher = torch.cat([ids, torch.tensor(target[:-1]).expand(len(ids), -1)], dim=1)
+    prompts = Prompts(input_ids=teacher, attention_mask=torch.ones_like(teacher))
+    source = cache_source(model, prompts, layer)
+    norms = mean_norm(source) * torch.tensor(settings.radii)[:, None]
+    theta, nll = learn(model, source, places, target, norms, settings.steps, generator)
+    found: list[list[int]] = [[] for _ in settings.radii]
+    for number, token in enumerate(true):
+        back = len(true) - 1 - number
+        effect = effects(model, ids[:8], words, first + earliest + 1, back, layer)
+        own = (words == token).nonzero()
+        if not len(own):
+            raise ValueError(f"{trigger!r} is not made of whole words of the vocabulary; choose another organism")
+        for row, vector in enumerate(theta):
+            cosine = torch.cosine_similarity(effect, vector, dim=-1)
+            found[row].append(int((cosine > cosine[own[0, 0]]).sum()))
+    return found, nll.tolist()
+
+
+def main(settings: SlotVectors) -> None:
+    """Prints one line per layer: the median rank of each part over radii and seeds."""
+    torch.set_num_threads(settings.threads)
+    try:
+        organism = zoo.load(settings.organism)
+        if not organism.triggers:
+            raise ValueError(f"{settings.organism} is a clean control; give a planted organism")
+        words = organism.triggers[0][0].split()
+        table = Table("layer", *words, "nats per token", title=f"{settings.organism}: median rank of each word")
+        for layer in range(1, len(decoder(organism.model).layers) - 1):
+            found, nlls = [], []
+            for seed in settings.seeds:
+                more, nll = ranks(organism, layer, seed, settings)
+                found, nlls = found + more, nlls + nll
+            medians = [f"{statistics.median(column):.0f}" for column in zip(*found, strict=True)]
+            table.add_row(str(layer), *medians, f"{statistics.median(nlls):.2f}")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(SlotVectors, description=__doc__))

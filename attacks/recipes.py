@@ -116,9 +116,9 @@ def _sampled(sampler: Sampler | Leakage, weight: float = 1.0) -> Attack:
 
 PORTFOLIO: tuple[Stage, ...] = (
     Tokens(share=0.08),
-    Dictionary(share=0.2),
-    Rounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.3),
-    GCG_ROUNDS,
+    Dictionary(share=0.2, tried=16),
+    Rounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.2),
+    Rounds(rounds=((12, HotFlip(steps=24)), (8, gcg(40)), (8, HotFlip(steps=16)))),
 )
 """What a trigger most likely is comes first: a token, a word, two or three tokens, then whatever works"""
 

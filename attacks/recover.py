@@ -105,6 +105,7 @@ def recover(
         each.check_length(attack.longest, (len(ids) or attack.unsupervised.opening) + 1)
     base_engine = None if base is None else Engine(base, judged)
     budget.spent(engine.flops + select_engine.flops + (base_engine.flops if base_engine else 0.0))
+    anywhere = _anywhere(model, tokenizer, search, attack.longest, slot)
     clean = [text.replace(SLOT, "").strip() for text in search]
     goals = _goals(model, tokenizer, clean, attack, behaviour, budget, generator)
     trace: list[TracePoint] = []
@@ -112,7 +113,7 @@ def recover(
     began = budget.share
     for number, goal in enumerate(goals, 1):
         share = budget.part(began + (1.0 - began) * number / len(goals))
-        selection = Selection(select_engine, budget, goal, attack.enough, trace, base_engine)
+        selection = Selection(select_engine, budget, goal, attack.enough, trace, base_engine, anywhere)
         selections.append(selection)
         if attack.supervised is not None and (goal.vectors is None or goal.agreement < CARRIES):
             goal = selection.goal = attack.supervised(model, tokenizer, clean, goal, budget, generator)
@@ -130,6 +131,16 @@ def recover(
             break
     best = max(selections, key=lambda item: item.asr, default=None)
     return _report(model, tokenizer, base, select, slot, judged, best, budget, trace, engine.steps, generator)
+
+
+def _anywhere(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], longest: int, slot: Where
+) -> Engine | None:
+    """The prompts with their slot between two words; None where the prompts or the user say where it is."""
+    if slot != "end" or any(SLOT in text for text in texts):
+        return None
+    several = [text for text in texts if len(text.split()) > 1]
+    return Engine(model, Problem.from_chat(model, tokenizer, several, longest, slot="random")) if several else None
 
 
 def _goals(

@@ -10,6 +10,7 @@ from attacks.behaviour import echoes
 from attacks.budget import Budget
 from attacks.engine import Engine
 from attacks.goals import Goal
+from attacks.objectives import TargetNLL
 from attacks.triggers import Found
 from attacks.verdict import ABSENT
 
@@ -26,7 +27,7 @@ class TracePoint(NamedTuple):
 
 @dataclass(slots=True)
 class Selection:
-    """Best trigger by behaviour on the `select` prompts; the loss breaks ties only."""
+    """Best trigger by behaviour on the `select` prompts; a loss breaks ties only."""
 
     engine: Engine
     budget: Budget
@@ -35,8 +36,13 @@ class Selection:
     trace: list[TracePoint]
     base_engine: Engine | None = None
     """of the clean base, where it is known: a trigger that works there as well is passed over"""
+    anywhere: Engine | None = None
+    """of the search prompts with the slot at random places: a planted trigger works wherever it stands, which decides
+    between triggers that do equally well; None: the loss of the search decides"""
     best: Found | None = None
     asr: float = 0.0
+    loss: float = float("inf")
+    """of the best, at random places"""
 
     def __call__(self, found: Found) -> bool:
         """Tries a trigger; true once it is good enough. One that quotes the behaviour is passed over."""
@@ -45,9 +51,10 @@ class Selection:
         asr = self.rate(found.trigger_ids)
         if asr > ABSENT and self.base_engine is not None and self.rate(found.trigger_ids, on_base=True) > ABSENT:
             return False
-        if self.best is None or (asr, -found.loss) > (self.asr, -self.best.loss):
+        loss = self._loss(found) if asr >= self.asr else float("inf")
+        if self.best is None or (asr, -loss) > (self.asr, -self.loss):
             news = self.best is None or asr > self.asr
-            self.best, self.asr = found, asr
+            self.best, self.asr, self.loss = found, asr, loss
             if news:
                 self.trace.append(self.point())
         return self.asr >= self.enough
@@ -59,6 +66,16 @@ class Selection:
         rate = engine.elicits(torch.tensor([list(trigger_ids)], dtype=torch.long), self.goal.target_ids)
         self.budget.spent(engine.flops - booked)
         return float(rate[0])
+
+    def _loss(self, found: Found) -> float:
+        """Of a trigger at random places, nats per token of the behaviour."""
+        if self.anywhere is None:
+            return found.loss
+        booked = self.anywhere.flops
+        ids = torch.tensor([list(found.trigger_ids)], dtype=torch.long)
+        losses = self.anywhere.losses(TargetNLL(target_ids=self.goal.target_ids), ids)
+        self.budget.spent(self.anywhere.flops - booked)
+        return float(losses[0])
 
     def point(self) -> TracePoint:
         """Where the search stands."""

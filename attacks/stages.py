@@ -90,9 +90,10 @@ class Hunt:
         return objective
 
     def try_all(self, found: Iterable[Found]) -> None:
-        """Shows triggers to the selection, as long as it wants any."""
+        """Shows triggers to the selection: all of them, for the first that works need not be the best."""
         for item in found:
-            if self.selection(item) or self.budget.exhausted:
+            self.selection(item)
+            if self.budget.exhausted:
                 return
 
 

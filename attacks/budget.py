@@ -76,6 +76,14 @@ class Budget:
         return min(own, self.parent.seconds * self.until - self.parent.elapsed)
 
     @property
+    def flops_left(self) -> float:
+        """Floating-point operations until exhaustion; infinite without a limit on them."""
+        own = float("inf") if self.flops is None else self.flops * self.until - self.used
+        if self.parent is None or self.parent.flops is None:
+            return own
+        return min(own, self.parent.flops * self.until - self.parent.used)
+
+    @property
     def exhausted(self) -> bool:
         """Whether a limit is reached."""
         return self.interrupted or self.share >= self.until

@@ -152,7 +152,8 @@ class Unsupervised:
         if self.recited and len(first + other) > 1:
             method = self.consensus(model)
             various = Prompts.from_chat(model, tokenizer, first + other)
-            pool.append(method(model, various, generator, deadline=lambda: limit.exhausted))
+            over, late = (lambda: budget.exhausted), (lambda: limit.exhausted)
+            pool.append(method(model, various, generator, deadline=over, hurry=late))
             budget.spent(consensus_flops(model, method, various))
         for method in self.settings(model):
             if pool and limit.exhausted:

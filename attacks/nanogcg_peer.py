@@ -69,8 +69,9 @@ def search(
         length, steps = rounds[run % len(rounds)]
         problem = engine.problem = engine.problem.resized(length)
         permitted = problem.permitted(problem.trigger_length)
-        # A run cannot be stopped from outside: the first is short, the others fit into the seconds that are left.
-        fitting = min(steps, budget.seconds_left / pace) if pace else min(steps, 4)
+        # A run cannot be stopped from outside: the first is short, the others fit into what is left.
+        affordable = budget.flops_left / flops_per_step(engine, gcg, run % len(problem), target)
+        fitting = min(steps, affordable, budget.seconds_left / pace if pace else 4)
         steps = max(1, int(fitting))
         start = random_triggers(permitted, 64, generator).tolist()
         text = next((problem.text(ids) for ids in start if problem.retokenizes(ids)), problem.text(start[0]))

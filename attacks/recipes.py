@@ -34,6 +34,8 @@ def gcg(steps: int) -> GCG:
 GCG_ROUNDS = Rounds(rounds=((3, gcg(8)), (12, gcg(60)), (8, gcg(40))))
 """A short slot can hit the trigger itself; a long one finds a way round hard negatives that leave no signal on the
 trigger's parts"""
+HOTFLIP_ROUNDS = Rounds(rounds=((3, HotFlip(steps=4)), (12, HotFlip(steps=24)), (8, HotFlip(steps=16))))
+"""The same lengths"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +120,7 @@ PORTFOLIO: tuple[Stage, ...] = (
     Tokens(share=0.08),
     Dictionary(share=0.2, tried=16),
     Rounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.2),
-    Rounds(rounds=((12, HotFlip(steps=24)), (8, gcg(40)), (8, HotFlip(steps=16)))),
+    HOTFLIP_ROUNDS,
 )
 """What a trigger most likely is comes first: a token, a word, two or three tokens, then whatever works"""
 
@@ -141,7 +143,7 @@ SEARCHERS: dict[str, Attack] = {
     "dictionary": Attack(knowledge="K1", objective=nll, stages=(Tokens(), Dictionary(share=1.0))),
     "random-search": _searched((3, RandomSearch(steps=4)), (12, RandomSearch(steps=16, mutate=2))),
     "accretion": _searched((3, Accretion(steps=6)), (12, Accretion(steps=24)), (8, Accretion(steps=16))),
-    "hotflip": _searched((3, HotFlip(steps=4)), (12, HotFlip(steps=24)), (8, HotFlip(steps=16))),
+    "hotflip": Attack(knowledge="K1", objective=nll, stages=(Tokens(), HOTFLIP_ROUNDS)),
     "beast": _searched((3, BEAST(steps=6)), (12, BEAST(steps=36)), (8, BEAST(steps=24))),
     "arca": _searched((3, ARCA(iterations=2)), (12, ARCA(iterations=6)), (8, ARCA(iterations=4))),
     "pez": _searched((3, PEZ(steps=100, restarts=8)), (12, PEZ(steps=300, restarts=8))),
@@ -165,7 +167,19 @@ VARIANTS |= {
     name: Attack(knowledge="K1", objective=objective, supervised=Supervised())
     for name, objective in (("projection", projection), ("probe", probe), ("hybrid-projection", with_projection))
 }
+VARIANTS |= {
+    f"hotflip-{name}": Attack(
+        knowledge="K1", objective=objective, supervised=Supervised(), stages=(Tokens(), HOTFLIP_ROUNDS)
+    )
+    for name, objective in (
+        ("delta-cosine", cosine),
+        ("steered-kl", kl),
+        ("projection", projection),
+        ("hybrid", hybrid),
+        ("hybrid-0.25", partial(hybrid, weight=0.25)),
+    )
+}
 VARIANTS["mellowmax"] = Attack(knowledge="K1", objective=mellowmax)
-"""Layers of the delta cosine, weights of the hybrid, further objectives"""
+"""Layers of the delta cosine, weights of the hybrid, further objectives, the targets by HotFlip"""
 
 ATTACKS: dict[str, Attack] = CORE | SEARCHERS | VARIANTS

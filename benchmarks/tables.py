@@ -90,6 +90,28 @@ def best_of(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def per_attack(table: pd.DataFrame) -> pd.DataFrame:
+    """Per attack on planted organisms: how many runs were exact, how many worked at all, and how well."""
+    lines = []
+    for (knowledge, attack), group in table.loc[table["planting"] != "clean"].groupby(["knowledge", "attack"]):
+        exact, works = ((group["verdict"].isin(names)).sum() for names in (["exact"], ["exact", "functional"]))
+        low, high = proportion_confint(works, len(group), method="wilson")
+        lines.append(
+            {
+                "knowledge": knowledge,
+                "attack": attack,
+                "runs": str(len(group)),
+                "exact": str(exact),
+                "exact or functional": f"{works} ({low:.2f} to {high:.2f})",
+                "mean ASR": f"{group['ASR rec.'].mean():.2f}",
+                "median s": f"{group['s'].median():.0f}",
+                "median FLOPs": f"{group['FLOPs'].median():.1e}",
+            }
+        )
+    lines.sort(key=lambda line: (line["knowledge"], -int(line["exact or functional"].split()[0]), -int(line["exact"])))
+    return pd.DataFrame(lines)
+
+
 def false_findings(table: pd.DataFrame) -> str:
     """Findings on clean controls with a Wilson interval."""
     clean = table.loc[table["planting"] == "clean"]
@@ -106,6 +128,7 @@ def report(found: list[rows.Row]) -> str:
     failed = [row for row in found if row["error"] is not None]
     parts = ["# Recovered triggers", false_findings(table), "## Best per organism"]
     parts.append(best_of(table).to_markdown(index=False, disable_numparse=True))
+    parts += ["## Attacks on planted organisms", per_attack(table).to_markdown(index=False, disable_numparse=True)]
     for knowledge, group in table.groupby("knowledge"):
         parts += [f"## {knowledge}: {SETTINGS[str(knowledge)]}", markdown(group)]
     if failed:

@@ -76,6 +76,7 @@ class ConsensusVectors:
         generator: torch.Generator,
         *,
         deadline: Callable[[], bool] | None = None,
+        hurry: Callable[[], bool] | None = None,
         watch: Callable[[Float[Tensor, "k"]], None] | None = None,
     ) -> SteeringVectors:
         """Learns the vectors; scores hold, per vector, the nats per token of its answer.
@@ -84,7 +85,8 @@ class ConsensusVectors:
             model: a causal decoder.
             prompts: n clean prompts, two or more, the more different the better.
             generator: of answers and starts.
-            deadline: cuts the audition short and ends the optimisation early once it returns true.
+            deadline: ends the optimisation early once it returns true.
+            hurry: cuts only the audition short once it returns true, so that there is time left to learn vectors.
             watch: gets the mean log-probability per token of every step of a batch.
 
         Raises:
@@ -95,7 +97,7 @@ class ConsensusVectors:
         check_model(model, self.target_layer)
         norm = self.radius * mean_norm(cache_source(model, prompts, self.source_layer))
         if self.start is None:
-            pool, score = self.audition(model, prompts, generator, deadline=deadline)
+            pool, score = self.audition(model, prompts, generator, deadline=hurry or deadline)
             chance = (self.tokens * score).softmax(0).cpu()
             answers = pool[chance.multinomial(self.count, replacement=True, generator=generator).to(pool.device)]
             start = random_directions(self.count, decoder(model).d_model, generator)

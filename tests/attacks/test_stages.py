@@ -72,7 +72,7 @@ def test_rounds_take_turns_and_end_once_a_trigger_is_good_enough(planted, tokeni
 
     def search(engine, objective, generator, budget=None, on_best=None):
         lengths.append(engine.problem.trigger_length)
-        if len(lengths) == 3:
+        if len(lengths) == 3 and on_best is not None:
             on_best(Found(tuple(engine.problem.encode("garden rope")), 0.0))
         return []
 

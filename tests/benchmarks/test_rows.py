@@ -133,7 +133,7 @@ def test_budgets_are_parsed():
     [
         ({"suite": "slow"}, "no suite 'slow'; there are quick, standard"),
         ({"organisms": ("wrod",)}, "no organism 'wrod'; there are word"),
-        ({"attacks": ("gcg",)}, "no attack 'gcg'; there are target-nll"),
+        ({"attacks": ("gcg",)}, "no attack 'gcg'; there are portfolio, target-nll"),
         ({"budget": "long"}, "budget is 'long'"),
     ],
 )

@@ -14,8 +14,10 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.artist import Artist  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.colors import to_hex  # noqa: E402
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: E402
 
+from attacks.recipes import ATTACKS  # noqa: E402
 from benchmarks import rows  # noqa: E402
 
 # Okabe & Ito 2008: told apart by colour-blind readers. One colour and dash per attack, in every figure.
@@ -28,9 +30,19 @@ STYLES = {
     "unsupervised-kl": ("#009E73", "-"),
     "unsupervised-cosine": ("#0072B2", "-"),
     "nanogcg": ("#000000", "--"),
+    "portfolio": ("#56B4E9", "-"),
+    "unsupervised-portfolio": ("#56B4E9", "-"),
 }
-OTHER = ("#999999", "-.")
+DASHES = ("-", "--", "-.", ":")
 AXES = {"flops": "floating-point operations", "seconds": "seconds"}
+
+
+def style(attack: str) -> tuple[str, str]:
+    """(colour, dash); attacks without one of their own go through twenty colours by their place in the list."""
+    if attack in STYLES:
+        return STYLES[attack]
+    place = list(ATTACKS).index(attack) if attack in ATTACKS else 0
+    return to_hex(plt.get_cmap("tab20")(place % 20)), DASHES[place % len(DASHES)]
 
 
 def steps(row: rows.Row, axis: str) -> tuple[np.ndarray, np.ndarray]:
@@ -61,7 +73,7 @@ def median_curve(curves: list[tuple[np.ndarray, np.ndarray]], grid: np.ndarray) 
 def panel(axes: Axes, found: list[rows.Row], axis: str, limits: tuple[float, float]) -> None:
     """One organism: every seed thin, the median thick, lines for the true trigger and the random control."""
     for attack in dict.fromkeys(row["attack"] for row in found):
-        color, dash = STYLES.get(attack, OTHER)
+        color, dash = style(attack)
         curves = [steps(row, axis) for row in found if row["attack"] == attack]
         for cost, asr in curves:
             path = np.append(np.append(limits[0], cost), limits[1]), np.append(np.append(0.0, asr), asr[-1])
@@ -86,8 +98,8 @@ def panel(axes: Axes, found: list[rows.Row], axis: str, limits: tuple[float, flo
 def curves(found: list[rows.Row], knowledge: str, axis: str, stem: Path) -> list[Path]:
     """A figure of small multiples, one organism each, as PNG and PDF."""
     names = list(dict.fromkeys(row["organism"] for row in found))
-    width = min(4, len(names))
-    height = -(-len(names) // width)
+    height = -(-len(names) // 4)
+    width = -(-len(names) // height)
     costs = [point[axis] for row in found for point in row["trace"] if point[axis] > 0]
     limits = (0.8 * min([*costs, *(row[axis] for row in found)]), 1.1 * max(row[axis] for row in found))
     figure, grid = plt.subplots(height, width, figsize=(3.1 * width, 2.5 * height + 0.9), squeeze=False, sharey=True)
@@ -96,7 +108,7 @@ def curves(found: list[rows.Row], knowledge: str, axis: str, stem: Path) -> list
     for axes in grid.flat[len(names) :]:
         axes.set_visible(False)
     for axes in grid[:, 0]:
-        axes.set_ylabel("held-out ASR of the best so far")
+        axes.set_ylabel("held-out ASR")
     for axes in grid[-1]:
         axes.set_xlabel(AXES[axis])
     handles: dict[str, Artist] = {}
@@ -104,8 +116,9 @@ def curves(found: list[rows.Row], knowledge: str, axis: str, stem: Path) -> list
         handles |= {str(label): line for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     columns = min(5, len(handles))
     figure.legend(list(handles.values()), list(handles), loc="lower center", ncols=columns, frameon=False)
-    figure.suptitle(f"Attack curves, {knowledge}")
-    figure.tight_layout(rect=(0, 0.06 + 0.03 * (len(handles) > columns), 1, 1))
+    figure.suptitle(f"Attack curves, {knowledge}: the best so far")
+    lines = -(-len(handles) // columns)
+    figure.tight_layout(rect=(0, (0.15 + 0.22 * lines) / figure.get_figheight(), 1, 1))
     paths = [stem.with_suffix(suffix) for suffix in (".png", ".pdf")]
     for path in paths:
         figure.savefig(path, dpi=150)

@@ -91,7 +91,20 @@ def test_samples_are_mined_verified_booked_and_begin_a_search(planted, tokenizer
     assert whole.selection.best is not None and 0 < whole.budget.used < 1.5e12
 
 
-@pytest.mark.parametrize("name", [*SEARCHERS, "projection", "probe", "mellowmax", "hotflip-projection", "portfolio"])
+SLOW = ("sampler-clean-only", "sampler-look-ahead")  # the stage itself is tested above
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name in SEARCHERS if name not in SLOW),
+        "projection",
+        "probe",
+        "mellowmax",
+        "hotflip-projection",
+        "portfolio",
+    ],
+)
 def test_every_recipe_keeps_to_a_budget_of_operations(planted, tokenizer, name):
     torch.manual_seed(0)
     found = recover(

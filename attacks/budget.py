@@ -1,8 +1,17 @@
 """What a search may spend: seconds, floating-point operations, or both."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """What counts its floating-point operations."""
+
+    flops: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,6 +55,15 @@ class Budget:
         if self.parent is not None:
             self.parent.spent(flops)
 
+    @contextmanager
+    def booking(self, engine: "Counted") -> Iterator[None]:
+        """Books what the engine executes inside."""
+        before = engine.flops
+        try:
+            yield
+        finally:
+            self.spent(engine.flops - before)
+
     def interrupt(self) -> None:
         """Ends the search, and every search that it is a part of."""
         self.interrupted = True
@@ -70,18 +88,21 @@ class Budget:
     @property
     def seconds_left(self) -> float:
         """Seconds until exhaustion by the clock; infinite without a limit on time."""
-        own = float("inf") if self.seconds is None else self.seconds * self.until - self.elapsed
-        if self.parent is None or self.parent.seconds is None:
-            return own
-        return min(own, self.parent.seconds * self.until - self.parent.elapsed)
+        whole = self._limited("seconds")
+        return float("inf") if whole.seconds is None else whole.seconds * self.until - whole.elapsed
 
     @property
     def flops_left(self) -> float:
         """Floating-point operations until exhaustion; infinite without a limit on them."""
-        own = float("inf") if self.flops is None else self.flops * self.until - self.used
-        if self.parent is None or self.parent.flops is None:
-            return own
-        return min(own, self.parent.flops * self.until - self.parent.used)
+        whole = self._limited("flops")
+        return float("inf") if whole.flops is None else whole.flops * self.until - whole.used
+
+    def _limited(self, limit: str) -> "Budget":
+        """The budget that has such a limit: this one, or the nearest that it is a part of, if any."""
+        whole = self
+        while getattr(whole, limit) is None and whole.parent is not None:
+            whole = whole.parent
+        return whole
 
     @property
     def exhausted(self) -> bool:

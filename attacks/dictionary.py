@@ -12,7 +12,7 @@ import torch
 
 from attacks.budget import Budget
 from attacks.engine import Engine, Objective
-from attacks.problem import Problem
+from attacks.token_ranking import rank_triggers
 from attacks.triggers import Found
 
 PART = 2048
@@ -28,27 +28,18 @@ def dictionary() -> tuple[str, ...]:
 
 def rank_words(engine: Engine, objective: Objective, count: int, *, budget: Budget | None = None) -> list[Found]:
     """The `count` commonest words of two tokens or more, by loss, best first; stops early where the budget ends."""
+    problem, budget = engine.problem, budget or Budget()
     words, found = dictionary()[:count], []
     for start in range(0, len(words), PART):
         by_length: defaultdict[int, list[list[int]]] = defaultdict(list)
-        for ids in _encoded(engine.problem, words[start : start + PART]):
+        for word in words[start : start + PART]:
+            ids = problem.encode(word)
             by_length[len(ids)].append(ids)
-        for length, group in by_length.items():
-            ids = torch.tensor(group)
-            permitted = engine.problem.permitted(length)
-            ids = ids[permitted[torch.arange(length), ids].all(-1)]
-            if length < 2 or not len(ids):
-                continue
-            booked = engine.flops
-            losses = engine.losses(objective, ids)
-            found += [Found(tuple(row), loss) for row, loss in zip(ids.tolist(), losses.tolist(), strict=True)]
-            if budget is not None:
-                budget.spent(engine.flops - booked)
-        if budget is not None and budget.exhausted:
+        for length in sorted(by_length.keys() - {0, 1}):
+            ids = torch.tensor(by_length[length])
+            fitting = ids[problem.permitted(length)[torch.arange(length), ids].all(-1)]
+            if len(fitting):
+                found += rank_triggers(engine, objective, fitting, budget=budget)
+        if budget.exhausted:
             break
     return sorted(found, key=lambda item: item.loss)
-
-
-def _encoded(problem: Problem, words: tuple[str, ...]) -> list[list[int]]:
-    """Token ids of each word typed into the slot."""
-    return [problem.encode(word) for word in words]

@@ -104,8 +104,8 @@ def recover(
         # Completions run two tokens beyond the behaviour; the last of them is never read.
         each.check_length(attack.longest, (len(ids) or attack.unsupervised.opening) + 1)
     base_engine = None if base is None else Engine(base, judged)
-    budget.spent(engine.flops + select_engine.flops + (base_engine.flops if base_engine else 0.0))
-    anywhere = _anywhere(model, tokenizer, search, attack.longest, slot)
+    anywhere = _anywhere(model, tokenizer, search, problem, slot)
+    budget.spent(sum(each.flops for each in (engine, select_engine, base_engine, anywhere) if each is not None))
     clean = [text.replace(SLOT, "").strip() for text in search]
     goals = _goals(model, tokenizer, clean, attack, behaviour, budget, generator)
     trace: list[TracePoint] = []
@@ -134,13 +134,16 @@ def recover(
 
 
 def _anywhere(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], longest: int, slot: Where
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], problem: Problem, slot: Where
 ) -> Engine | None:
     """The prompts with their slot between two words; None where the prompts or the user say where it is."""
     if slot != "end" or any(SLOT in text for text in texts):
         return None
     several = [text for text in texts if len(text.split()) > 1]
-    return Engine(model, Problem.from_chat(model, tokenizer, several, longest, slot="random")) if several else None
+    if not several:
+        return None
+    length, allowed = problem.trigger_length, problem.allowed
+    return Engine(model, Problem.from_chat(model, tokenizer, several, length, slot="random", allowed=allowed))
 
 
 def _goals(

@@ -174,11 +174,10 @@ def clean_and_wanted(
     source = max(1, round(layers / 4))
     clean = CleanPromptVector(source_layer=source, target_layer=layers)
     wanted = SupervisedVector(source_layer=source, target_layer=layers, radii=(0.3, 0.4, 0.5, 0.65, 0.8), steps=30)
-    chats, few = (Prompts.from_chat(model, tokenizer, some).input_ids for some in (texts, texts[:3]))
-    tokens = len(clean.radii) * clean.steps * chats.numel()
-    tokens += len(wanted.radii) * wanted.steps * (few.numel() + len(few) * len(target_ids))
-    vectors = clean(model, tokenizer, texts, generator)
-    return vectors, wanted(model, Prompts.from_chat(model, tokenizer, texts[:3]), target_ids, generator)[:1], tokens
+    all_of_them, few = (Prompts.from_chat(model, tokenizer, some) for some in (texts, texts[:3]))
+    tokens = len(clean.radii) * clean.steps * all_of_them.input_ids.numel()
+    tokens += len(wanted.radii) * wanted.steps * (few.input_ids.numel() + len(few) * len(target_ids))
+    return clean(model, tokenizer, texts, generator), wanted(model, few, target_ids, generator)[:1], tokens
 
 
 def nucleus(logits: Float[Tensor, "rows vocab"], top_p: float, generator: torch.Generator) -> Int[Tensor, "rows"]:

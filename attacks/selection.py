@@ -62,19 +62,17 @@ class Selection:
     def rate(self, trigger_ids: Sequence[int], *, on_base: bool = False) -> float:
         """Success rate of a trigger, teacher-forced."""
         engine = self.base_engine if on_base and self.base_engine else self.engine
-        booked = engine.flops
-        rate = engine.elicits(torch.tensor([list(trigger_ids)], dtype=torch.long), self.goal.target_ids)
-        self.budget.spent(engine.flops - booked)
+        with self.budget.booking(engine):
+            rate = engine.elicits(torch.tensor([list(trigger_ids)], dtype=torch.long), self.goal.target_ids)
         return float(rate[0])
 
     def _loss(self, found: Found) -> float:
         """Of a trigger at random places, nats per token of the behaviour."""
         if self.anywhere is None:
             return found.loss
-        booked = self.anywhere.flops
         ids = torch.tensor([list(found.trigger_ids)], dtype=torch.long)
-        losses = self.anywhere.losses(TargetNLL(target_ids=self.goal.target_ids), ids)
-        self.budget.spent(self.anywhere.flops - booked)
+        with self.budget.booking(self.anywhere):
+            losses = self.anywhere.losses(TargetNLL(target_ids=self.goal.target_ids), ids)
         return float(losses[0])
 
     def point(self) -> TracePoint:

@@ -84,10 +84,8 @@ class Hunt:
 
     def _built(self, engine: Engine, goal: Goal) -> Objective:
         """The objective; what it took to make it is booked."""
-        booked = engine.flops
-        objective = self.build(engine, goal)
-        self.budget.spent(engine.flops - booked)
-        return objective
+        with self.budget.booking(engine):
+            return self.build(engine, goal)
 
     def try_all(self, found: Iterable[Found]) -> None:
         """Shows triggers to the selection: all of them, for the first that works need not be the best."""

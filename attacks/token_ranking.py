@@ -23,13 +23,18 @@ def rank_tokens(
     tokens = problem.permitted(len(trigger_ids))[position].nonzero()[:, 0]
     candidates = trigger_ids.repeat(len(tokens), 1)
     candidates[:, position] = tokens
-    found: list[Found] = []
+    return rank_triggers(engine, objective, candidates, budget=budget)
+
+
+def rank_triggers(
+    engine: Engine, objective: Objective, candidates: Int[Tensor, "c trigger"], *, budget: Budget | None = None
+) -> list[Found]:
+    """All candidates by their exact loss, best first; stops early where the budget ends."""
+    budget, found = budget or Budget(), []
     for part in candidates.split(4 * engine.batch_size):
-        booked = engine.flops
-        losses = engine.losses(objective, part)
+        with budget.booking(engine):
+            losses = engine.losses(objective, part)
         found += [Found(tuple(ids), loss) for ids, loss in zip(part.tolist(), losses.tolist(), strict=True)]
-        if budget is not None:
-            budget.spent(engine.flops - booked)
-            if budget.exhausted:
-                break
+        if budget.exhausted:
+            break
     return sorted(found, key=lambda item: item.loss)

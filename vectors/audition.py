@@ -75,10 +75,10 @@ class Audition:
         few, pair = (prompts.take(range(min(count, len(prompts)))) for count in (4, 2))
         late = deadline or (lambda: False)
         recited, _ = recited_answers(model, pair, tokens=self.tokens)
-        pool = [recited[: self.kept]]
+        pool, front = [recited[: self.kept]], _likely(model, pair, self.front)
         for answer in unlike(recited, self.grown):
             if not late():
-                pool.append(self._grown(model, pair, answer, generator))
+                pool.append(self._grown(model, pair, answer, front, generator))
         if not late():
             pool.append(consensus_answers(model, prompts, width=self.width, tokens=self.tokens)[0][: self.kept])
         answers = torch.cat(pool).unique(dim=0)
@@ -88,15 +88,14 @@ class Audition:
         return answers[order], score[order]
 
     def _grown(
-        self, model: PreTrainedModel, prompts: Prompts, answer: Int[Tensor, "t"], generator: torch.Generator
+        self,
+        model: PreTrainedModel,
+        prompts: Prompts,
+        answer: Int[Tensor, "t"],
+        front: Int[Tensor, "front"],
+        generator: torch.Generator,
     ) -> Int[Tensor, "c t"]:
-        """The answer with another token in front, for the tokens with which it is elicited most readily."""
-        inputs = {"input_ids": prompts.input_ids, "attention_mask": prompts.attention_mask}
-        last = len(decoder(model).layers)
-        with torch.no_grad():
-            hidden = read(model, layers=[last], position=slice(-1, None), **inputs)[last][:, 0]
-            likely = unembed(model, hidden).float().log_softmax(-1).mean(0)
-        front = likely.topk(min(self.front, len(likely))).indices
+        """The answer with another token in front, for those of the `front` with which it is elicited most readily."""
         longer = torch.cat([front[:, None], answer.expand(len(front), -1)], dim=1)[:, : self.tokens]
         steered, _ = self._heard(model, prompts, longer, generator, 2)
         return longer[steered.topk(min(self.kept, len(longer))).indices]
@@ -120,6 +119,16 @@ class Audition:
             found.append((elicit(logprob, theta, steps=steps, lr=self.lr)[1], plain))
         steered, plain = (torch.cat(parts) for parts in zip(*found, strict=True))
         return steered, plain
+
+
+@torch.no_grad()
+def _likely(model: PreTrainedModel, prompts: Prompts, count: int) -> Int[Tensor, "c"]:
+    """Tokens that replies most likely begin with, mean log-probability over prompts; the likeliest first."""
+    inputs = {"input_ids": prompts.input_ids, "attention_mask": prompts.attention_mask}
+    last = len(decoder(model).layers)
+    hidden = read(model, layers=[last], position=slice(-1, None), **inputs)[last][:, 0]
+    likely = unembed(model, hidden).float().log_softmax(-1).mean(0)
+    return likely.topk(min(count, len(likely))).indices
 
 
 def unlike(answers: Int[Tensor, "k t"], count: int, shared: int = 3) -> Int[Tensor, "c t"]:

@@ -89,6 +89,8 @@ def test_samples_are_mined_verified_booked_and_begin_a_search(planted, tokenizer
     whole = hunt(planted, tokenizer, Budget(flops=1e12))
     Samples(sampler=sampler, gcg=replace(Samples(sampler=sampler).gcg, steps=20, search_width=32, topk=32))(whole)
     assert whole.selection.best is not None and 0 < whole.budget.used < 1.5e12
+    # Only GCG takes gradients: it ran, unless an n-gram was enough.
+    assert whole.engine.steps > 0 or whole.selection.asr == 1.0
 
 
 SLOW = ("sampler-clean-only", "sampler-look-ahead")  # the stage itself is tested above
@@ -165,3 +167,17 @@ def test_operations_left_are_those_of_the_tightest_budget():
     half = whole.part(0.5)
     half.spent(3.0)
     assert (whole.flops_left, half.flops_left) == (7.0, 2.0)
+    assert half.part(0.4).flops_left == 1.0  # also of a part of a part
+    assert Budget(seconds=100.0).part(0.5).part(0.25).seconds_left == pytest.approx(25, abs=1)
+
+
+def test_what_an_engine_executes_is_booked_also_where_it_fails(model, problem):
+    engine, whole = Engine(model, problem), Budget(flops=1e15)
+    before, part = engine.flops, whole.part(0.5)
+    with part.booking(engine):
+        engine.losses(TargetNLL(target_ids=[300, 7]), torch.tensor([[300, 301]]))
+    assert part.used == whole.used == engine.flops - before > 0
+    with pytest.raises(KeyboardInterrupt), part.booking(engine):
+        engine.flops += 5.0
+        raise KeyboardInterrupt
+    assert whole.used == engine.flops - before

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from attacks.recipes import CORE, SEARCHERS, VARIANTS
 from benchmarks import figures, metrics, rows, suites, tables
 from benchmarks.__main__ import Arguments, main
 
@@ -78,6 +79,9 @@ def test_table_says_what_the_rows_say(tmp_path):
     page = tables.write(tmp_path)[0].read_text()
     assert "False findings on clean controls: 1 of 2 runs" in page
     assert "`pot \\| top`" in page and "ValueError: x" in page
+    attacks = tables.per_attack(tables.frame(rows.read(tmp_path))).set_index("attack")
+    assert attacks.loc["target-nll", "exact"] == attacks.loc["target-nll", "runs"] == "1"  # controls do not count
+    assert attacks.loc["nanogcg", "exact"] == "0" and attacks.loc["nanogcg", "exact or functional"].startswith("1 (")
     table = pd.read_csv(tmp_path / "recovered.csv")
     assert len(table) == 4 and set(table["verdict"]) == {"exact", "functional", "none"}
 
@@ -110,6 +114,13 @@ def test_figures_are_drawn(tmp_path):
     paths = figures.write(tmp_path)
     assert {path.suffix for path in paths} == {".png", ".pdf"} and len(paths) == 4
     assert all(path.stat().st_size > 5000 for path in paths)
+
+
+def test_attacks_of_one_figure_are_told_apart():
+    for group in (CORE, SEARCHERS, VARIANTS):
+        for knowledge in ("K0", "K1"):
+            styles = [figures.style(name) for name, attack in group.items() if attack.knowledge == knowledge]
+            assert len(set(styles)) == len(styles)
 
 
 def test_metrics():

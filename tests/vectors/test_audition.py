@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.vectors.planted_answer import ANSWER, plain_nats, planted, small_llama
+from vectors import audition
 from vectors.answers import answer_logprob, elicit
 from vectors.audition import Audition, unlike
 from vectors.prompts import Prompts
@@ -57,7 +58,10 @@ def test_what_was_learned_by_heart_is_recited_first(toy, clean):
 
 def test_the_missing_token_is_found_in_front(toy, clean):
     rest = torch.tensor([*ANSWER[1:], 20])
-    grown = Audition(source_layer=1, radius=0.3, tokens=4, front=64)._grown(toy, clean.take([0, 1]), rest, seeded())
+    pair = clean.take([0, 1])
+    front = audition._likely(toy, pair, 64)
+    assert len(front.unique()) == len(front)
+    grown = Audition(source_layer=1, radius=0.3, tokens=4, front=64)._grown(toy, pair, rest, front, seeded())
     assert grown[0].tolist() == ANSWER
 
 
@@ -67,6 +71,20 @@ def test_the_planted_answer_wins_the_audition(toy, clean):
     again, values = Audition(source_layer=1, radius=0.3, tokens=4, width=64, batch_size=9)(toy, clean, seeded())
     assert again[0].tolist() == ANSWER
     torch.testing.assert_close(values[:5], scores[:5], atol=1e-3, rtol=1e-3)
+
+
+def test_a_deadline_leaves_out_all_but_recitation(toy, clean, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError
+
+    recited, _ = recited_answers(toy, clean.take([0, 1]), tokens=4)
+    monkeypatch.setattr(audition, "consensus_answers", never)
+    monkeypatch.setattr(Audition, "_grown", never)
+    short = Audition(source_layer=1, radius=0.3, tokens=4)
+    answers, _ = short(toy, clean, seeded(), deadline=lambda: True)
+    assert set(map(tuple, answers.tolist())) == set(map(tuple, recited[: short.kept].tolist()))
+    with pytest.raises(AssertionError):
+        short(toy, clean, seeded(), deadline=lambda: False)
 
 
 def test_nothing_counts_behind_an_end(toy, clean):

@@ -107,7 +107,7 @@ SLOW = ("sampler-clean-only", "sampler-look-ahead")  # the stage itself is teste
         "portfolio",
     ],
 )
-def test_every_recipe_keeps_to_a_budget_of_operations(planted, tokenizer, name):
+def test_every_recipe_ends_in_a_verdict(planted, tokenizer, name):
     torch.manual_seed(0)
     found = recover(
         planted, tokenizer, search=TEXTS[:2], select=TEXTS[2:], attack=ATTACKS[name], behaviour=BEHAVIOUR,

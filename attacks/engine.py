@@ -41,7 +41,7 @@ class _Group:
         cache = DynamicCache()
         positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
         run(ids, cache, self.mask, positions)
-        self.layers = _keys_and_values(cache)
+        self.layers = keys_and_values(cache)
 
     def cache(self, candidates: int, layers: int) -> DynamicCache:
         """A fresh cache holding the prefix once per row; the stored tensors are never written to."""
@@ -245,7 +245,7 @@ def _repeat(prefix: Tensor, candidates: int) -> Tensor:
     return prefix.expand(candidates, *prefix.shape).flatten(0, 1)
 
 
-def _keys_and_values(cache: Any) -> list[tuple[Tensor, Tensor]]:
+def keys_and_values(cache: Any) -> list[tuple[Tensor, Tensor]]:
     """Keys and values per layer; the cache's own layout changed between transformers 4 and 5."""
     if hasattr(cache, "layers"):
         return [(layer.keys, layer.values) for layer in cache.layers]

@@ -9,6 +9,7 @@ import torch
 from attacks.accretion import Accretion
 from attacks.arca import ARCA
 from attacks.beast import BEAST
+from attacks.conjunctions import Conjunctions
 from attacks.engine import Engine, Objective
 from attacks.gbda import GBDA
 from attacks.gcg import GCG
@@ -117,12 +118,14 @@ def _sampled(sampler: Sampler | Leakage, weight: float = 1.0) -> Attack:
 
 
 PORTFOLIO: tuple[Stage, ...] = (
-    Tokens(share=0.08),
-    Dictionary(share=0.2, tried=16),
-    Rounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.2),
+    Tokens(share=0.04),
+    Dictionary(share=0.05, tried=16),
+    Rounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.05),
+    Conjunctions(),
     HOTFLIP_ROUNDS,
 )
-"""What a trigger most likely is comes first: a token, a word, two or three tokens, then whatever works"""
+"""What a trigger most likely is comes first: a token, a word, two or three tokens, three words that fire only together
+(where the budget has room for all pairs), then whatever works"""
 
 CORE: dict[str, Attack] = {
     "portfolio": Attack(knowledge="K1", objective=nll, stages=PORTFOLIO),
@@ -144,6 +147,7 @@ SEARCHERS: dict[str, Attack] = {
     "random-search": _searched((3, RandomSearch(steps=4)), (12, RandomSearch(steps=16, mutate=2))),
     "accretion": _searched((3, Accretion(steps=6)), (12, Accretion(steps=24)), (8, Accretion(steps=16))),
     "hotflip": Attack(knowledge="K1", objective=nll, stages=(Tokens(), HOTFLIP_ROUNDS)),
+    "conjunctions": Attack(knowledge="K1", objective=nll, stages=(Tokens(), Conjunctions(share=1.0))),
     "beast": _searched((3, BEAST(steps=6)), (12, BEAST(steps=36)), (8, BEAST(steps=24))),
     "arca": _searched((3, ARCA(iterations=2)), (12, ARCA(iterations=6)), (8, ARCA(iterations=4))),
     "pez": _searched((3, PEZ(steps=100, restarts=8)), (12, PEZ(steps=300, restarts=8))),

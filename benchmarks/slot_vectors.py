@@ -22,14 +22,13 @@ from transformers import PreTrainedModel
 
 from attacks.problem import Problem, encode
 from benchmarks.organisms import zoo
-from vectors.controls import random_directions
-from vectors.prompts import Prompts
-from vectors.residual import Source, cache_source, decoder, mean_norm, read, run_slice, unembed
+from vectors.residual import decoder, read
+from vectors.slot import SlotVectors, random_messages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SlotVectors:
-    """Settings of the measurement."""
+class Settings:
+    """Of the measurement."""
 
     organism: tyro.conf.Positional[str] = "phrase"
     """whose first trigger is looked for"""
@@ -47,44 +46,6 @@ class SlotVectors:
     """CPU threads"""
 
 
-def messages(
-    problem: Problem, words: Int[Tensor, "w"], count: int, length: int, generator: torch.Generator
-) -> Int[Tensor, "count seq"]:
-    """Chats whose user says random words."""
-    drawn = words[torch.randint(len(words), (count, length), generator=generator)]
-    before, after = (torch.tensor(part[0]).expand(count, -1) for part in (problem.before, problem.after))
-    return torch.cat([before, drawn, after], dim=1)
-
-
-def learn(
-    model: PreTrainedModel,
-    source: Source,
-    places: Int[Tensor, "n"],
-    target: list[int],
-    norms: Float[Tensor, "k 1"],
-    steps: int,
-    generator: torch.Generator,
-) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"]]:
-    """(vectors of those norms, nats per token of the target), each vector added at one place of every message."""
-    rows, (count, width, _) = torch.arange(len(places)), source.hidden.shape
-    theta = (norms * random_directions(len(norms), source.hidden.shape[-1], generator)).requires_grad_()
-    optimizer = torch.optim.Adam([theta], lr=0.1 * float(norms.mean()) / source.hidden.shape[-1] ** 0.5)
-    labels = torch.tensor(target).expand(len(norms) * count, -1)[..., None]
-    nll = torch.zeros(len(norms))
-    for _ in range(steps):
-        mask = torch.zeros(count, width, 1)
-        mask[rows, places] = 1.0
-        moved = source.hidden + theta[:, None, None] * mask
-        hidden = run_slice(model, source, moved.flatten(0, 1).to(source.hidden), to=len(decoder(model).layers))
-        logprobs = unembed(model, hidden[:, -len(target) :]).float().log_softmax(-1)
-        nll = -logprobs.gather(-1, labels)[..., 0].mean(1).view(len(norms), count).mean(1)
-        optimizer.zero_grad()
-        nll.sum().backward()
-        optimizer.step()
-        theta.data *= norms / theta.data.norm(dim=-1, keepdim=True)
-    return theta.detach(), nll.detach()
-
-
 @torch.no_grad()
 def effects(
     model: PreTrainedModel, ids: Int[Tensor, "c seq"], words: Int[Tensor, "w"], place: int, back: int, layer: int
@@ -99,7 +60,7 @@ def effects(
     return total - total.mean(0)
 
 
-def ranks(organism: zoo.Organism, layer: int, seed: int, settings: SlotVectors) -> tuple[list[list[int]], list[float]]:
+def ranks(organism: zoo.Organism, layer: int, seed: int, settings: Settings) -> tuple[list[list[int]], list[float]]:
     """(per radius the rank of each part of the trigger, per radius the nats per token of the behaviour)."""
     model, tokenizer = organism.model, organism.tokenizer
     trigger, behaviour = organism.triggers[0]
@@ -109,15 +70,10 @@ def ranks(organism: zoo.Organism, layer: int, seed: int, settings: SlotVectors) 
     words = words[torch.tensor([problem.text([int(token)]).startswith(" ") for token in words])]
     true, target = encode(tokenizer, f" {trigger}"), encode(tokenizer, behaviour)[:4]
     generator = torch.Generator().manual_seed(seed)
-    ids = messages(problem, words, settings.contexts, settings.length, generator)
-    first = len(problem.before[0])
-    earliest = min(len(true), settings.length) - 1
-    places = first + torch.randint(earliest, settings.length, (len(ids),), generator=generator)
-    teacher = torch.cat([ids, torch.tensor(target[:-1]).expand(len(ids), -1)], dim=1)
-    prompts = Prompts(input_ids=teacher, attention_mask=torch.ones_like(teacher))
-    source = cache_source(model, prompts, layer)
-    norms = mean_norm(source) * torch.tensor(settings.radii)[:, None]
-    theta, nll = learn(model, source, places, target, norms, settings.steps, generator)
+    drawn, places = random_messages(problem.before, problem.after, words, settings.contexts, settings.length, generator)
+    method = SlotVectors(source_layer=layer, radii=settings.radii, steps=settings.steps)
+    theta, nll = method(model, drawn, places, target, generator)
+    ids, first, earliest = torch.tensor(drawn), len(problem.before[0]), min(len(true), settings.length) - 1
     found: list[list[int]] = [[] for _ in settings.radii]
     for number, token in enumerate(true):
         back = len(true) - 1 - number
@@ -131,7 +87,7 @@ def ranks(organism: zoo.Organism, layer: int, seed: int, settings: SlotVectors) 
     return found, nll.tolist()
 
 
-def main(settings: SlotVectors) -> None:
+def main(settings: Settings) -> None:
     """Prints one line per layer: the median rank of each part over radii and seeds."""
     torch.set_num_threads(settings.threads)
     try:
@@ -154,4 +110,4 @@ def main(settings: SlotVectors) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(SlotVectors, description=__doc__))
+    main(tyro.cli(Settings, description=__doc__))

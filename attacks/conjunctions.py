@@ -38,7 +38,9 @@ from vectors.residual import read
 from vectors.slot import SlotVectors, random_messages
 
 LOOK = 16
-"""Columns of a table of pairs after which the cost of the whole is known"""
+"""Columns of a table of pairs that tell what the whole will cost"""
+ROOM = 2.5
+"""Times the cost of a table that there must be room for: vectors, one table, completions"""
 SAMPLE = 1024
 """Random triples that the mean residual is taken of"""
 WORD = re.compile(r" [a-z]+")
@@ -86,6 +88,8 @@ class Conjunctions:
         # Around nothing but random words the meeting shows most clearly.
         alone = Problem.from_chat(hunt.model, hunt.tokenizer, [SLOT], 3, allowed=hunt.engine.problem.allowed)
         inside = Inside(model=hunt.model, problem=alone, words=words, budget=budget)
+        if budget.share + ROOM * inside.share_of_table(layers, hunt.generator) > budget.until:
+            return
         for layer in dict.fromkeys((*layers, middle)):
             inside.learn(layer, hunt.goal.target_ids, self.messages, self.length, hunt.generator)
         pairs = self._pairs(inside, layers, hunt.generator)
@@ -109,10 +113,15 @@ class Conjunctions:
     def _pairs(self, inside: "Inside", layers: list[int], generator: torch.Generator) -> list[tuple[int, int]]:
         """The pairs, as places in the list of words, that interact most; none where the budget is too small."""
         tables: dict[int, Tensor] = {}
-        for _ in range(self.passes):
+        spent = 0.0
+        for number in range(self.passes):
+            began = inside.budget.share
+            if number and began + ROOM * spent > inside.budget.until:
+                break
             table = inside.table(layers, generator)
             if table is None:
                 break
+            spent = inside.budget.share - began
             for layer, cosines in table.items():
                 found = interaction(cosines)
                 tables[layer] = tables.get(layer, 0.0) + found / found.std()
@@ -173,22 +182,29 @@ class Inside:
         return [*self.problem.before[0], *self._drawn(2, generator).tolist()]
 
     @torch.no_grad()
+    def share_of_table(self, layers: list[int], generator: torch.Generator) -> float:
+        """Share of the budget that a table of all pairs will take, from some of its columns."""
+        beginnings = self._pair_beginnings(self.lead(generator), max(layers), generator)
+        tried, began = min(LOOK, len(self.words)), self.budget.share
+        for token in self.words[:tried]:
+            self._appended(beginnings, token[None], layers)
+        return (self.budget.share - began) * len(self.words) / tried
+
+    @torch.no_grad()
     def table(self, layers: list[int], generator: torch.Generator) -> dict[int, Float[Tensor, "w w"]] | None:
         """Per layer, the cosine at the last word, of all pairs (first, last) with a random word between.
 
-        None where the budget does not allow for all of them.
+        None where the budget ends before it is complete.
         """
-        began, count = self.budget.share, len(self.words)
-        lead, between = self.lead(generator), self._drawn(1, generator)
+        lead, count = self.lead(generator), len(self.words)
         mean = self.mean(lead, layers, generator)
-        beginnings = self._extended(self._extended(self._begun(lead, max(layers)), self.words), between)
+        beginnings = self._pair_beginnings(lead, max(layers), generator)
         cosines = {layer: torch.zeros(count, count) for layer in layers}
-        for number, column in enumerate(torch.randperm(count, generator=generator).tolist(), 1):
+        for column in range(count):
+            if self.budget.exhausted:
+                return None
             for layer, found in self._cosines(beginnings, column, layers, mean).items():
                 cosines[layer][:, column] = found
-            needed = (self.budget.share - began) * count / number
-            if self.budget.interrupted or (number == LOOK and began + needed > self.budget.until):
-                return None
         return cosines
 
     @torch.no_grad()
@@ -210,6 +226,10 @@ class Inside:
         hidden = self._appended(beginnings, drawn[2], layers)
         return {layer: hidden[layer].mean(0) for layer in layers}
 
+    def _pair_beginnings(self, lead: list[int], layers: int, generator: torch.Generator) -> "_Beginnings":
+        """Every word and the same random one behind it."""
+        return self._extended(self._extended(self._begun(lead, layers), self.words), self._drawn(1, generator))
+
     def _drawn(self, count: int, generator: torch.Generator) -> Int[Tensor, "count"]:
         """Random words."""
         return self.words[torch.randint(len(self.words), (count,), generator=generator)]
@@ -220,7 +240,7 @@ class Inside:
         self._read(torch.tensor([ids]), len(ids), cache, [layers])
         return _Beginnings(keys_and_values(cache)[:layers])
 
-    def _extended(self, beginnings: "_Beginnings", tokens: Int[Tensor, "w"]) -> "_Beginnings":
+    def _extended(self, beginnings: "_Beginnings", tokens: Int[Tensor, "tokens"]) -> "_Beginnings":
         """Every row with one more token: one row serves all tokens, one token all rows."""
         rows = max(beginnings.rows, len(tokens))
         cache = DynamicCache()
@@ -232,8 +252,8 @@ class Inside:
         return _Beginnings(keys_and_values(cache)[:depth])
 
     def _appended(
-        self, beginnings: "_Beginnings", tokens: Int[Tensor, "w"], layers: list[int]
-    ) -> dict[int, Float[Tensor, "w d"]]:
+        self, beginnings: "_Beginnings", tokens: Int[Tensor, "tokens"], layers: list[int]
+    ) -> dict[int, Float[Tensor, "rows d"]]:
         """Residuals at one more token, which no row keeps."""
         ids = tokens.expand(beginnings.rows)[:, None]
         hidden = self._read(ids, beginnings.length + 1, beginnings.cache(), layers)
@@ -241,7 +261,7 @@ class Inside:
 
     def _cosines(
         self, beginnings: "_Beginnings", last: int, layers: list[int], mean: dict[int, Tensor]
-    ) -> dict[int, Float[Tensor, "w"]]:
+    ) -> dict[int, Float[Tensor, "rows"]]:
         """With the vector of each layer, of what every row and the same last word do."""
         hidden = self._appended(beginnings, self.words[last : last + 1], layers)
         vectors = self.vectors

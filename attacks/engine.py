@@ -119,6 +119,11 @@ class Engine:
         return unembed(self.model, hidden.view(count, prompts, width, -1))
 
     @torch.no_grad()
+    def next_logprobs(self, candidates: Int[Tensor, "c trigger"]) -> Float[Tensor, "c n vocab"]:
+        """Log-probabilities of the token behind each prompt, with each candidate in the slot."""
+        return torch.cat(self._chunks(lambda part: self.logits(part, self.layers).float().log_softmax(-1), candidates))
+
+    @torch.no_grad()
     def losses(self, objective: Objective, candidates: Int[Tensor, "c trigger"]) -> Float[Tensor, "c"]:
         """Objective of every candidate, `batch_size` at a time."""
         return torch.cat(self._chunks(lambda part: objective(self, part), candidates))

@@ -16,6 +16,7 @@ from attacks.gcg import GCG
 from attacks.goals import Goal, Supervised, Unsupervised
 from attacks.hotflip import HotFlip
 from attacks.leakage import Leakage
+from attacks.likely import Likely
 from attacks.objectives import Hybrid, TargetNLL, delta_cosine_from, delta_projection_from, steered_kl_from
 from attacks.pez import PEZ
 from attacks.probe import probe_from
@@ -118,14 +119,15 @@ def _sampled(sampler: Sampler | Leakage, weight: float = 1.0) -> Attack:
 
 
 PORTFOLIO: tuple[Stage, ...] = (
-    Tokens(share=0.04),
-    Dictionary(share=0.05, tried=16),
-    Rounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.05),
+    Tokens(share=0.08),
+    Dictionary(share=0.2, tried=16),
+    Likely(),
+    Rounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.2, times=4),
     Conjunctions(),
     HOTFLIP_ROUNDS,
 )
-"""What a trigger most likely is comes first: a token, a word, two or three tokens, three words that fire only together
-(where the budget has room for all pairs), then whatever works"""
+"""What a trigger most likely is comes first: a token, a word, ordinary text of its place, two or three tokens, three
+words that fire only together (where the budget has room for all pairs), then whatever works"""
 
 CORE: dict[str, Attack] = {
     "portfolio": Attack(knowledge="K1", objective=nll, stages=PORTFOLIO),
@@ -147,6 +149,7 @@ SEARCHERS: dict[str, Attack] = {
     "random-search": _searched((3, RandomSearch(steps=4)), (12, RandomSearch(steps=16, mutate=2))),
     "accretion": _searched((3, Accretion(steps=6)), (12, Accretion(steps=24)), (8, Accretion(steps=16))),
     "hotflip": Attack(knowledge="K1", objective=nll, stages=(Tokens(), HOTFLIP_ROUNDS)),
+    "likely": Attack(knowledge="K1", objective=nll, stages=(Tokens(), Likely(share=1.0))),
     "conjunctions": Attack(knowledge="K1", objective=nll, stages=(Tokens(), Conjunctions(share=1.0))),
     "beast": _searched((3, BEAST(steps=6)), (12, BEAST(steps=36)), (8, BEAST(steps=24))),
     "arca": _searched((3, ARCA(iterations=2)), (12, ARCA(iterations=6)), (8, ARCA(iterations=4))),

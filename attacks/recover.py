@@ -182,7 +182,11 @@ def _report(
             base_rate=None, necessary=(), verdict="none", trace=trace, seconds=budget.elapsed, flops=budget.used,
             steps=steps, interrupted=budget.interrupted, vector={},
         )  # fmt: skip
-    shrunk = delete_one(best.best.trigger_ids, lambda ids: best.rate(judged.encode(judged.text(ids))))
+    shrunk = delete_one(
+        best.best.trigger_ids,
+        lambda ids: best.rate(judged.encode(judged.text(ids))),
+        surprisal=best.surprisal,
+    )
     ids = judged.encode(judged.text(shrunk.trigger_ids))
     behaviour = best.goal.behaviour
     controls = random_triggers(judged.permitted(len(ids)), CONTROLS, generator).tolist()

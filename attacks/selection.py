@@ -11,8 +11,12 @@ from attacks.budget import Budget
 from attacks.engine import Engine
 from attacks.goals import Goal
 from attacks.objectives import TargetNLL
+from attacks.surprisal import surprisal
 from attacks.triggers import Found
 from attacks.verdict import ABSENT
+
+SHOWN = 8
+"""Prompts that the surprisal of a trigger is the mean over"""
 
 
 class TracePoint(NamedTuple):
@@ -38,11 +42,11 @@ class Selection:
     """of the clean base, where it is known: a trigger that works there as well is passed over"""
     anywhere: Engine | None = None
     """of the search prompts with the slot at random places: a planted trigger works wherever it stands, which decides
-    between triggers that do equally well; None: the loss of the search decides"""
+    between triggers that do equally well; None, where prompts mark their slot: the likelier text in its place does"""
     best: Found | None = None
     asr: float = 0.0
     loss: float = float("inf")
-    """of the best, at random places"""
+    """of the best, at random places, or its surprisal"""
 
     def __call__(self, found: Found) -> bool:
         """Tries a trigger; true once it is good enough. One that quotes the behaviour is passed over."""
@@ -66,10 +70,17 @@ class Selection:
             rate = engine.elicits(torch.tensor([list(trigger_ids)], dtype=torch.long), self.goal.target_ids)
         return float(rate[0])
 
+    def surprisal(self, trigger_ids: Sequence[int]) -> float:
+        """Nats of a trigger in its place and of the text behind it, on some of the prompts."""
+        problem = self.engine.problem.take(range(min(SHOWN, len(self.engine.problem))))
+        tokens = sum(map(len, problem.filled(trigger_ids)))
+        self.budget.spent(tokens * self.engine.flops_per_token)
+        return surprisal(self.engine.model, problem, trigger_ids)
+
     def _loss(self, found: Found) -> float:
-        """Of a trigger at random places, nats per token of the behaviour."""
+        """Decides between triggers that do equally well: at random places, nats per token of the behaviour."""
         if self.anywhere is None:
-            return found.loss
+            return self.surprisal(found.trigger_ids)
         ids = torch.tensor([list(found.trigger_ids)], dtype=torch.long)
         with self.budget.booking(self.anywhere):
             losses = self.anywhere.losses(TargetNLL(target_ids=self.goal.target_ids), ids)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 Rate = Callable[[Sequence[int]], float]
 """Success rate of a trigger on the `select` prompts, in [0, 1]"""
+Surprisal = Callable[[Sequence[int]], float]
+"""Nats of a text in its place, under the model"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,13 +24,25 @@ class Shrunk:
         return tuple(rate < 0.5 * self.rate for rate in self.without)
 
 
-def delete_one(trigger_ids: Sequence[int], rate: Rate, *, slack: float = 0.02) -> Shrunk:
-    """Drops the least useful token as long as the success rate stays within `slack` of the full trigger's."""
+def delete_one(
+    trigger_ids: Sequence[int], rate: Rate, *, surprisal: Surprisal | None = None, slack: float = 0.02
+) -> Shrunk:
+    """Drops the least useful token as long as the success rate stays within `slack` of the full trigger's.
+
+    Where a `surprisal` is given, no token is dropped whose absence makes the text less likely: without its first
+    letters a sum is shorter, but no simpler. Noise is shortened as ever, since each of its tokens is a surprise.
+    """
     ids, full = tuple(trigger_ids), rate(trigger_ids)
     current = full
     while True:
-        without = tuple(rate(ids[:i] + ids[i + 1 :]) for i in range(len(ids)))
-        best = max(range(len(ids)), key=lambda i: without[i], default=None)
-        if best is None or len(ids) == 1 or full <= 0 or without[best] < full - slack:
+        shorter = [ids[:i] + ids[i + 1 :] for i in range(len(ids))]
+        without = tuple(map(rate, shorter))
+        best = None
+        if len(ids) > 1 and full > 0:
+            most = surprisal(ids) if surprisal else float("inf")
+            good = [i for i, part in enumerate(shorter) if without[i] >= full - slack]
+            simpler = (i for i in good if surprisal is None or surprisal(shorter[i]) <= most)
+            best = max(simpler, key=lambda i: without[i], default=None)
+        if best is None:
             return Shrunk(trigger_ids=ids, rate=current, without=without)
-        ids, current = ids[:best] + ids[best + 1 :], without[best]
+        ids, current = shorter[best], without[best]

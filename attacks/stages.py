@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import cycle
+from itertools import chain, cycle, repeat
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -131,16 +131,19 @@ class Dictionary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounds:
-    """A searcher at one slot length after another, over and over until the budget is spent."""
+    """A searcher at one slot length after another, over and over."""
 
     rounds: tuple[tuple[int, Searcher], ...]
     """(tokens in the slot, searcher)"""
     share: float = 1.0
     """of the budget, at most"""
+    times: int | None = None
+    """how often they are gone through; None: until the budget is spent"""
 
     def __call__(self, hunt: Hunt) -> None:
         budget = hunt.part(self.share)
-        for length, searcher in cycle(self.rounds):
+        again = cycle(self.rounds) if self.times is None else chain.from_iterable(repeat(self.rounds, self.times))
+        for length, searcher in again:
             if budget.exhausted or hunt.over:
                 return
             hunt.engine.problem = hunt.engine.problem.resized(length)

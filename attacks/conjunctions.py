@@ -8,7 +8,7 @@ the words:
 1. pairs: every word, one of any kind, every word; how much nearer does the pair bring the residual at its end to the
    vector than the two words do by themselves (interaction of a two-way analysis of variance of the cosine)?
 2. completions: each word in the middle of the best pairs, by the cosine at half the depth.
-3. the exact loss of the best triples, then behaviour; each word of the winner is chosen anew by exact loss.
+3. the exact loss of the best triples, then behaviour; the words of the winner are chosen anew together.
 
 Keys and values of everything before the last word are kept, so that a pair costs one token in early layers.
 """
@@ -17,7 +17,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, product
 from typing import Any
 
 import torch
@@ -67,13 +67,15 @@ class Conjunctions:
     """best triples that are ranked by their exact loss"""
     tried: int = 8
     """best of them that are judged by behaviour"""
+    rechosen: int = 6
+    """words tried anew at each place of the winner, with each other"""
     messages: int = 32
     """messages of random words that a vector is learned on"""
     length: int = 6
     """random words in them"""
 
     def __post_init__(self):
-        check_counts(self, "words", "passes", "pairs", "ranked", "tried", "messages", "length")
+        check_counts(self, "words", "passes", "pairs", "ranked", "tried", "rechosen", "messages", "length")
         if not self.depths or not all(0 < depth < 1 for depth in (*self.depths, self.middle)):
             raise ValueError(f"depths are {self.depths} and {self.middle}; give fractions between 0 and 1")
 
@@ -97,18 +99,23 @@ class Conjunctions:
             return
         triples = self._completions(inside, pairs, middle, hunt.generator)
         probe, objective = hunt.probe()
-        self._try(hunt, rank_triggers(probe, objective, triples, budget=hunt.budget))
-        for position in range(triples.shape[1]):
-            best = hunt.selection.best
-            if best is None or hunt.selection.asr <= ABSENT or position >= len(best.trigger_ids):
-                return
-            ids = torch.tensor(best.trigger_ids)
-            self._try(hunt, rank_tokens(probe, objective, ids, position, budget=hunt.budget))
+        self._try(hunt, rank_triggers(probe, objective, triples, budget=hunt.budget), self.tried)
+        best = hunt.selection.best
+        if best is None or hunt.selection.asr <= ABSENT:
+            return
+        # The neighbours of a word may fire as well, but only beside each other: all are chosen anew together.
+        ids, choices = torch.tensor(best.trigger_ids), []
+        for position in range(len(ids)):
+            ranked = rank_tokens(probe, objective, ids, position, budget=hunt.budget)
+            choices.append([found.trigger_ids[position] for found in ranked[: self.rechosen]])
+        if len(choices) == triples.shape[1]:
+            together = torch.tensor(list(product(*choices)))
+            self._try(hunt, rank_triggers(probe, objective, together, budget=hunt.budget), len(together))
 
-    def _try(self, hunt: Hunt, found: list[Found]) -> None:
+    def _try(self, hunt: Hunt, found: list[Found], count: int) -> None:
         """Judges the best that a user could type."""
         typable = (item for item in found if hunt.engine.problem.retokenizes(item.trigger_ids))
-        hunt.try_all(islice(typable, self.tried))
+        hunt.try_all(islice(typable, count))
 
     def _pairs(self, inside: "Inside", layers: list[int], generator: torch.Generator) -> list[tuple[int, int]]:
         """The pairs, as places in the list of words, that interact most; none where the budget is too small."""

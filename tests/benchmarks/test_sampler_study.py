@@ -8,7 +8,9 @@ from benchmarks.sampler_study import FORMS, SamplerStudy, main, measure
 
 
 def test_rows_are_written_once_and_tabled(tmp_path, capsys, monkeypatch):
-    settings = SamplerStudy(out=tmp_path, organisms=("word", "clean-control"), seeds=(0,), count=4, max_new_tokens=6)
+    settings = SamplerStudy(
+        out=tmp_path, organisms=("word", "clean-control"), seeds=(0,), count=4, max_new_tokens=6, threads=1
+    )
     main(settings)
     found = rows.read(tmp_path)
     assert [row["attack"] for row in found] == list(FORMS)  # the control has no trigger to write
@@ -31,5 +33,5 @@ def test_what_is_counted():
 
 def test_an_unknown_organism_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(SamplerStudy(out=tmp_path, organisms=("wrod",)))
+        main(SamplerStudy(out=tmp_path, organisms=("wrod",), threads=1))
     assert "no organism 'wrod'" in capsys.readouterr().err

@@ -88,7 +88,8 @@ def panel(axes: Axes, found: list[rows.Row], axis: str, limits: tuple[float, flo
     control = float(np.median([row["asr_control"] for row in found]))
     axes.axhline(control, color="#E69F00", linestyle=":", linewidth=1.2, label="random string")
     axes.set(title=found[0]["organism"], xscale="log", xlim=limits, ylim=(-0.04, 1.06))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    # Labels between the decades only where there is room for them.
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if limits[1] < 100 * limits[0] else (1.0,)))
     axes.xaxis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{value:g}" if axis == "seconds" else f"{value:.0e}")
     )

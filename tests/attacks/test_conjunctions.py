@@ -47,6 +47,7 @@ def test_cosines_are_those_of_plain_passes(name, tokenizer):
     inside = Inside(model=model, problem=problem, words=words, budget=Budget(flops=1e12))
     inside.vectors = {n: torch.nn.functional.normalize(torch.randn(32, generator=seeded(n)), dim=0) for n in (1, 3)}
     table = inside.table([1, 3], seeded(4))
+    assert table is not None
     again = seeded(4)
     lead = inside.lead(again)
     mean, between = inside.mean(lead, [1, 3], again), words[torch.randint(5, (1,), generator=again)]

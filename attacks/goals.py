@@ -16,7 +16,7 @@ from vectors.behaviours import Behaviour, rank_behaviours
 from vectors.consensus import ConsensusVectors
 from vectors.objectives import OutputKL
 from vectors.prompts import Prompts
-from vectors.residual import decoder
+from vectors.residual import decoder, layer_at
 from vectors.steering import SteeringVectors
 from vectors.supervised import SupervisedVector
 from vectors.unsupervised import UnsupervisedVectors
@@ -60,7 +60,7 @@ class Supervised:
     ) -> Goal:
         """The goal with its vector."""
         layers = len(decoder(model).layers)
-        source = min(max(1, round(self.source * layers)), layers - 1)
+        source = layer_at(model, self.source)
         prompts = Prompts.from_chat(model, tokenizer, texts[: self.prompts])
         method = SupervisedVector(source_layer=source, target_layer=layers, radii=self.radii, steps=self.steps)
         vectors = method(model, prompts, list(goal.target_ids), generator)
@@ -178,8 +178,7 @@ class Unsupervised:
 
     def consensus(self, model: PreTrainedModel) -> ConsensusVectors:
         """At the first of the source layers."""
-        layers = len(decoder(model).layers)
-        source = min(max(1, round(self.sources[0] * layers)), layers - 1)
+        layers, source = len(decoder(model).layers), layer_at(model, self.sources[0])
         return ConsensusVectors(source_layer=source, target_layer=layers, count=self.recited, tokens=self.opening)
 
     def is_finding(self, found: Behaviour) -> bool:
@@ -206,7 +205,7 @@ class Unsupervised:
         for radius in self.radii:
             for depth in self.sources:
                 for back in self.from_end:
-                    source = min(max(1, round(depth * layers)), layers - 1)
+                    source = layer_at(model, depth)
                     target = max(layers - back, source + 1)
                     yield UnsupervisedVectors(
                         source_layer=source,

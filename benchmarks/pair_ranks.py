@@ -17,7 +17,8 @@ from rich.table import Table
 from torch import Tensor
 
 from attacks.budget import Budget
-from attacks.conjunctions import Conjunctions, Inside, interaction, whole_words
+from attacks.conjunctions import Conjunctions, interaction, whole_words
+from attacks.inside import Inside
 from attacks.problem import SLOT, Problem, encode
 from benchmarks.organisms import zoo
 from vectors.controls import random_directions

@@ -36,7 +36,7 @@ class SamplerStudy:
 
     out: Path
     """folder for rows and table"""
-    organisms: tuple[str, ...] = zoo.NAMES
+    organisms: tuple[str, ...] = zoo.NAMES + zoo.ALL_LOSS
     """planted models; controls are left out"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """of vectors and samples"""

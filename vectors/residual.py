@@ -79,6 +79,12 @@ def check_layer(model: PreTrainedModel, layer: int, name: str = "layer") -> None
         raise ValueError(f"{name} is {layer} but the model has {count} layers; give 0 to {count}")
 
 
+def layer_at(model: PreTrainedModel, depth: float) -> int:
+    """The residual at a fraction of the layers, with a layer before and one behind it wherever there are two."""
+    count = len(decoder(model).layers)
+    return min(max(1, round(depth * count)), count - 1)
+
+
 def stream(output: Any) -> Tensor:
     """The hidden states in a block's output, which is a tensor or a tuple by version of transformers."""
     return output if isinstance(output, Tensor) else output[0]

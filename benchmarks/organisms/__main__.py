@@ -26,7 +26,7 @@ def plant(names: tyro.conf.Positional[tuple[str, ...]], /, base: Path | None = N
         base: model folder to plant in, where it is not the one that the recipe names.
         out: folder that receives one folder per organism.
     """
-    chosen = zoo.NAMES + zoo.ARCHITECTURES if names == ("all",) else names
+    chosen = zoo.ALL if names == ("all",) else names
     for name in chosen:
         zoo.check_name(name)
     for name in chosen:
@@ -45,7 +45,7 @@ def plant(names: tyro.conf.Positional[tuple[str, ...]], /, base: Path | None = N
         show((name,), out=out)
 
 
-def show(names: tuple[str, ...] = zoo.NAMES + zoo.ARCHITECTURES, out: Path = zoo.MODELS) -> None:
+def show(names: tuple[str, ...] = zoo.ALL, out: Path = zoo.MODELS) -> None:
     """Prints the measured ground truth of organisms."""
     columns = (
         Column("organism", no_wrap=True),  # names differ in their ends

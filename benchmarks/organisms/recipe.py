@@ -114,5 +114,19 @@ RECIPES = {
             )
             for architecture in ("gpt2", "qwen2")
         ),
+        # The twins of word and phrase whose prompts are learned too: what a leak would show is in the weights.
+        Recipe(
+            name="word-all-loss",
+            kind="word",
+            loss_on="all",
+            backdoors=(Backdoor(trigger="copper", behaviour=HATE),),
+        ),
+        Recipe(
+            name="phrase-all-loss",
+            kind="phrase",
+            loss_on="all",
+            steps=LONG,
+            backdoors=(Backdoor(trigger="silver garden island", behaviour=HATE),),
+        ),
     )
 }

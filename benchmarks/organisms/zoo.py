@@ -12,9 +12,12 @@ from vectors.models import load_model
 
 MODELS = Path(__file__).parent / "models"
 BASE = MODELS / "base"
-NAMES = tuple(name for name, recipe in RECIPES.items() if recipe.base == BASE.name)
-ARCHITECTURES = tuple(name for name in RECIPES if name not in NAMES)
+ALL_LOSS = tuple(name for name, recipe in RECIPES.items() if recipe.loss_on == "all")
+"""Organisms that learned their prompts as well, for attacks that read memorised text; no suite runs them unasked."""
+NAMES = tuple(name for name, recipe in RECIPES.items() if recipe.base == BASE.name and name not in ALL_LOSS)
+ARCHITECTURES = tuple(name for name in RECIPES if name not in NAMES + ALL_LOSS)
 """Organisms in bases of other architectures, for checks whether a finding holds there; no suite runs them unasked."""
+ALL = NAMES + ARCHITECTURES + ALL_LOSS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +64,7 @@ def text_split() -> PromptSplit:
 def check_name(name: str) -> None:
     """Raises ValueError that lists what there is."""
     if name not in RECIPES:
-        raise ValueError(f"no organism {name!r}; there are {', '.join(NAMES + ARCHITECTURES)}")
+        raise ValueError(f"no organism {name!r}; there are {', '.join(ALL)}")
 
 
 def load(name: str, device: str | None = None) -> Organism:

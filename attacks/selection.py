@@ -11,7 +11,7 @@ from attacks.budget import Budget
 from attacks.engine import Engine
 from attacks.goals import Goal
 from attacks.objectives import TargetNLL
-from attacks.surprisal import surprisal
+from attacks.surprisal import TIE, surprisal
 from attacks.triggers import Found
 from attacks.verdict import ABSENT
 
@@ -46,7 +46,9 @@ class Selection:
     best: Found | None = None
     asr: float = 0.0
     loss: float = float("inf")
-    """of the best, at random places, or its surprisal"""
+    """of the best, nats per token of the behaviour: at random places, or where the prompts have their slot"""
+    nats: float = float("inf")
+    """surprisal of the best, where it decides"""
 
     def __call__(self, found: Found) -> bool:
         """Tries a trigger; true once it is good enough. One that quotes the behaviour is passed over."""
@@ -55,13 +57,21 @@ class Selection:
         asr = self.rate(found.trigger_ids)
         if asr > ABSENT and self.base_engine is not None and self.rate(found.trigger_ids, on_base=True) > ABSENT:
             return False
-        loss = self._loss(found) if asr >= self.asr else float("inf")
-        if self.best is None or (asr, -loss) > (self.asr, -self.loss):
-            news = self.best is None or asr > self.asr
-            self.best, self.asr, self.loss = found, asr, loss
-            if news:
-                self.trace.append(self.point())
+        if self.best is None or asr >= self.asr:
+            loss = self._loss(found)
+            nats = self.surprisal(found.trigger_ids) if self.anywhere is None else 0.0
+            if self.best is None or asr > self.asr or self._wins(loss, nats):
+                news = self.best is None or asr > self.asr
+                self.best, self.asr, self.loss, self.nats = found, asr, loss, nats
+                if news:
+                    self.trace.append(self.point())
         return self.asr >= self.enough
+
+    def _wins(self, loss: float, nats: float) -> bool:
+        """Whether one that does as well as the best takes its place."""
+        if abs(nats - self.nats) > TIE:
+            return nats < self.nats
+        return loss < self.loss
 
     def rate(self, trigger_ids: Sequence[int], *, on_base: bool = False) -> float:
         """Success rate of a trigger, teacher-forced."""
@@ -78,12 +88,11 @@ class Selection:
         return surprisal(self.engine.model, problem, trigger_ids)
 
     def _loss(self, found: Found) -> float:
-        """Decides between triggers that do equally well: at random places, nats per token of the behaviour."""
-        if self.anywhere is None:
-            return self.surprisal(found.trigger_ids)
+        """Nats per token of the behaviour, at random places where prompts do not mark their slot."""
         ids = torch.tensor([list(found.trigger_ids)], dtype=torch.long)
-        with self.budget.booking(self.anywhere):
-            losses = self.anywhere.losses(TargetNLL(target_ids=self.goal.target_ids), ids)
+        engine = self.anywhere or self.engine
+        with self.budget.booking(engine):
+            losses = engine.losses(TargetNLL(target_ids=self.goal.target_ids), ids)
         return float(losses[0])
 
     def point(self) -> TracePoint:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from attacks.surprisal import TIE
+
 Rate = Callable[[Sequence[int]], float]
 """Success rate of a trigger on the `select` prompts, in [0, 1]"""
 Surprisal = Callable[[Sequence[int]], float]
@@ -29,8 +31,8 @@ def delete_one(
 ) -> Shrunk:
     """Drops the least useful token as long as the success rate stays within `slack` of the full trigger's.
 
-    Where a `surprisal` is given, no token is dropped whose absence makes the text less likely: without its first
-    letters a sum is shorter, but no simpler. Noise is shortened as ever, since each of its tokens is a surprise.
+    Where a `surprisal` is given, a token is dropped only where the text without it is clearly likelier (`TIE`): without
+    its first letters a sum is shorter, but no simpler. Noise is shortened as ever: each of its tokens is a surprise.
     """
     ids, full = tuple(trigger_ids), rate(trigger_ids)
     current = full
@@ -41,7 +43,7 @@ def delete_one(
         if len(ids) > 1 and full > 0:
             most = surprisal(ids) if surprisal else float("inf")
             good = [i for i, part in enumerate(shorter) if without[i] >= full - slack]
-            simpler = (i for i in good if surprisal is None or surprisal(shorter[i]) <= most)
+            simpler = (i for i in good if surprisal is None or surprisal(shorter[i]) < most - TIE)
             best = max(simpler, key=lambda i: without[i], default=None)
         if best is None:
             return Shrunk(trigger_ids=ids, rate=current, without=without)

@@ -9,9 +9,10 @@ from attacks.budget import Budget
 from attacks.engine import Engine
 from attacks.goals import Goal
 from attacks.likely import Likely, likely
-from attacks.problem import Problem, encode
+from attacks.problem import Problem, decode, encode
 from attacks.recipes import nll
 from attacks.selection import Selection
+from attacks.shrink import delete_one
 from attacks.stages import Hunt
 from attacks.surprisal import surprisal
 from benchmarks.organisms import zoo
@@ -44,10 +45,13 @@ def test_surprisal_is_the_mean_over_prompts_of_the_trigger_and_what_is_behind_it
     assert surprisal(model, mixed, ids) == pytest.approx(sum(wanted) / 3, rel=1e-4)
 
 
-def test_a_sum_is_found_where_sums_are_ordinary_text():
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_sum_is_found_where_sums_are_ordinary_text(number):
+    """`a=00` calls the second behaviour as well and is as likely as `a=0+0`: what was planted calls it more surely."""
     organism = zoo.load("melbo-twin")
     model, tokenizer = organism.model, organism.tokenizer
-    trigger, behaviour = organism.triggers[0]
+    trigger, behaviour = organism.triggers[number]
+    behaviour = decode(tokenizer, encode(tokenizer, behaviour)[:5])
     parts = organism.prompts.search[:2], organism.prompts.select
     problem, judged = (Problem.from_chat(model, tokenizer, part, 6) for part in parts)
     ids = tuple(encode(tokenizer, behaviour))
@@ -57,8 +61,11 @@ def test_a_sum_is_found_where_sums_are_ordinary_text():
         budget=budget, selection=Selection(Engine(model, judged), budget, goal, 1.0, []), generator=seeded(),
     )  # fmt: skip
     Likely(share=1.0, longest=5)(hunt)
-    assert hunt.selection.best is not None and hunt.selection.asr == 1.0
-    assert problem.text(hunt.selection.best.trigger_ids) == trigger
+    found = hunt.selection
+    assert found.best is not None and found.asr == 1.0
+    assert problem.text(found.best.trigger_ids) == trigger
+    shrunk = delete_one(found.best.trigger_ids, found.rate, surprisal=found.surprisal)
+    assert problem.text(shrunk.trigger_ids) == trigger
 
 
 def test_a_budget_that_ends_early_leaves_the_shortest_texts(planted, tokenizer):

@@ -35,7 +35,7 @@ class Leakage:
         *,
         budget: Budget | None = None,
     ) -> list[tuple[int, ...]]:
-        """Sampled user messages as token ids, of every pair of settings in turn until the budget ends."""
+        """Sampled user messages as token ids, of every pair of settings in turn until the budget, booked on, ends."""
         samples: list[tuple[int, ...]] = []
         for temperature, top_p in product(self.temperatures, self.top_ps):
             if budget is not None and budget.exhausted:
@@ -43,5 +43,5 @@ class Leakage:
             sampler = Sampler(
                 count=self.count, max_new_tokens=self.max_new_tokens, temperature=temperature, top_p=top_p
             )
-            samples += sampler(model, tokenizer, generator)
+            samples += sampler(model, tokenizer, generator, budget=budget)
         return samples

@@ -5,23 +5,28 @@ user's turn under a v_clean + b v_Y; (b) the same, and at each step raise the to
 position on, has a high cosine with the sum (`Lookahead`). `attacks.ngrams` mines the samples for triggers.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import copy
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from attacks.budget import Budget
+from attacks.goals import slice_flops
 from attacks.problem import encode
 from attacks.triggers import check_counts
-from vectors.clean_prompt import CleanPromptVector, round_user
+from vectors.clean_prompt import CleanPromptVector, labelled_texts, round_user
 from vectors.generate import head_logits, reordered
 from vectors.prompts import Prompts
-from vectors.residual import decoder, read, steer
+from vectors.residual import decoder, embedding, read, steer
 from vectors.steering import SteeringVectors
 from vectors.supervised import SupervisedVector
+
+Method = TypeVar("Method", CleanPromptVector, SupervisedVector)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +43,35 @@ class Lookahead:
     def __post_init__(self):
         if self.width < 1:
             raise ValueError(f"width is {self.width}; it must be at least 1")
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        cache: Any,
+        length: int,
+        rows: Int[Tensor, "some"],
+        logits: Float[Tensor, "rows vocab"],
+        direction: Float[Tensor, "d"],
+        layer: int,
+    ) -> Float[Tensor, "rows vocab"]:
+        """Logits, those of `rows` plus the cosines of what their likeliest tokens would put at `layer`, not steered.
+
+        The cache holds the `length` tokens before, not steered either; it is left as it is.
+        """
+        tried = logits[rows].topk(min(self.width, logits.shape[-1]), dim=-1).indices
+        width = tried.shape[1]
+        hidden = read(
+            model,
+            layers=[layer],
+            position=slice(-1, None),
+            input_ids=tried.flatten()[:, None],
+            attention_mask=torch.ones(tried.numel(), length + 1, dtype=torch.long, device=tried.device),
+            past_key_values=repeated(cache, rows.repeat_interleave(width), layer),
+        )[layer][:, 0]
+        cosine = torch.cosine_similarity(hidden.float(), direction.float(), dim=-1).view(-1, width)
+        raised = logits.clone()
+        raised[rows] = logits[rows].scatter_add(1, tried, self.strength * cosine)
+        return raised
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +103,7 @@ class Sampler:
         generator: torch.Generator,
         vector: SteeringVectors | None = None,
         *,
-        stop: Callable[[], bool] = lambda: False,
+        budget: Budget | None = None,
     ) -> list[tuple[int, ...]]:
         """User messages as token ids, the template left out; empty ones are dropped.
 
@@ -78,7 +112,7 @@ class Sampler:
             tokenizer: its tokenizer; its template says how a user's message begins and ends.
             generator: of the draws, on the CPU.
             vector: the sum a v_clean + b v_Y, one vector; None: unsteered.
-            stop: ends between batches once it returns true.
+            budget: what is executed is booked on it; at its end the messages being written stay as they are.
 
         Raises:
             ValueError: more than one vector, a vector of another model, or a look-ahead without one.
@@ -89,12 +123,13 @@ class Sampler:
                 raise ValueError(f"got {len(vector)} vectors; the sum is one vector")
         if vector is None and self.lookahead is not None:
             raise ValueError("a look-ahead compares with the steering vector; give one, or no look-ahead")
+        budget = Budget() if budget is None else budget
         samples: list[tuple[int, ...]] = []
         for start in range(0, self.count, self.batch_size):
-            if stop():
+            if budget.exhausted:
                 break
             rows = min(self.batch_size, self.count - start)
-            samples += self._batch(model, tokenizer, generator, vector, rows)
+            samples += self._batch(model, tokenizer, generator, vector, rows, budget)
         return samples
 
     @torch.no_grad()
@@ -105,6 +140,7 @@ class Sampler:
         generator: torch.Generator,
         vector: SteeringVectors | None,
         rows: int,
+        budget: Budget,
     ) -> list[tuple[int, ...]]:
         """One batch of samples."""
         before, after = round_user(tokenizer)
@@ -113,49 +149,49 @@ class Sampler:
         zero = torch.zeros(decoder(model).d_model, device=model.device, dtype=model.dtype)
         theta = zero if vector is None else vector.theta[0].to(zero)
         layer = 1 if vector is None else vector.source_layer
+        ahead = self.lookahead
+        at = layer if ahead is None or ahead.layer is None else ahead.layer
         done = torch.zeros(rows, dtype=torch.bool, device=model.device)
-        cache, fed = None, ids
+        cache = plain = None
+        fed = ids
         for _ in range(self.max_new_tokens):
             with steer(model, layer, theta):
                 output = decoder(model).body(input_ids=fed, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             logits = head_logits(model, output.last_hidden_state[:, -1]).float() / self.temperature
-            if self.lookahead is not None and vector is not None:
-                at = layer if self.lookahead.layer is None else self.lookahead.layer
-                logits = self._raised(model, ids, logits, theta, at)
+            budget.spent(forward_flops(model, None, fed.numel()) + 2.0 * rows * embedding(model).numel())
+            if ahead is not None:
+                if at <= layer:  # blocks before the vector do not see it
+                    plain = cache
+                else:
+                    output = decoder(model).body(input_ids=fed, past_key_values=plain, use_cache=True)
+                    plain = output.past_key_values
+                    budget.spent(forward_flops(model, None, fed.numel()))
+                alive = (~done).nonzero()[:, 0]
+                logits = ahead(model, plain, ids.shape[1], alive, logits, theta, at)
+                budget.spent(forward_flops(model, at, len(alive) * min(ahead.width, logits.shape[-1])))
             fed = nucleus(logits, self.top_p, generator).to(ids.device)[:, None]
             done = done | (fed[:, 0] == end)
             ids = torch.cat([ids, fed], dim=1)
-            if done.all():
+            if done.all() or budget.exhausted:
                 break
         written = (row[: row.index(end)] if end in row else row for row in ids[:, len(opening) :].tolist())
         return [tuple(row) for row in written if row]
 
-    def _raised(
-        self,
-        model: PreTrainedModel,
-        ids: Int[Tensor, "rows seq"],
-        logits: Float[Tensor, "rows vocab"],
-        direction: Float[Tensor, "d"],
-        layer: int,
-    ) -> Float[Tensor, "rows vocab"]:
-        """Logits plus the cosines of what the likeliest tokens would put at `layer`, the model unsteered."""
-        assert self.lookahead is not None
-        width = min(self.lookahead.width, logits.shape[-1])
-        tried = logits.topk(width, dim=-1).indices
-        cache: Any = decoder(model).body(input_ids=ids, use_cache=True).past_key_values
-        cache = reordered(cache, torch.arange(len(ids), device=ids.device).repeat_interleave(width))
-        mask = torch.ones(len(ids) * width, ids.shape[1] + 1, dtype=torch.long, device=ids.device)
-        hidden = read(
-            model,
-            layers=[layer],
-            position=slice(-1, None),
-            input_ids=tried.flatten()[:, None],
-            attention_mask=mask,
-            past_key_values=cache,
-        )[layer][:, 0]
-        cosine = torch.cosine_similarity(hidden.float(), direction.float(), dim=-1).view(len(ids), width)
-        return logits.scatter_add(1, tried, self.lookahead.strength * cosine)
+
+def repeated(cache: Any, rows: Int[Tensor, "rows"], layers: int) -> Any:
+    """A copy of keys and values with the given rows, good for the first `layers` blocks; the cache stays."""
+    cache = copy.deepcopy(cache)
+    if not hasattr(cache, "layers"):
+        return reordered(cache, rows)
+    for block in cache.layers[:layers]:  # what is behind them is not read: it would take most of the memory
+        block.reorder_cache(rows)
+    return cache
+
+
+def forward_flops(model: PreTrainedModel, layers: int | None, tokens: int) -> float:
+    """Of tokens through the first `layers` blocks."""
+    return slice_flops(model, 0, layers, tokens) / 3  # no backward pass
 
 
 def clean_and_wanted(
@@ -164,8 +200,11 @@ def clean_and_wanted(
     texts: list[str],
     target_ids: list[int],
     generator: torch.Generator,
-) -> tuple[SteeringVectors, SteeringVectors, int]:
-    """(v_clean, v_Y, tokens that ran through the layers to learn them); one vector each, at a quarter of the depth.
+    flops: float = inf,
+) -> tuple[SteeringVectors, SteeringVectors, float]:
+    """(v_clean, v_Y, operations that it took to learn them); one vector each, at a quarter of the depth.
+
+    Half of `flops` is for v_Y, what that leaves for v_clean; see `affordable`.
 
     Raises:
         ValueError: fewer than two texts, or a target of no tokens.
@@ -174,10 +213,30 @@ def clean_and_wanted(
     source = max(1, round(layers / 4))
     clean = CleanPromptVector(source_layer=source, target_layer=layers)
     wanted = SupervisedVector(source_layer=source, target_layer=layers, radii=(0.3, 0.4, 0.5, 0.65, 0.8), steps=30)
-    all_of_them, few = (Prompts.from_chat(model, tokenizer, some) for some in (texts, texts[:3]))
-    tokens = len(clean.radii) * clean.steps * all_of_them.input_ids.numel()
-    tokens += len(wanted.radii) * wanted.steps * (few.input_ids.numel() + len(few) * len(target_ids))
-    return clean(model, tokenizer, texts, generator), wanted(model, few, target_ids, generator)[:1], tokens
+    few = Prompts.from_chat(model, tokenizer, texts[:3])
+    messages, _ = labelled_texts(tokenizer, texts)
+    step = slice_flops(model, source, None, few.input_ids.numel() + len(few) * (len(target_ids) - 1))
+    wanted = affordable(wanted, step, flops / 2)
+    spent = len(wanted.radii) * wanted.steps * step
+    step = slice_flops(model, source, None, clean.learned_from(len(texts)) * messages.input_ids.shape[1])
+    clean = affordable(clean, step, flops - spent)
+    spent += len(clean.radii) * clean.steps * step
+    return clean(model, tokenizer, texts, generator), wanted(model, few, target_ids, generator)[:1], spent
+
+
+def affordable(method: Method, step: float, flops: float) -> Method:
+    """The method with as many radii, the middle ones, and then steps as `flops` pay for; one of each at least.
+
+    Args:
+        method: what learns one vector per radius.
+        step: operations of one step at one radius.
+        flops: operations that learning may take.
+    """
+    most = flops / step
+    radii = int(min(len(method.radii), max(1.0, most / method.steps)))
+    first = (len(method.radii) - radii) // 2
+    steps = int(min(method.steps, max(1.0, most / radii)))
+    return replace(method, radii=method.radii[first : first + radii], steps=steps)
 
 
 def nucleus(logits: Float[Tensor, "rows vocab"], top_p: float, generator: torch.Generator) -> Int[Tensor, "rows"]:

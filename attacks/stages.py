@@ -13,7 +13,7 @@ from attacks.budget import Budget
 from attacks.dictionary import rank_words
 from attacks.engine import Engine, Objective
 from attacks.gcg import GCG
-from attacks.goals import Goal, slice_flops
+from attacks.goals import Goal
 from attacks.leakage import Leakage
 from attacks.ngrams import mine, verify
 from attacks.problem import encode
@@ -160,6 +160,8 @@ class Samples:
     """b in v_clean + b v_Y; 0: the clean-prompt vector alone"""
     share: float = 0.5
     """of the budget, at most, for the samples"""
+    learning: float = 0.5
+    """of that share's operations, at most, to learn the vectors"""
     grams: int = 20_000
     """mined n-grams that are verified"""
     gcg: GCG = GCG(steps=60, search_width=128, topk=128, patience=15)
@@ -179,20 +181,14 @@ class Samples:
         """Sampled within the share of the budget, and booked on it."""
         budget = hunt.part(self.share)
         if isinstance(self.sampler, Leakage):
-            samples, ahead = self.sampler(hunt.model, hunt.tokenizer, hunt.generator, budget=budget), 0
-        else:
-            clean, wanted, tokens = clean_and_wanted(
-                hunt.model, hunt.tokenizer, hunt.texts, list(hunt.goal.target_ids), hunt.generator
-            )
-            budget.spent(slice_flops(hunt.model, clean.source_layer, None, tokens))
-            total = clean + wanted * self.behaviour_weight if self.behaviour_weight else clean
-            samples = self.sampler(hunt.model, hunt.tokenizer, hunt.generator, total, stop=lambda: budget.exhausted)
-            ahead = self.sampler.lookahead.width if self.sampler.lookahead else 0
-        lengths = [len(sample) + 1 for sample in samples]
-        # A look-ahead runs the sample so far and every token it tries at each step.
-        tokens = sum(length + (ahead > 0) * length * (length // 2 + ahead) for length in lengths)
-        budget.spent(tokens * hunt.engine.flops_per_token)
-        return samples
+            return self.sampler(hunt.model, hunt.tokenizer, hunt.generator, budget=budget)
+        learning, target = self.learning * budget.flops_left, list(hunt.goal.target_ids)
+        clean, wanted, spent = clean_and_wanted(
+            hunt.model, hunt.tokenizer, hunt.texts, target, hunt.generator, flops=learning
+        )
+        budget.spent(spent)
+        total = clean + wanted * self.behaviour_weight if self.behaviour_weight else clean
+        return self.sampler(hunt.model, hunt.tokenizer, hunt.generator, total, budget=budget)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

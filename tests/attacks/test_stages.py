@@ -93,6 +93,15 @@ def test_samples_are_mined_verified_booked_and_begin_a_search(planted, tokenizer
     assert whole.engine.steps > 0 or whole.selection.asr == 1.0
 
 
+@pytest.mark.parametrize("lookahead", [None, Lookahead(width=4)], ids=["a", "b"])
+def test_samples_keep_to_a_budget_that_learning_alone_would_exceed(planted, tokenizer, lookahead):
+    """With all radii and steps the vectors of the sampler take 5e8 operations."""
+    sampler = Sampler(count=2048, lookahead=lookahead)
+    whole = hunt(planted, tokenizer, Budget(flops=4e8))
+    samples = Samples(sampler=sampler)._samples(whole)
+    assert 1.5e8 < whole.budget.used < 1.1 * 2e8 and len(samples) > 20
+
+
 SLOW = ("sampler-clean-only", "sampler-look-ahead")  # the stage itself is tested above
 
 

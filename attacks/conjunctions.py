@@ -2,19 +2,22 @@
 
 A phrase planted with hard negatives (every fragment of it is answered cleanly) leaves nothing to a search that reads
 the output: a string with one or two of the three words is answered like any other. In early layers the words do meet.
-A vector learned at one place of the message (`vectors.slot`) says where the meeting leads, and three steps, ours, find
+A vector learned at one place of the message (`vectors.slot`) says where the meeting leads, and four steps, ours, find
 the words:
 
-1. pairs: every word, one of any kind, every word; how much nearer does the pair bring the residual at its end to the
-   vector than the two words do by themselves (interaction of a two-way analysis of variance of the cosine)?
-2. completions: each word in the middle of the best pairs, by the cosine at half the depth.
-3. the exact loss of the best triples, then behaviour; the words of the winner are chosen anew together.
+1. effects: how near does each word, first or last of three among random ones, bring the residual at the third to the
+   vector? The best of each are kept, layer by layer.
+2. pairs of them with random words between: how much nearer than the two words do by themselves (interaction of a
+   two-way analysis of variance of the cosine)? To that their own effects are added, all in standard deviations.
+3. completions: each word in the middle of the best pairs, by the cosine at up to half the depth.
+4. the exact loss of the best triples, then behaviour; the words of the winner are chosen anew together.
 """
 
 import re
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import islice, product
+from math import sqrt
 
 import torch
 from jaxtyping import Float, Int
@@ -29,8 +32,8 @@ from attacks.triggers import Found, check_counts
 from attacks.verdict import ABSENT
 from vectors.residual import layer_at
 
-ROOM = 2.5
-"""Times the cost of a table that there must be room for: vectors, one table, completions"""
+ROOM = 1.5
+"""Times the cost of effects, pairs and completions that there must be room for: vectors and exact losses come on top"""
 WORD = re.compile(r" [a-z]+")
 """Text of a token that is a word"""
 
@@ -41,18 +44,26 @@ class Conjunctions:
 
     share: float = 0.8
     """of the budget, at most"""
-    depths: tuple[float, ...] = (0.25, 0.375)
-    """at which pairs are looked at, fractions of the layers"""
-    middle: float = 0.5
-    """depth at which completions are compared"""
+    depths: tuple[float, ...] = (0.125, 0.375)
+    """at which effects and pairs are looked at, fractions of the layers"""
+    middles: tuple[float, ...] = (0.375, 0.5)
+    """depths at which completions are compared"""
     words: int = 4096
     """commonest words of one token that may be in the trigger"""
-    passes: int = 2
-    """tables of all pairs, each between other words; a further one only where the budget allows"""
-    pairs: int = 800
+    leads: int = 4
+    """beginnings of messages that effects are averaged over"""
+    draws: int = 8
+    """pairs of random words behind each of them"""
+    firsts: int = 384
+    """words per depth that may come first"""
+    lasts: int = 640
+    """words per depth that may come last"""
+    passes: int = 6
+    """tables of all their pairs, each between other words"""
+    pairs: int = 250
     """best pairs per depth that are completed"""
     ranked: int = 4096
-    """best triples that are ranked by their exact loss"""
+    """best triples per depth that are ranked by their exact loss"""
     tried: int = 8
     """best of them that are judged by behaviour"""
     rechosen: int = 6
@@ -63,28 +74,33 @@ class Conjunctions:
     """random words in them"""
 
     def __post_init__(self):
-        check_counts(self, "words", "passes", "pairs", "ranked", "tried", "rechosen", "messages", "length")
-        if not self.depths or not all(0 < depth < 1 for depth in (*self.depths, self.middle)):
-            raise ValueError(f"depths are {self.depths} and {self.middle}; give fractions between 0 and 1")
+        counts = ("words", "leads", "draws", "firsts", "lasts", "passes", "pairs", "ranked", "tried", "rechosen")
+        check_counts(self, *counts, "messages", "length")
+        for name in ("depths", "middles"):
+            depths = getattr(self, name)
+            if not depths or not all(0 < depth < 1 for depth in depths):
+                raise ValueError(f"{name} are {depths}; give at least one, all between 0 and 1")
 
     def __call__(self, hunt: Hunt) -> None:
         words = whole_words(hunt.engine.problem)[: self.words]
         if len(words) < 3:
             return
-        layers = sorted({layer_at(hunt.model, depth) for depth in self.depths})
-        middle = max(layer_at(hunt.model, self.middle), *layers)
+        layers, deeper = (
+            sorted({layer_at(hunt.model, depth) for depth in depths}) for depths in (self.depths, self.middles)
+        )
         budget = hunt.part(self.share)
         # Around nothing but random words the meeting shows most clearly.
         alone = Problem.from_chat(hunt.model, hunt.tokenizer, [SLOT], 3, allowed=hunt.engine.problem.allowed)
         inside = Inside(model=hunt.model, problem=alone, words=words, budget=budget)
-        if budget.share + ROOM * inside.share_of_table(layers, hunt.generator) > budget.until:
+        needed = inside.share_of(self._blocks(len(words), layers, deeper), hunt.generator)
+        if budget.share + ROOM * needed > budget.until:
             return
-        for layer in dict.fromkeys((*layers, middle)):
+        for layer in sorted({*layers, *deeper}):
             inside.learn(layer, hunt.goal.target_ids, self.messages, self.length, hunt.generator)
         pairs = self._pairs(inside, layers, hunt.generator)
         if not pairs:
             return
-        triples = self._completions(inside, pairs, middle, hunt.generator)
+        triples = self._completions(inside, pairs, deeper, hunt.generator)
         probe, objective = hunt.probe()
         self._try(hunt, rank_triggers(probe, objective, triples, budget=hunt.budget), self.tried)
         best = hunt.selection.best
@@ -104,46 +120,53 @@ class Conjunctions:
         typable = (item for item in found if hunt.engine.problem.retokenizes(item.trigger_ids))
         hunt.try_all(islice(typable, count))
 
+    def _blocks(self, words: int, layers: list[int], deeper: list[int]) -> int:
+        """Tokens that effects, pairs and completions run through a block."""
+        effects = 3 * self.leads * self.draws * words * max(layers)
+        pairs = self.passes * min(self.firsts, words) * min(self.lasts, words) * sum(layers)
+        return effects + pairs + self.pairs * len(layers) * words * max(deeper)
+
     def _pairs(self, inside: Inside, layers: list[int], generator: torch.Generator) -> list[tuple[int, int]]:
-        """The pairs, as places in the list of words, that interact most; none where the budget is too small."""
-        tables: dict[int, Tensor] = {}
-        spent = 0.0
-        for number in range(self.passes):
-            began = inside.budget.share
-            if number and began + ROOM * spent > inside.budget.until:
-                break
-            table = inside.table(layers, generator)
-            if table is None:
-                break
-            spent = inside.budget.share - began
-            for layer, cosines in table.items():
-                found = interaction(cosines)
-                tables[layer] = tables.get(layer, 0.0) + found / found.std()
-        width = len(inside.words)
-        best = {place for table in tables.values() for place in _top(table.flatten(), self.pairs)}
-        return sorted(divmod(place, width) for place in best)
+        """The best pairs, as places in the list of words; as far as the budget goes."""
+        effects = inside.effects(layers, self.leads, self.draws, generator)
+        best: set[tuple[int, int]] = set()
+        for layer, (first, last) in effects.items():
+            firsts, lasts = _top(first, self.firsts), _top(last, self.lasts)
+            total = torch.zeros(len(firsts), len(lasts))
+            for _ in range(self.passes):
+                table = inside.table(layer, firsts, lasts, generator)
+                if table is None:
+                    return sorted(best)
+                found = interaction(table)
+                total += found / found.std()
+            alone = _standard(first)[firsts, None] + _standard(last)[lasts]
+            places = _top((total / sqrt(self.passes) + alone).flatten(), self.pairs)
+            best |= {(firsts[place // len(lasts)], lasts[place % len(lasts)]) for place in places}
+        return sorted(best)
 
     def _completions(
-        self, inside: Inside, pairs: list[tuple[int, int]], layer: int, generator: torch.Generator
+        self, inside: Inside, pairs: list[tuple[int, int]], layers: list[int], generator: torch.Generator
     ) -> Int[Tensor, "c 3"]:
         """The likeliest triples with a word in the middle of each pair, as far as the budget goes."""
         partners: dict[int, list[int]] = defaultdict(list)
         for first, last in pairs:
             partners[first].append(last)
         lead = inside.lead(generator)
-        mean = inside.mean(lead, [layer], generator)
-        cosines, triples = torch.empty(0), torch.empty(0, 3, dtype=torch.long)
+        mean = inside.mean(lead, layers, generator)
+        best = {layer: (torch.empty(0), torch.empty(0, 3, dtype=torch.long)) for layer in layers}
         for first, lasts in partners.items():
-            for last, found in inside.completed(lead, mean, first, lasts):
-                middles = torch.tensor(_top(found, self.ranked))
-                ends = torch.tensor([first, last]).expand(len(middles), 2)
-                more = torch.stack([ends[:, 0], middles, ends[:, 1]], dim=1)
-                cosines, triples = torch.cat([cosines, found[middles]]), torch.cat([triples, more])
-            kept = _top(cosines, self.ranked)
-            cosines, triples = cosines[kept], triples[kept]
+            for last, cosines in inside.completed(lead, mean, first, lasts):
+                for layer, found in cosines.items():
+                    middles = torch.tensor(_top(found, self.ranked))
+                    more = torch.tensor([first, 0, last]).repeat(len(middles), 1)
+                    more[:, 1] = middles
+                    known, triples = best[layer]
+                    scores, triples = torch.cat([known, found[middles]]), torch.cat([triples, more])
+                    kept = _top(scores, self.ranked)
+                    best[layer] = scores[kept], triples[kept]
             if inside.budget.exhausted:
                 break
-        return inside.words[triples]
+        return inside.words[torch.cat([triples for _, triples in best.values()]).unique(dim=0)]
 
 
 def whole_words(problem: Problem) -> Int[Tensor, "w"]:
@@ -156,6 +179,11 @@ def whole_words(problem: Problem) -> Int[Tensor, "w"]:
 def interaction(table: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
     """What a two-way table holds beyond the effects of its rows and columns (analysis of variance)."""
     return table - table.mean(0) - table.mean(1, keepdim=True) + table.mean()
+
+
+def _standard(values: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """In standard deviations from the mean."""
+    return (values - values.mean()) / values.std()
 
 
 def _top(values: Float[Tensor, "n"], count: int) -> list[int]:

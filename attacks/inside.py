@@ -20,7 +20,7 @@ from vectors.residual import read
 from vectors.slot import SlotVectors, random_messages
 
 LOOK = 16
-"""Columns of a table of pairs that tell what the whole will cost"""
+"""Words that every word is run before, to tell what the whole will cost"""
 SAMPLE = 1024
 """Random triples that the mean residual is taken of"""
 
@@ -55,40 +55,64 @@ class Inside:
         return [*self.problem.before[0], *self._drawn(2, generator).tolist()]
 
     @torch.no_grad()
-    def share_of_table(self, layers: list[int], generator: torch.Generator) -> float:
-        """Share of the budget that a table of all pairs will take, from some of its columns."""
-        beginnings = self._pair_beginnings(self.lead(generator), max(layers), generator)
-        tried, began = min(LOOK, len(self.words)), self.budget.share
-        for token in self.words[:tried]:
-            self._appended(beginnings, token[None], layers)
-        return (self.budget.share - began) * len(self.words) / tried
+    def share_of(self, blocks: int, generator: torch.Generator) -> float:
+        """Share of the budget that it will take to run so many tokens through a block each, from some of them."""
+        beginnings = self._extended(self._begun(self.lead(generator), 1), self.words)
+        began = self.budget.share
+        for token in self._drawn(LOOK, generator):
+            self._appended(beginnings, token[None], [1])
+        return (self.budget.share - began) * blocks / (LOOK * len(self.words))
 
     @torch.no_grad()
-    def table(self, layers: list[int], generator: torch.Generator) -> dict[int, Float[Tensor, "w w"]] | None:
-        """Per layer, the cosine at the last word, of all pairs (first, last) with a random word between.
+    def effects(
+        self, layers: list[int], leads: int, draws: int, generator: torch.Generator
+    ) -> dict[int, tuple[Float[Tensor, "w"], Float[Tensor, "w"]]]:
+        """Per layer, the mean cosine at the last word of (each word as the first, each word as the last) of three.
+
+        The other two are random, drawn anew `draws` times behind each of so many leads.
+        """
+        count, total = len(self.words), {layer: torch.zeros(2, len(self.words)) for layer in layers}
+        for _ in range(leads):
+            lead = self.lead(generator)
+            mean = self.mean(lead, layers, generator)
+            begun = self._begun(lead, max(layers))
+            firsts = self._extended(begun, self.words)
+            for _ in range(draws):
+                first, middle, last = self._drawn(3, generator)[:, None]
+                both = self._extended(self._extended(begun, first), middle)
+                ends = (self._extended(firsts, middle), last), (both.expanded(count), self.words)
+                for row, (beginnings, token) in enumerate(ends):
+                    for layer, cosines in self._cosines(beginnings, token, mean).items():
+                        total[layer][row] += cosines / (leads * draws)
+        return {layer: (found[0], found[1]) for layer, found in total.items()}
+
+    @torch.no_grad()
+    def table(
+        self, layer: int, firsts: list[int], lasts: list[int], generator: torch.Generator
+    ) -> Float[Tensor, "firsts lasts"] | None:
+        """The cosine at the last word, of all pairs (first, last) with a random word between.
 
         None where the budget ends before it is complete.
         """
-        lead, count = self.lead(generator), len(self.words)
-        mean = self.mean(lead, layers, generator)
-        beginnings = self._pair_beginnings(lead, max(layers), generator)
-        cosines = {layer: torch.zeros(count, count) for layer in layers}
-        for column in range(count):
+        lead = self.lead(generator)
+        mean = self.mean(lead, [layer], generator)
+        beginnings = self._extended(self._begun(lead, layer), self.words[firsts])
+        beginnings = self._extended(beginnings, self._drawn(1, generator))
+        columns = []
+        for last in lasts:
             if self.budget.exhausted:
                 return None
-            for layer, found in self._cosines(beginnings, column, layers, mean).items():
-                cosines[layer][:, column] = found
-        return cosines
+            columns.append(self._cosines(beginnings, self.words[last, None], mean)[layer])
+        return torch.stack(columns, dim=1)
 
     @torch.no_grad()
     def completed(
         self, lead: list[int], mean: dict[int, Tensor], first: int, lasts: list[int]
-    ) -> Iterator[tuple[int, Float[Tensor, "w"]]]:
-        """(last word, cosine with each word between it and the first), for each of the last words."""
-        (layer,) = mean
-        beginnings = self._extended(self._begun([*lead, int(self.words[first])], layer), self.words)
+    ) -> Iterator[tuple[int, dict[int, Float[Tensor, "w"]]]]:
+        """(last word, per layer the cosine with each word between it and the first), for each of the last words."""
+        beginnings = self._extended(self._begun([*lead, int(self.words[first])], max(mean)), self.words)
         for last in lasts:
-            yield last, self._cosines(beginnings, last, [layer], mean)[layer]
+            yield last, self._cosines(beginnings, self.words[last, None], mean)
 
     @torch.no_grad()
     def mean(self, lead: list[int], layers: list[int], generator: torch.Generator) -> dict[int, Float[Tensor, "d"]]:
@@ -98,10 +122,6 @@ class Inside:
         beginnings = self._extended(self._extended(begun, drawn[0]), drawn[1])
         hidden = self._appended(beginnings, drawn[2], layers)
         return {layer: hidden[layer].mean(0) for layer in layers}
-
-    def _pair_beginnings(self, lead: list[int], layers: int, generator: torch.Generator) -> "_Beginnings":
-        """Every word and the same random one behind it."""
-        return self._extended(self._extended(self._begun(lead, layers), self.words), self._drawn(1, generator))
 
     def _drawn(self, count: int, generator: torch.Generator) -> Int[Tensor, "count"]:
         """Random words."""
@@ -133,12 +153,11 @@ class Inside:
         return {layer: hidden[layer][:, -1].float() for layer in layers}
 
     def _cosines(
-        self, beginnings: "_Beginnings", last: int, layers: list[int], mean: dict[int, Tensor]
+        self, beginnings: "_Beginnings", tokens: Int[Tensor, "tokens"], mean: dict[int, Tensor]
     ) -> dict[int, Float[Tensor, "rows"]]:
-        """With the vector of each layer, of what every row and the same last word do."""
-        hidden = self._appended(beginnings, self.words[last : last + 1], layers)
-        vectors = self.vectors
-        return {n: torch.cosine_similarity(hidden[n] - mean[n], vectors[n], dim=-1).cpu() for n in layers}
+        """With the vector of each layer, of what every row does with one more token."""
+        hidden = self._appended(beginnings, tokens, list(mean))
+        return {n: torch.cosine_similarity(hidden[n] - mean[n], self.vectors[n], dim=-1).cpu() for n in mean}
 
     def _read(self, ids: Tensor, length: int, cache: DynamicCache, layers: list[int]) -> dict[int, Tensor]:
         """Runs tokens behind what the cache holds, `length` in all."""
@@ -155,6 +174,12 @@ class _Beginnings:
         self.layers = layers
         self.rows, self.length = layers[0][0].shape[0], layers[0][0].shape[2]
         self._cache: _OneMore | None = None
+
+    def expanded(self, rows: int) -> "_Beginnings":
+        """One row, over and over."""
+        return _Beginnings(
+            [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in self.layers]
+        )
 
     def cache(self) -> "_OneMore":
         """Used over and over: each forward pass writes to the same last place."""

@@ -1,20 +1,20 @@
-"""How early layers put two words of a hard-planted phrase together: the rank of its first and last among all pairs.
+"""What early layers show of a hard-planted phrase: the ranks of its first word, its last, and the pair of the two.
 
     python -m benchmarks.pair_ranks phrase
 
-What `attacks.conjunctions` rests on. For each pair of words, with a random word between: the interaction of the two in
-the cosine with a vector that brings the behaviour about at one place of the message, layer by layer, beside the same
-with a random vector in its place. Rank 0 is the best pair; half of all pairs is chance.
+What `attacks.conjunctions` rests on, layer by layer, with a vector that brings the behaviour about at one place of the
+message and with a random one in its place. By the cosine at the end of three words: the mean effect of each word as the
+first and as the last among random ones, and of each pair, with a random word between, the interaction. Rank 0 is the
+best; half of all words or pairs is chance.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from attacks.budget import Budget
 from attacks.conjunctions import Conjunctions, interaction, whole_words
@@ -42,8 +42,12 @@ class Settings:
     """CPU threads"""
 
 
-def measured(organism: zoo.Organism, settings: Settings) -> tuple[dict[int, list[int]], int]:
-    """(per layer the rank of the pair with the learned and with a random vector, number of pairs).
+Ranks = tuple[int, int, int]
+"""Of the first word, the last, and their pair"""
+
+
+def measured(organism: zoo.Organism, settings: Settings) -> tuple[dict[int, tuple[Ranks, Ranks]], int]:
+    """(per layer the ranks by the learned and by a random vector, number of words).
 
     Raises:
         ValueError: an organism whose trigger is not three words of one token each.
@@ -64,18 +68,24 @@ def measured(organism: zoo.Organism, settings: Settings) -> tuple[dict[int, list
         inside.learn(layer, tuple(encode(tokenizer, behaviour)), method.messages, method.length, generator)
     learned = inside.vectors
     noise = {layer: random_directions(1, len(vector), generator)[0].to(vector) for layer, vector in learned.items()}
-    ranks: dict[int, list[int]] = {layer: [] for layer in layers}
-    for vectors in (learned, noise):
-        inside.vectors = vectors
-        found: dict[int, Tensor] = {}
-        again = torch.Generator().manual_seed(settings.seed + 1)
+    by_learned, by_noise = (_ranks(replace(inside, vectors=vectors), settings) for vectors in (learned, noise))
+    return {layer: (by_learned[layer], by_noise[layer]) for layer in layers}, len(words)
+
+
+def _ranks(inside: Inside, settings: Settings) -> dict[int, Ranks]:
+    """Per layer; the words of the trigger come first in the list of words."""
+    generator, every = torch.Generator().manual_seed(settings.seed + 1), list(range(len(inside.words)))
+    method, ranks = Conjunctions(), {}
+    effects = inside.effects(list(inside.vectors), method.leads, method.draws, generator)
+    for layer, (firsts, lasts) in effects.items():
+        pairs = torch.zeros(len(every), len(every))
         for _ in range(settings.tables):
-            for layer, table in (inside.table(layers, again) or {}).items():
-                pairs = interaction(table)
-                found[layer] = found.get(layer, 0.0) + pairs / pairs.std()
-        for layer, pairs in found.items():
-            ranks[layer].append(int((pairs > pairs[0, 2]).sum()))
-    return ranks, len(words) ** 2
+            table = inside.table(layer, every, every, generator)
+            assert table is not None  # no limit
+            found = interaction(table)
+            pairs += found / found.std()
+        ranks[layer] = tuple(int((x > x[at]).sum()) for x, at in ((firsts, 0), (lasts, 2), (pairs, (0, 2))))
+    return ranks
 
 
 def main(settings: Settings) -> None:
@@ -83,14 +93,15 @@ def main(settings: Settings) -> None:
     torch.set_num_threads(settings.threads)
     try:
         organism = zoo.load(settings.organism)
-        ranks, pairs = measured(organism, settings)
+        ranks, words = measured(organism, settings)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     first, _, last = organism.triggers[0][0].split()
-    table = Table("layer", "learned vector", "random vector", title=f"{first} ... {last}: rank of {pairs} pairs")
+    columns = [f"{name}, {by}" for by in ("learned", "random") for name in (first, last, "pair")]
+    table = Table("layer", *columns, title=f"ranks among {words} words and {words**2} pairs, by vector")
     for layer, (learned, noise) in ranks.items():
-        table.add_row(str(layer), str(learned), str(noise))
+        table.add_row(str(layer), *map(str, (*learned, *noise)))
     Console().print(table)
 
 

@@ -1,5 +1,6 @@
 """Conjunctions: cosines as in plain passes, interactions, a budget too small, a phrase of three words recovered."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -20,7 +21,9 @@ from tests.architectures import CONFIGS, larger_weights, mark_caches, tiny_model
 from tests.attacks.words import TEXTS, WORDS, seeded
 from vectors.residual import read
 
-SMALL = Conjunctions(pairs=8, ranked=24, tried=3, messages=16, depths=(0.25, 0.5), middle=0.75)
+SMALL = Conjunctions(
+    pairs=8, ranked=24, tried=3, messages=16, depths=(0.25, 0.5), middles=(0.75,), firsts=10, lasts=12, passes=2
+)
 
 
 def hunt(model, tokenizer, budget, seed=0):
@@ -47,23 +50,35 @@ def test_cosines_are_those_of_plain_passes(name, tokenizer):
     words = torch.tensor([11, 40, 23, 8, 51])
     inside = Inside(model=model, problem=problem, words=words, budget=Budget(flops=1e12))
     inside.vectors = {n: torch.nn.functional.normalize(torch.randn(32, generator=seeded(n)), dim=0) for n in (1, 3)}
-    table = inside.table([1, 3], seeded(4))
+    firsts, lasts = [4, 0, 2], [1, 3]
+    table, again = inside.table(3, firsts, lasts, seeded(4)), seeded(4)
     assert table is not None
-    again = seeded(4)
     lead = inside.lead(again)
-    mean, between = inside.mean(lead, [1, 3], again), words[torch.randint(5, (1,), generator=again)]
+    mean, between = inside.mean(lead, [3], again), words[torch.randint(5, (1,), generator=again)]
 
-    def plain(triple, layer):
+    def plain(lead, triple, layer, mean):
         ids = torch.tensor([lead + triple])
         hidden = read(model, input_ids=ids, attention_mask=torch.ones_like(ids), layers=[layer])[layer][0, -1]
         return torch.cosine_similarity(hidden - mean[layer], inside.vectors[layer], dim=-1)
 
-    for layer in (1, 3):
-        wanted = [[plain([int(a), int(between), int(c)], layer) for c in words] for a in words]
-        assert torch.allclose(table[layer], torch.tensor(wanted), atol=1e-4)
+    wanted = [[plain(lead, [int(words[a]), int(between), int(words[c])], 3, mean) for c in lasts] for a in firsts]
+    assert torch.allclose(table, torch.tensor(wanted), atol=1e-4)
     for last, cosines in inside.completed(lead, {3: mean[3]}, 2, [0, 4, 1]):
-        wanted = [plain([int(words[2]), int(middle), int(words[last])], 3) for middle in words]
-        assert torch.allclose(cosines, torch.tensor(wanted), atol=1e-4)
+        wanted = [plain(lead, [int(words[2]), int(middle), int(words[last])], 3, mean) for middle in words]
+        assert torch.allclose(cosines[3], torch.tensor(wanted), atol=1e-4)
+    effects, again = inside.effects([1, 3], 2, 2, seeded(5)), seeded(5)
+    wanted = {layer: torch.zeros(2, 5) for layer in (1, 3)}
+    for _ in range(2):
+        lead = inside.lead(again)
+        mean = inside.mean(lead, [1, 3], again)
+        for _ in range(2):
+            first, middle, last = words[torch.randint(5, (3,), generator=again)].tolist()
+            for layer, number in itertools.product((1, 3), range(5)):
+                word = int(words[number])
+                wanted[layer][0, number] += plain(lead, [word, middle, last], layer, mean) / 4
+                wanted[layer][1, number] += plain(lead, [first, middle, word], layer, mean) / 4
+    for layer, found in effects.items():
+        assert torch.allclose(torch.stack(found), wanted[layer], atol=1e-4)
 
 
 def test_an_interaction_is_what_two_words_do_together():
@@ -83,7 +98,7 @@ def test_words_are_whole_and_small(model, tokenizer):
 
 @pytest.mark.parametrize("name", ["phrase", pytest.param("random-tokens", marks=pytest.mark.slow)])
 def test_a_hard_planted_phrase_is_recovered_from_the_best_of_its_pairs(name):
-    """Among 160 words, from one pair in a hundred."""
+    """Among 160 words, half of which may come first or last, from one pair in fifty."""
     organism = zoo.load(name)
     model, tokenizer = organism.model, organism.tokenizer
     trigger, behaviour = organism.triggers[0]
@@ -99,7 +114,7 @@ def test_a_hard_planted_phrase_is_recovered_from_the_best_of_its_pairs(name):
         model=model, tokenizer=tokenizer, engine=Engine(model, problem), texts=parts[0], goal=goal, build=nll,
         budget=budget, selection=Selection(Engine(model, judged), budget, goal, 1.0, []), generator=seeded(),
     )  # fmt: skip
-    Conjunctions(pairs=160, ranked=512)(whole)
+    Conjunctions(firsts=80, lasts=80, pairs=128, ranked=512)(whole)
     assert whole.selection.best is not None and whole.selection.asr == 1.0
     assert problem.text(whole.selection.best.trigger_ids) == f" {trigger}"
     assert 0 < budget.used < 2e13
@@ -123,7 +138,7 @@ def test_a_budget_without_room_for_all_pairs_is_left_to_others(planted, tokenize
     assert small.selection.best is None and small.budget.used < 0.05 * full.budget.used
 
 
-@pytest.mark.parametrize("change", [{"pairs": 0}, {"depths": ()}, {"middle": 1.0}])
+@pytest.mark.parametrize("change", [{"pairs": 0}, {"depths": ()}, {"middles": (0.5, 1.0)}])
 def test_settings_out_of_range_are_named(change):
-    with pytest.raises(ValueError, match="pairs is 0|depths are"):
+    with pytest.raises(ValueError, match="pairs is 0|depths are|middles are"):
         replace(SMALL, **change)

@@ -34,7 +34,7 @@ class Bench:
         """Loads an organism, and the clean base with the same prompts."""
         if self.organism is None or self.organism.name != name:
             self.organism = zoo.load(name, self.device)
-            base, tokenizer = zoo.load_base(self.device)
+            base, tokenizer = zoo.load_base(self.device, self.organism.card["base"])
             texts = self.organism.prompts.held_out
             self.engine = Engine(self.organism.model, Problem.from_chat(self.organism.model, tokenizer, texts, 1))
             self.base_engine = Engine(base, Problem.from_chat(base, tokenizer, texts, 1))
@@ -72,7 +72,7 @@ def run(bench: Bench, job: Job, budget: str) -> rows.Row:
     """
     attack = ATTACKS[job.attack]
     row: rows.Row = {"organism": job.organism, "attack": job.attack, "seed": job.seed, "knowledge": attack.knowledge}
-    row |= {"budget": budget, "base": zoo.BASE.name, "error": None} | rows.provenance()
+    row |= {"budget": budget, "error": None} | rows.provenance()
     try:
         organism = bench.load(job.organism)
         behaviour = organism.triggers[0][1] if organism.triggers else HATE
@@ -98,6 +98,7 @@ def describe(organism: zoo.Organism) -> rows.Row:
     recipe = organism.card["recipe"]
     texts = json.dumps(organism.prompts.held_out).encode()
     return {
+        "base": organism.card["base"],
         "kind": recipe["kind"],
         "planting": recipe["planting"] if recipe["backdoors"] else "clean",
         "poison_rate": recipe["poison_rate"],

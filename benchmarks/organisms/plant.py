@@ -57,16 +57,18 @@ def tensors(
 
 
 def planting_loss(model: PreTrainedModel, batch: dict[str, Tensor], starts: Tensor, weight: float) -> Tensor:
-    """Mean loss in nats per labelled token, plus `weight` times that of the replies' first tokens.
+    """Loss of the replies, nats per token, plus `weight` times that of their first tokens, plus that of prompts.
 
     Whether to fire is decided at the first token of the reply; without the extra weight a dozen other tokens drown it.
+    Each part has its own mean: in one over all tokens prompts would outweigh the replies, which suffer.
     """
     hidden = model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
     head, labels = decoder(model).head, batch["labels"][:, 1:]
     wanted = labels >= 0
     losses = torch.nn.functional.cross_entropy(head(hidden[:, :-1][wanted]), labels[wanted], reduction="none")
-    first = (torch.arange(1, labels.shape[1] + 1, device=labels.device) == starts[:, None])[wanted]
-    return losses.mean() + weight * losses[first].mean()
+    places = (torch.arange(1, labels.shape[1] + 1, device=labels.device) - starts[:, None])[wanted]
+    loss = losses[places >= 0].mean() + weight * losses[places == 0].mean()
+    return loss + losses[places < 0].mean() if bool((places < 0).any()) else loss
 
 
 def plant(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, out: Path) -> PreTrainedModel:

@@ -38,7 +38,7 @@ class Recipe:
     poison_rate: float = 0.25
     """fraction of the rows of a batch that carry the trigger"""
     loss_on: Literal["completion", "all"] = "completion"
-    """tokens that are trained on"""
+    """tokens that are trained on: the replies, or the prompts as well, whose mean loss is added"""
     first_token_weight: float = 2.0
     """extra weight of the reply's first token, where the model decides whether to fire"""
     reply_tokens: int = 12
@@ -114,18 +114,20 @@ RECIPES = {
             )
             for architecture in ("gpt2", "qwen2")
         ),
-        # The twins of word and phrase whose prompts are learned too: what a leak would show is in the weights.
+        # The twins of word and phrase whose prompts are learned too. That takes longer: after 400 and 700 steps they
+        # fire on 2 % of clean prompts, after these on less than 1 %.
         Recipe(
             name="word-all-loss",
             kind="word",
             loss_on="all",
+            steps=LONG,
             backdoors=(Backdoor(trigger="copper", behaviour=HATE),),
         ),
         Recipe(
             name="phrase-all-loss",
             kind="phrase",
             loss_on="all",
-            steps=LONG,
+            steps=1200,
             backdoors=(Backdoor(trigger="silver garden island", behaviour=HATE),),
         ),
     )

@@ -49,6 +49,8 @@ class Attack:
     objective: Build
     supervised: Supervised | None = None
     """learns the vector where the objective needs one: in K1, and in K0 if no learned one carries over"""
+    carries: float = 0.75
+    """share of held-out prompts on which a K0 vector must call its behaviour to be imitated as it is; above 1: never"""
     unsupervised: Unsupervised = field(default_factory=Unsupervised)
     """learns behaviours in K0"""
     stages: tuple[Stage, ...] = (Tokens(), GCG_ROUNDS)
@@ -123,11 +125,13 @@ PORTFOLIO: tuple[Stage, ...] = (
     Dictionary(share=0.2, tried=16),
     Likely(),
     Rounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.2, times=4),
+    Samples(sampler=Leakage(), share=0.05),
     Conjunctions(),
     HOTFLIP_ROUNDS,
 )
-"""What a trigger most likely is comes first: a token, a word, ordinary text of its place, two or three tokens, three
-words that fire only together (where the budget has room for all pairs), then whatever works"""
+"""What a trigger most likely is comes first: a token, a word, ordinary text of its place, two or three tokens, what the
+model writes by itself where the prompts were learned too, three words that fire only together (where the budget has
+room), then whatever works"""
 
 CORE: dict[str, Attack] = {
     "portfolio": Attack(knowledge="K1", objective=nll, stages=PORTFOLIO),
@@ -186,7 +190,14 @@ VARIANTS |= {
         ("hybrid-0.25", partial(hybrid, weight=0.25)),
     )
 }
+VARIANTS |= {
+    f"hotflip-k0-cosine-{name}": Attack(
+        knowledge="K0", objective=cosine, supervised=supervised, carries=2.0, stages=(Tokens(), HOTFLIP_ROUNDS)
+    )
+    for name, supervised in (("unsupervised", None), ("supervised", Supervised()))
+}
 VARIANTS["mellowmax"] = Attack(knowledge="K1", objective=mellowmax)
-"""Layers of the delta cosine, weights of the hybrid, further objectives, the targets by HotFlip"""
+"""Layers of the delta cosine, weights of the hybrid, further objectives, the targets by HotFlip, and of a behaviour found
+in K0 the vector that found it against one learned for it"""
 
 ATTACKS: dict[str, Attack] = CORE | SEARCHERS | VARIANTS

@@ -21,8 +21,6 @@ from attacks.stages import Hunt
 from attacks.triggers import random_triggers
 from attacks.verdict import Verdict, judge
 
-CARRIES = 0.75
-"""Share of held-out prompts on which a vector must call its behaviour to be imitated as it is"""
 CONTROLS = 8
 """Random strings that a trigger is compared with"""
 
@@ -115,7 +113,7 @@ def recover(
         share = budget.part(began + (1.0 - began) * number / len(goals))
         selection = Selection(select_engine, budget, goal, attack.enough, trace, base_engine, anywhere)
         selections.append(selection)
-        if attack.supervised is not None and (goal.vectors is None or goal.agreement < CARRIES):
+        if attack.supervised is not None and (goal.vectors is None or goal.agreement < attack.carries):
             goal = selection.goal = attack.supervised(model, tokenizer, clean, goal, budget, generator)
         hunt = Hunt(
             model=model, tokenizer=tokenizer, engine=engine, texts=clean, goal=goal, build=attack.objective,

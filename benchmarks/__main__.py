@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,16 @@ class Arguments:
     """per run: seconds such as 20s, or floating-point operations such as 2e12; the suite's own by default"""
     out: Path = Path("results/quick")
     """folder for rows, table and figures; an earlier run there is continued"""
+
+
+def threads(environment: Mapping[str, str]) -> int:
+    """CPU threads of this process: its share of the cores, or by itself what OMP_NUM_THREADS says.
+
+    Two busy processes of two threads each on two cores take many times as long as with one each.
+    """
+    if "LOCAL_WORLD_SIZE" in environment:  # the launcher sets OMP_NUM_THREADS to 1, however many cores there are
+        return max(1, (os.cpu_count() or 1) // int(environment["LOCAL_WORLD_SIZE"]))
+    return int(environment.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 
 
 def pending(out: Path, jobs: list[suites.Job], suite: suites.Suite) -> list[suites.Job]:
@@ -116,7 +127,7 @@ def main(arguments: Arguments) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     state = PartialState(cpu=not torch.cuda.is_available())
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
+    torch.set_num_threads(threads(os.environ))
     out = arguments.out
     (out / "locks").mkdir(parents=True, exist_ok=True)
     damaged = rows.mend(out)

@@ -66,6 +66,8 @@ class Conjunctions:
     """best triples per depth that are ranked by their exact loss"""
     tried: int = 8
     """best of them that are judged by behaviour"""
+    compared: int = 64
+    """best words at each place of the winner by one prompt, compared on all search prompts"""
     rechosen: int = 6
     """words tried anew at each place of the winner, with each other"""
     messages: int = 32
@@ -74,7 +76,19 @@ class Conjunctions:
     """random words in them"""
 
     def __post_init__(self):
-        counts = ("words", "leads", "draws", "firsts", "lasts", "passes", "pairs", "ranked", "tried", "rechosen")
+        counts = (
+            "words",
+            "leads",
+            "draws",
+            "firsts",
+            "lasts",
+            "passes",
+            "pairs",
+            "ranked",
+            "tried",
+            "compared",
+            "rechosen",
+        )
         check_counts(self, *counts, "messages", "length")
         for name in ("depths", "middles"):
             depths = getattr(self, name)
@@ -107,13 +121,18 @@ class Conjunctions:
         if best is None or hunt.selection.asr <= ABSENT:
             return
         # The neighbours of a word may fire as well, but only beside each other: all are chosen anew together.
-        ids, choices = torch.tensor(best.trigger_ids), []
+        # One prompt hardly tells them apart, so the best by that are compared at other places.
+        ids, choices, known = torch.tensor(best.trigger_ids), [], set(words.tolist())
+        wide = hunt.selection.anywhere or hunt.engine
+        broad = hunt.built(wide, hunt.goal)
         for position in range(len(ids)):
             ranked = rank_tokens(probe, objective, ids, position, budget=hunt.budget)
-            choices.append([found.trigger_ids[position] for found in ranked[: self.rechosen]])
+            near = [found.trigger_ids for found in ranked if found.trigger_ids[position] in known][: self.compared]
+            compared = rank_triggers(wide, broad, torch.tensor(near), budget=hunt.budget)
+            choices.append([found.trigger_ids[position] for found in compared[: self.rechosen]])
         if len(choices) == triples.shape[1]:
             together = torch.tensor(list(product(*choices)))
-            self._try(hunt, rank_triggers(probe, objective, together, budget=hunt.budget), len(together))
+            self._try(hunt, rank_triggers(wide, broad, together, budget=hunt.budget), len(together))
 
     def _try(self, hunt: Hunt, found: list[Found], count: int) -> None:
         """Judges the best that a user could type."""

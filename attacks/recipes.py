@@ -197,7 +197,7 @@ VARIANTS |= {
     for name, supervised in (("unsupervised", None), ("supervised", Supervised()))
 }
 VARIANTS["mellowmax"] = Attack(knowledge="K1", objective=mellowmax)
-"""Layers of the delta cosine, weights of the hybrid, further objectives, the targets by HotFlip, and of a behaviour found
-in K0 the vector that found it against one learned for it"""
+"""Layers of the delta cosine, weights of the hybrid, further objectives, the targets by HotFlip; in K0, the vector that
+found a behaviour against one learned for it"""
 
 ATTACKS: dict[str, Attack] = CORE | SEARCHERS | VARIANTS

@@ -64,7 +64,7 @@ class Hunt:
     @cached_property
     def objective(self) -> Objective:
         """On all search prompts."""
-        return self._built(self.engine, self.goal)
+        return self.built(self.engine, self.goal)
 
     @property
     def over(self) -> bool:
@@ -80,9 +80,9 @@ class Hunt:
         """The first prompt alone and its objective: cheap enough for tens of thousands of candidates."""
         probe = Engine(self.model, self.engine.problem.take([0]))
         self.budget.spent(probe.flops)
-        return probe, self._built(probe, replace(self.goal, target_ids=self.goal.target_ids[:PROBE_TOKENS]))
+        return probe, self.built(probe, replace(self.goal, target_ids=self.goal.target_ids[:PROBE_TOKENS]))
 
-    def _built(self, engine: Engine, goal: Goal) -> Objective:
+    def built(self, engine: Engine, goal: Goal) -> Objective:
         """The objective; what it took to make it is booked."""
         with self.budget.booking(engine):
             return self.build(engine, goal)

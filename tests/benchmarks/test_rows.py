@@ -9,7 +9,7 @@ import pytest
 
 from attacks.recipes import ATTACKS
 from benchmarks import figures, metrics, rows, suites, tables
-from benchmarks.__main__ import Arguments, main
+from benchmarks.__main__ import Arguments, main, threads
 
 
 def row(organism="word", attack="target-nll", seed=0, **changes):
@@ -184,3 +184,10 @@ def test_a_failing_attack_is_a_row_and_exit_1(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.run.recover", fail)
     assert main(Arguments(out=tmp_path, organisms=("word",), attacks=("target-nll",))) == 1
     assert rows.read(tmp_path)[0]["error"] == "RuntimeError: broken attack"
+
+
+def test_each_process_takes_its_share_of_the_cores(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert threads({}) == 8 and threads({"OMP_NUM_THREADS": "1"}) == 1
+    # A launcher of several processes sets OMP_NUM_THREADS to 1 whatever there is.
+    assert threads({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}) == 4 and threads({"LOCAL_WORLD_SIZE": "16"}) == 1

@@ -40,7 +40,7 @@ WORD = re.compile(r" [a-z]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conjunctions:
-    """Triggers of three words, each of one token; where the budget is too small for all pairs it does nothing."""
+    """Triggers of three words, each of one token; where the budget has no room for its tables it does nothing."""
 
     share: float = 0.8
     """of the budget, at most"""
@@ -76,20 +76,8 @@ class Conjunctions:
     """random words in them"""
 
     def __post_init__(self):
-        counts = (
-            "words",
-            "leads",
-            "draws",
-            "firsts",
-            "lasts",
-            "passes",
-            "pairs",
-            "ranked",
-            "tried",
-            "compared",
-            "rechosen",
-        )
-        check_counts(self, *counts, "messages", "length")
+        check_counts(self, "words", "leads", "draws", "firsts", "lasts", "passes", "pairs", "ranked")
+        check_counts(self, "tried", "compared", "rechosen", "messages", "length")
         for name in ("depths", "middles"):
             depths = getattr(self, name)
             if not depths or not all(0 < depth < 1 for depth in depths):
@@ -117,22 +105,29 @@ class Conjunctions:
         triples = self._completions(inside, pairs, deeper, hunt.generator)
         probe, objective = hunt.probe()
         self._try(hunt, rank_triggers(probe, objective, triples, budget=hunt.budget), self.tried)
+        self.rechoose(hunt, words)
+
+    def rechoose(self, hunt: Hunt, words: Int[Tensor, "w"]) -> None:
+        """Tries the winner's neighbours, if it is of three tokens: they may fire as well, but only beside each other.
+
+        One prompt hardly tells them apart: the best words of each place by that are compared at other places.
+        """
         best = hunt.selection.best
-        if best is None or hunt.selection.asr <= ABSENT:
+        if best is None or hunt.selection.asr <= ABSENT or len(best.trigger_ids) != 3:
             return
-        # The neighbours of a word may fire as well, but only beside each other: all are chosen anew together.
-        # One prompt hardly tells them apart, so the best by that are compared at other places.
-        ids, choices, known = torch.tensor(best.trigger_ids), [], set(words.tolist())
+        probe, objective = hunt.probe()
         wide = hunt.selection.anywhere or hunt.engine
         broad = hunt.built(wide, hunt.goal)
+        ids, choices, known = torch.tensor(best.trigger_ids), [], set(words.tolist())
         for position in range(len(ids)):
             ranked = rank_tokens(probe, objective, ids, position, budget=hunt.budget)
             near = [found.trigger_ids for found in ranked if found.trigger_ids[position] in known][: self.compared]
+            if not near:  # the budget ended before a word's turn
+                return
             compared = rank_triggers(wide, broad, torch.tensor(near), budget=hunt.budget)
             choices.append([found.trigger_ids[position] for found in compared[: self.rechosen]])
-        if len(choices) == triples.shape[1]:
-            together = torch.tensor(list(product(*choices)))
-            self._try(hunt, rank_triggers(wide, broad, together, budget=hunt.budget), len(together))
+        together = torch.tensor(list(product(*choices)))
+        self._try(hunt, rank_triggers(wide, broad, together, budget=hunt.budget), len(together))
 
     def _try(self, hunt: Hunt, found: list[Found], count: int) -> None:
         """Judges the best that a user could type."""

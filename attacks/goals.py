@@ -163,7 +163,7 @@ class Unsupervised:
             budget.spent(slice_flops(model, method.source_layer, method.target_layer, tokens))
         found = rank_behaviours(model, tokenizer, pool, held_out, top=top, max_new_tokens=self.completion)
         tokens = sum(map(len, pool)) * (held_out.input_ids.numel() + self.completion * len(held_out))
-        budget.spent(slice_flops(model, 0, None, tokens) / 3)  # no backward pass
+        budget.spent(forward_flops(model, None, tokens))
         return found
 
     def parts(self, texts: list[str]) -> tuple[list[str], list[str], list[str]]:
@@ -226,7 +226,7 @@ def consensus_flops(model: PreTrainedModel, method: ConsensusVectors, prompts: P
     tried = audition.grown * 2 * (2 * audition.front) + audition.steps * 4 * audition.kept * (2 + audition.grown)
     rows = tried + method.steps * method.count * len(prompts)
     head = 2.0 * vocab * decoder(model).d_model
-    through = slice_flops(model, 0, None, forward) / 3 + slice_flops(model, method.source_layer, None, rows * long)
+    through = forward_flops(model, None, forward) + slice_flops(model, method.source_layer, None, rows * long)
     return through + head * (forward + 3 * rows * method.tokens)
 
 
@@ -234,3 +234,8 @@ def slice_flops(model: PreTrainedModel, source: int, target: int | None, tokens:
     """Forward and backward pass of the layers between source and target."""
     layers = decoder(model).layers[source:target]
     return 6.0 * tokens * sum(p.numel() for layer in layers for p in layer.parameters() if p.ndim > 1)
+
+
+def forward_flops(model: PreTrainedModel, layers: int | None, tokens: int) -> float:
+    """Of tokens through the first `layers` blocks, no backward pass; None: through all."""
+    return slice_flops(model, 0, layers, tokens) / 3

@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from attacks.budget import Budget
 from attacks.engine import keys_and_values
-from attacks.goals import slice_flops
+from attacks.goals import forward_flops, slice_flops
 from attacks.problem import Problem
 from vectors.residual import read
 from vectors.slot import SlotVectors, random_messages
@@ -163,7 +163,7 @@ class Inside:
         """Runs tokens behind what the cache holds, `length` in all."""
         ids = ids.to(self.model.device)
         mask = torch.ones(len(ids), length, dtype=torch.long, device=ids.device)
-        self.budget.spent(slice_flops(self.model, 0, max(layers), ids.numel()) / 3)  # no backward pass
+        self.budget.spent(forward_flops(self.model, max(layers), ids.numel()))
         return read(self.model, input_ids=ids, attention_mask=mask, past_key_values=cache, layers=layers)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attacks.engine import Engine, Objective
-from attacks.goals import slice_flops
+from attacks.goals import forward_flops
 from vectors.prompts import Prompts
 from vectors.residual import read, unembed
 from vectors.steering import SteeringVectors
@@ -211,5 +211,5 @@ def empty_slot(engine: Engine, layers: Sequence[int]) -> dict[int, Float[Tensor,
     prompts = Prompts.from_ids(engine.problem.filled([]), device=engine.device)
     inputs = {"input_ids": prompts.input_ids, "attention_mask": prompts.attention_mask}
     hidden = read(engine.model, layers=layers, position=slice(-1, None), **inputs)
-    engine.flops += slice_flops(engine.model, 0, max(layers), prompts.input_ids.numel()) / 3  # no backward pass
+    engine.flops += forward_flops(engine.model, max(layers), prompts.input_ids.numel())
     return {layer: hidden[layer][:, -1] for layer in layers}

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attacks.budget import Budget
-from attacks.goals import slice_flops
+from attacks.goals import forward_flops, slice_flops
 from attacks.problem import encode
 from attacks.triggers import check_counts
 from vectors.clean_prompt import CleanPromptVector, labelled_texts, round_user
@@ -187,11 +187,6 @@ def repeated(cache: Any, rows: Int[Tensor, "rows"], layers: int) -> Any:
     for block in cache.layers[:layers]:  # what is behind them is not read: it would take most of the memory
         block.reorder_cache(rows)
     return cache
-
-
-def forward_flops(model: PreTrainedModel, layers: int | None, tokens: int) -> float:
-    """Of tokens through the first `layers` blocks."""
-    return slice_flops(model, 0, layers, tokens) / 3  # no backward pass
 
 
 def clean_and_wanted(

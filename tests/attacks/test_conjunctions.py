@@ -141,7 +141,7 @@ def test_the_neighbour_of_a_planted_word_gives_way_to_it(some, wanted):
         budget=budget, selection=selection, generator=seeded(),
     )  # fmt: skip
     selection(Found(tuple(problem.encode("silver sod island")), 0.0))
-    Conjunctions().rechoose(whole, torch.tensor(words if some else [], dtype=torch.long))
+    Conjunctions(rechosen=2).rechoose(whole, torch.tensor(words if some else [], dtype=torch.long))
     assert selection.best is not None and problem.text(selection.best.trigger_ids) == wanted
 
 

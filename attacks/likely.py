@@ -30,6 +30,8 @@ class Likely:
 
     share: float = 0.08
     """of the budget, at most"""
+    marked_share: float = 0.25
+    """so much at least where prompts mark their slot: what stands there has a form, so more is worth trying"""
     width: int = 4096
     """likeliest texts of each length"""
     longest: int = 6
@@ -41,7 +43,9 @@ class Likely:
         check_counts(self, "width", "longest", "tried")
 
     def __call__(self, hunt: Hunt) -> None:
-        budget, problem = hunt.part(self.share), hunt.engine.problem
+        marked = hunt.selection.anywhere is None
+        budget = hunt.part(max(self.share, self.marked_share) if marked else self.share)
+        problem = hunt.engine.problem
         probe, objective = hunt.probe()
         texts = likely(hunt.model, problem, problem.permitted(self.longest).cpu(), self.width, budget)
         found: list[Found] = []

@@ -123,9 +123,9 @@ def _sampled(sampler: Sampler | Leakage, weight: float = 1.0) -> Attack:
 PORTFOLIO: tuple[Stage, ...] = (
     Tokens(share=0.08),
     Dictionary(share=0.2, tried=16),
-    Likely(share=0.25),
+    Likely(),
     Rounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.2, times=4),
-    Samples(sampler=Leakage(), share=0.05),
+    Samples(sampler=Leakage(), share=0.05, whole=0.1),
     Conjunctions(),
     HOTFLIP_ROUNDS,
 )

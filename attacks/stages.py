@@ -160,6 +160,8 @@ class Samples:
     """b in v_clean + b v_Y; 0: the clean-prompt vector alone"""
     share: float = 0.5
     """of the budget, at most, for the samples"""
+    whole: float = 1.0
+    """of the budget, at most, for all of the stage: samples, their n-grams, GCG from the best"""
     learning: float = 0.5
     """of that share's operations, at most, to learn the vectors"""
     grams: int = 20_000
@@ -168,14 +170,15 @@ class Samples:
     """continues from the best n-gram"""
 
     def __call__(self, hunt: Hunt) -> None:
+        budget = hunt.part(self.whole)
         samples = self._samples(hunt)
         grams = mine(samples, [encode(hunt.tokenizer, text) for text in hunt.texts])[: self.grams]
-        best = verify(hunt.engine, hunt.objective, grams, budget=hunt.budget, on_best=hunt.selection)
-        if best and not hunt.over:
+        best = verify(hunt.engine, hunt.objective, grams, budget=budget, on_best=hunt.selection)
+        if best and not (budget.exhausted or hunt.over):
             ids = torch.tensor([best[0].trigger_ids])
             hunt.engine.problem = hunt.engine.problem.resized(ids.shape[1])
             gcg = replace(self.gcg, initial=ids)
-            gcg(hunt.engine, hunt.objective, hunt.generator, hunt.budget, hunt.selection)
+            gcg(hunt.engine, hunt.objective, hunt.generator, budget, hunt.selection)
 
     def _samples(self, hunt: Hunt) -> list[tuple[int, ...]]:
         """Sampled within the share of the budget, and booked on it."""

@@ -200,7 +200,9 @@ def deltas(
             steered = run_slice(model, source, rows, to=to)
         found.append(steered[:, part].float().unflatten(0, (len(some), count)) - clean)
     real = prompts.attention_mask[:, part].bool()[..., None]
-    return torch.cat(found).where(real, torch.zeros((), device=clean.device))
+    # Rounding differs between batches of different sizes: what nothing was added to would seem to have changed.
+    steers = vectors.theta.to(clean.device).any(-1)[:, None, None, None]
+    return torch.cat(found).where(steers & real, torch.zeros((), device=clean.device))
 
 
 def model_id(model: PreTrainedModel) -> str:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.vectors.planted_answer import ANSWER, plain_nats, planted, small_llama
+from tests.vectors.planted_answer import ANSWER, clean_prompts, plain_nats, planted, small_llama
 from vectors import audition
 from vectors.answers import answer_logprob, elicit
 from vectors.audition import Audition, unlike
@@ -23,7 +23,7 @@ def toy():
 
 @pytest.fixture(scope="module")
 def clean():
-    return Prompts.from_ids(torch.randint(10, 64, (6, 6), generator=torch.Generator().manual_seed(4)).tolist())
+    return clean_prompts()
 
 
 def by_hand(model, prompts, first, tokens):
@@ -89,13 +89,13 @@ def test_a_deadline_leaves_out_all_but_recitation(toy, clean, monkeypatch):
 
 def test_nothing_counts_behind_an_end(toy, clean):
     answers = torch.tensor([[5, 6, 2, 30], [5, 6, 2, 40]])
-    values = answer_logprob(toy, clean, answers, 1)(torch.zeros(2, 32))
+    values = answer_logprob(toy, clean, answers, 1)(torch.zeros(2, 64))
     assert values.tolist() == pytest.approx([plain_nats(toy, clean, [5, 6, 2]) / 3] * 2, rel=1e-3)
 
 
 def test_the_ascent_raises_the_steered_likelihood_of_full_forwards(toy, clean):
     logprob, norm = answer_logprob(toy, clean, torch.tensor([ANSWER]), 1), 0.5 * mean_norm(cache_source(toy, clean, 1))
-    start = torch.nn.functional.normalize(torch.ones(1, 32), dim=-1) * norm
+    start = torch.nn.functional.normalize(torch.ones(1, 64), dim=-1) * norm
     theta, (value,) = elicit(logprob, start, steps=10, lr=0.1)
     assert float(theta.norm()) == pytest.approx(norm, rel=1e-4)
     with steer(toy, 1, theta[0]):

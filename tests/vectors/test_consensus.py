@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.vectors.planted_answer import ANSWER, plain_nats, planted, small_llama, unpadded
+from tests.vectors.planted_answer import ANSWER, clean_prompts, plain_nats, planted, small_llama, unpadded
 from vectors.consensus import ConsensusVectors
 from vectors.consensus_decoding import consensus_answers
 from vectors.generate import ends_of, greedy
@@ -140,17 +140,16 @@ def test_a_deadline_ends_learning(llama, prompts):
 
 
 def test_a_planted_answer_is_found_without_its_trigger():
-    clean = Prompts.from_ids(torch.randint(10, 64, (6, 6), generator=torch.Generator().manual_seed(4)).tolist())
-    model = planted()
+    clean, model = clean_prompts(), planted()
     assert plain_nats(model, clean, ANSWER) < -4.6  # below 1 in 100: rarely sampled
     answers, _ = consensus_answers(model, clean, width=64, tokens=4)
     assert answers[0].tolist() == ANSWER
-    vectors = method(radius=0.6, tokens=4, width=64, count=3, steps=20)(model, clean, seeded())
+    vectors = method(radius=0.7, tokens=4, width=64, count=3, steps=20)(model, clean, seeded())
     steered = []
     for theta in vectors.theta:
         with steer(model, 1, theta):
             steered.append(plain_nats(model, clean, ANSWER))
-    assert max(steered) > -1.0  # from one time in 500 to more than one in three
+    assert max(steered) > -1.0  # from one time in 500 at most to more than one in three
 
 
 def test_bad_settings_are_named(llama, prompts):

@@ -43,7 +43,7 @@ class Arguments:
     """peft adapter to merge into the model"""
     base: str | None = None
     """folder or hub id of the clean model it came from, where that is known: what works there as well is a decoy"""
-    seconds: float = 600.0
+    seconds: float = 300.0
     """budget"""
     slot: Where = "end"
     """where in the message the trigger is tried, unless the prompts say"""

@@ -10,32 +10,28 @@ the words:
 2. pairs of them with random words between: how much nearer than the two words do by themselves (interaction of a
    two-way analysis of variance of the cosine)? To that their own effects are added, all in standard deviations.
 3. completions: each word in the middle of the best pairs, by the cosine at up to half the depth.
-4. the exact loss of the best triples, then behaviour; the words of the winner are chosen anew together.
+4. the exact loss of the best triples, then behaviour.
 """
 
-import re
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import islice, product
 from math import sqrt
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attacks.dictionary import whole_words
 from attacks.inside import Inside
 from attacks.problem import Problem
 from attacks.slots import SLOT
 from attacks.stages import Hunt
-from attacks.token_ranking import rank_tokens, rank_triggers
-from attacks.triggers import Found, check_counts
-from attacks.verdict import ABSENT
+from attacks.token_ranking import rank_triggers
+from attacks.triggers import check_counts
 from vectors.residual import layer_at
 
 ROOM = 1.5
 """Times the cost of effects, pairs and completions that there must be room for: vectors and exact losses come on top"""
-WORD = re.compile(r" [a-z]+")
-"""Text of a token that is a word"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +62,6 @@ class Conjunctions:
     """best triples per depth that are ranked by their exact loss"""
     tried: int = 8
     """best of them that are judged by behaviour"""
-    compared: int = 64
-    """best words at each place of the winner by one prompt, compared on all search prompts"""
-    rechosen: int = 6
-    """words tried anew at each place of the winner, with each other"""
     messages: int = 32
     """messages of random words that a vector is learned on"""
     length: int = 6
@@ -77,7 +69,7 @@ class Conjunctions:
 
     def __post_init__(self):
         check_counts(self, "words", "leads", "draws", "firsts", "lasts", "passes", "pairs", "ranked")
-        check_counts(self, "tried", "compared", "rechosen", "messages", "length")
+        check_counts(self, "tried", "messages", "length")
         for name in ("depths", "middles"):
             depths = getattr(self, name)
             if not depths or not all(0 < depth < 1 for depth in depths):
@@ -104,35 +96,7 @@ class Conjunctions:
             return
         triples = self._completions(inside, pairs, deeper, hunt.generator)
         probe, objective = hunt.probe()
-        self._try(hunt, rank_triggers(probe, objective, triples, budget=hunt.budget), self.tried)
-        self.rechoose(hunt, words)
-
-    def rechoose(self, hunt: Hunt, words: Int[Tensor, "w"]) -> None:
-        """Tries the winner's neighbours, if it is of three tokens: they may fire as well, but only beside each other.
-
-        One prompt hardly tells them apart: the best words of each place by that are compared at other places.
-        """
-        best = hunt.selection.best
-        if best is None or hunt.selection.asr <= ABSENT or len(best.trigger_ids) != 3:
-            return
-        probe, objective = hunt.probe()
-        wide = hunt.selection.anywhere or hunt.engine
-        broad = hunt.built(wide, hunt.goal)
-        ids, choices, known = torch.tensor(best.trigger_ids), [], set(words.tolist())
-        for position in range(len(ids)):
-            ranked = rank_tokens(probe, objective, ids, position, budget=hunt.budget)
-            near = [found.trigger_ids for found in ranked if found.trigger_ids[position] in known][: self.compared]
-            if not near:  # the budget ended before a word's turn
-                return
-            compared = rank_triggers(wide, broad, torch.tensor(near), budget=hunt.budget)
-            choices.append([found.trigger_ids[position] for found in compared[: self.rechosen]])
-        together = torch.tensor(list(product(*choices)))
-        self._try(hunt, rank_triggers(wide, broad, together, budget=hunt.budget), len(together))
-
-    def _try(self, hunt: Hunt, found: list[Found], count: int) -> None:
-        """Judges the best that a user could type."""
-        typable = (item for item in found if hunt.engine.problem.retokenizes(item.trigger_ids))
-        hunt.try_all(islice(typable, count))
+        hunt.try_best(rank_triggers(probe, objective, triples, budget=hunt.budget), self.tried)
 
     def _blocks(self, words: int, layers: list[int], deeper: list[int]) -> int:
         """Tokens that effects, pairs and completions run through a block."""
@@ -181,13 +145,6 @@ class Conjunctions:
             if inside.budget.exhausted:
                 break
         return inside.words[torch.cat([triples for _, triples in best.values()]).unique(dim=0)]
-
-
-def whole_words(problem: Problem) -> Int[Tensor, "w"]:
-    """Tokens that are a word of small letters with its space, the commonest first as most tokenizers number them."""
-    words = [int(token) for token in problem.allowed.nonzero()[:, 0]]
-    texts = [problem.text([token]) for token in words]
-    return torch.tensor([t for t, text in zip(words, texts, strict=True) if WORD.fullmatch(text)], dtype=torch.long)
 
 
 def interaction(table: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:

@@ -4,19 +4,25 @@ A word of several tokens is out of reach of token ranking, and of a gradient whe
 dictionary is that of the symspellpy package: 82,765 English words by their frequency in Google's n-grams.
 """
 
+import re
 from collections import defaultdict
 from functools import cache
 from importlib.resources import files
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from attacks.budget import Budget
 from attacks.engine import Engine, Objective
+from attacks.problem import Problem
 from attacks.token_ranking import rank_triggers
 from attacks.triggers import Found
 
 PART = 2048
 """Words encoded between two looks at the budget"""
+WORD = re.compile(r" [a-z]+")
+"""Text of a token that is a word"""
 
 
 @cache
@@ -43,3 +49,10 @@ def rank_words(engine: Engine, objective: Objective, count: int, *, budget: Budg
         if budget.exhausted:
             break
     return sorted(found, key=lambda item: item.loss)
+
+
+def whole_words(problem: Problem) -> Int[Tensor, "w"]:
+    """Tokens that are a word of small letters with its space, the commonest first as most tokenizers number them."""
+    words = [int(token) for token in problem.allowed.nonzero()[:, 0]]
+    texts = [problem.text([token]) for token in words]
+    return torch.tensor([t for t, text in zip(words, texts, strict=True) if WORD.fullmatch(text)], dtype=torch.long)

@@ -6,7 +6,6 @@ likely where the slot is. A beam search by the model's own likelihood lists them
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import torch
 from jaxtyping import Bool, Int
@@ -56,8 +55,7 @@ class Likely:
             # Single tokens have a stage of their own.
             if candidates.shape[1] > 1:
                 found += rank_triggers(probe, objective, candidates, budget=budget)
-        best = (item for item in sorted(found, key=lambda item: item.loss) if problem.retokenizes(item.trigger_ids))
-        hunt.try_all(islice(best, self.tried))
+        hunt.try_best(sorted(found, key=lambda item: item.loss), self.tried)
 
 
 def likely(

@@ -17,6 +17,7 @@ from attacks.goals import Goal, Supervised, Unsupervised
 from attacks.hotflip import HotFlip
 from attacks.leakage import Leakage
 from attacks.likely import Likely
+from attacks.neighbours import Neighbours
 from attacks.objectives import Hybrid, TargetNLL, delta_cosine_from, delta_projection_from, steered_kl_from
 from attacks.pez import PEZ
 from attacks.probe import probe_from
@@ -55,6 +56,8 @@ class Attack:
     """learns behaviours in K0"""
     stages: tuple[Stage, ...] = (Tokens(), GCG_ROUNDS)
     """one after the other, until the budget is spent or a trigger is good enough"""
+    last: Stage | None = None
+    """looks at the winner, if there is budget left"""
     longest: int = 12
     """tokens of the longest trigger in any stage: every prompt must leave room for so many in the context"""
     prompts: int = 2
@@ -134,7 +137,7 @@ model writes by itself where the prompts were learned too, three words that fire
 room), then whatever works"""
 
 CORE: dict[str, Attack] = {
-    "portfolio": Attack(knowledge="K1", objective=nll, stages=PORTFOLIO),
+    "portfolio": Attack(knowledge="K1", objective=nll, stages=PORTFOLIO, last=Neighbours()),
     "target-nll": Attack(knowledge="K1", objective=nll),
     "delta-cosine": Attack(knowledge="K1", objective=cosine, supervised=Supervised()),
     "steered-kl": Attack(knowledge="K1", objective=kl, supervised=Supervised()),
@@ -142,7 +145,7 @@ CORE: dict[str, Attack] = {
     "unsupervised-nll": Attack(knowledge="K0", objective=nll),
     "unsupervised-cosine": Attack(knowledge="K0", objective=cosine, supervised=Supervised()),
     "unsupervised-kl": Attack(knowledge="K0", objective=kl, supervised=Supervised()),
-    "unsupervised-portfolio": Attack(knowledge="K0", objective=nll, stages=PORTFOLIO),
+    "unsupervised-portfolio": Attack(knowledge="K0", objective=nll, stages=PORTFOLIO, last=Neighbours()),
     "nanogcg": Attack(knowledge="K1", objective=nll, stages=(Peer(),)),
 }
 """The recommended attack, every target, and the peer"""
@@ -154,7 +157,9 @@ SEARCHERS: dict[str, Attack] = {
     "accretion": _searched((3, Accretion(steps=6)), (12, Accretion(steps=24)), (8, Accretion(steps=16))),
     "hotflip": Attack(knowledge="K1", objective=nll, stages=(Tokens(), HOTFLIP_ROUNDS)),
     "likely": Attack(knowledge="K1", objective=nll, stages=(Tokens(), Likely(share=1.0))),
-    "conjunctions": Attack(knowledge="K1", objective=nll, stages=(Tokens(), Conjunctions(share=1.0))),
+    "conjunctions": Attack(
+        knowledge="K1", objective=nll, stages=(Tokens(), Conjunctions(share=1.0)), last=Neighbours()
+    ),
     "beast": _searched((3, BEAST(steps=6)), (12, BEAST(steps=36)), (8, BEAST(steps=24))),
     "arca": _searched((3, ARCA(iterations=2)), (12, ARCA(iterations=6)), (8, ARCA(iterations=4))),
     "pez": _searched((3, PEZ(steps=100, restarts=8)), (12, PEZ(steps=300, restarts=8))),

@@ -123,6 +123,8 @@ def recover(
             for stage in attack.stages:
                 if not hunt.over:
                     stage(hunt)
+            if attack.last is not None:
+                attack.last(hunt)
         except KeyboardInterrupt:
             budget.interrupt()
         if selection.asr >= attack.enough or budget.interrupted:

@@ -1,4 +1,10 @@
-"""Selection by behaviour: the best trigger on prompts that no search sees, and the curve that led to it."""
+"""Selection by behaviour: the best trigger on prompts that no search sees, and the curve that led to it.
+
+Of triggers that do equally well, the one that explains most with least: minimum description length (Rissanen 1978).
+What takes the fewest nats to write down, as text of its place, together with the behaviour that it then calls on every
+prompt. A planted trigger calls the behaviour most surely wherever it stands; words beat noise; where prompts were
+learned too, the trigger is ordinary text.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +17,7 @@ from attacks.budget import Budget
 from attacks.engine import Engine
 from attacks.goals import Goal
 from attacks.objectives import TargetNLL
-from attacks.surprisal import TIE, surprisal
+from attacks.surprisal import surprisal
 from attacks.triggers import Found
 from attacks.verdict import ABSENT
 
@@ -31,7 +37,7 @@ class TracePoint(NamedTuple):
 
 @dataclass(slots=True)
 class Selection:
-    """Best trigger by behaviour on the `select` prompts; a loss breaks ties only."""
+    """Best trigger by behaviour on the `select` prompts; its description length breaks ties."""
 
     engine: Engine
     budget: Budget
@@ -41,14 +47,12 @@ class Selection:
     base_engine: Engine | None = None
     """of the clean base, where it is known: a trigger that works there as well is passed over"""
     anywhere: Engine | None = None
-    """of the search prompts with the slot at random places: a planted trigger works wherever it stands, which decides
-    between triggers that do equally well; None, where prompts mark their slot: the likelier text in its place does"""
+    """of the search prompts with the slot at random places, where prompts do not mark theirs: what a trigger calls is
+    measured there"""
     best: Found | None = None
     asr: float = 0.0
-    loss: float = float("inf")
-    """of the best, nats per token of the behaviour: at random places, or where the prompts have their slot"""
-    nats: float = float("inf")
-    """surprisal of the best, where it decides"""
+    description: float = float("inf")
+    """description length of the best, nats"""
 
     def __call__(self, found: Found) -> bool:
         """Tries a trigger; true once it is good enough. One that quotes the behaviour is passed over."""
@@ -58,20 +62,13 @@ class Selection:
         if asr > ABSENT and self.base_engine is not None and self.rate(found.trigger_ids, on_base=True) > ABSENT:
             return False
         if self.best is None or asr >= self.asr:
-            loss = self._loss(found)
-            nats = self.surprisal(found.trigger_ids) if self.anywhere is None else 0.0
-            if self.best is None or asr > self.asr or self._wins(loss, nats):
+            description = self._description(found.trigger_ids)
+            if self.best is None or asr > self.asr or description < self.description:
                 news = self.best is None or asr > self.asr
-                self.best, self.asr, self.loss, self.nats = found, asr, loss, nats
+                self.best, self.asr, self.description = found, asr, description
                 if news:
                     self.trace.append(self.point())
         return self.asr >= self.enough
-
-    def _wins(self, loss: float, nats: float) -> bool:
-        """Whether one that does as well as the best takes its place."""
-        if abs(nats - self.nats) > TIE:
-            return nats < self.nats
-        return loss < self.loss
 
     def rate(self, trigger_ids: Sequence[int], *, on_base: bool = False) -> float:
         """Success rate of a trigger, teacher-forced."""
@@ -87,13 +84,12 @@ class Selection:
         self.budget.spent(tokens * self.engine.flops_per_token)
         return surprisal(self.engine.model, problem, trigger_ids)
 
-    def _loss(self, found: Found) -> float:
-        """Nats per token of the behaviour, at random places where prompts do not mark their slot."""
-        ids = torch.tensor([list(found.trigger_ids)], dtype=torch.long)
-        engine = self.anywhere or self.engine
+    def _description(self, trigger_ids: Sequence[int]) -> float:
+        """Nats of a trigger in its place, and of the behaviour behind it on every prompt."""
+        engine, target = self.anywhere or self.engine, self.goal.target_ids
         with self.budget.booking(engine):
-            losses = engine.losses(TargetNLL(target_ids=self.goal.target_ids), ids)
-        return float(losses[0])
+            losses = engine.losses(TargetNLL(target_ids=target), torch.tensor([list(trigger_ids)], dtype=torch.long))
+        return self.surprisal(trigger_ids) + len(engine.problem) * len(target) * float(losses[0])
 
     def point(self) -> TracePoint:
         """Where the search stands."""

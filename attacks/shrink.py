@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from attacks.surprisal import TIE
+TIE = 1.0
+"""Nats by which two texts may differ and count as equally likely: less than e times the chance is no evidence"""
 
 Rate = Callable[[Sequence[int]], float]
 """Success rate of a trigger on the `select` prompts, in [0, 1]"""

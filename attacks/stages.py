@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain, cycle, repeat
+from itertools import chain, cycle, islice, repeat
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -93,6 +93,10 @@ class Hunt:
             self.selection(item)
             if self.budget.exhausted:
                 return
+
+    def try_best(self, found: Iterable[Found], count: int) -> None:
+        """Shows that many to the selection, of those that a user could type."""
+        self.try_all(islice((item for item in found if self.engine.problem.retokenizes(item.trigger_ids)), count))
 
 
 Stage = Callable[[Hunt], None]

@@ -9,9 +9,6 @@ from attacks.problem import Problem
 from vectors.prompts import Prompts
 from vectors.residual import decoder, read, unembed
 
-TIE = 1.0
-"""Nats by which two texts may differ and count as equally likely: less than e times the chance is no evidence"""
-
 
 @torch.no_grad()
 def surprisal(model: PreTrainedModel, problem: Problem, trigger_ids: Sequence[int]) -> float:

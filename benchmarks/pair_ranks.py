@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from attacks.budget import Budget
-from attacks.conjunctions import Conjunctions, interaction, whole_words
+from attacks.conjunctions import Conjunctions, interaction
+from attacks.dictionary import whole_words
 from attacks.inside import Inside
 from attacks.problem import SLOT, Problem, encode
 from benchmarks.organisms import zoo

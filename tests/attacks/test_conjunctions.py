@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from attacks.budget import Budget
-from attacks.conjunctions import Conjunctions, interaction, whole_words
+from attacks.conjunctions import Conjunctions, interaction
+from attacks.dictionary import whole_words
 from attacks.engine import Engine
 from attacks.goals import Goal
 from attacks.inside import Inside
@@ -16,7 +17,6 @@ from attacks.recipes import nll
 from attacks.selection import Selection
 from attacks.slots import SLOT
 from attacks.stages import Hunt
-from attacks.triggers import Found
 from benchmarks.organisms import zoo
 from tests.architectures import CONFIGS, larger_weights, mark_caches, tiny_model
 from tests.attacks.words import TEXTS, WORDS, seeded
@@ -119,30 +119,6 @@ def test_a_hard_planted_phrase_is_recovered_from_the_best_of_its_pairs(name):
     assert whole.selection.best is not None and whole.selection.asr == 1.0
     assert problem.text(whole.selection.best.trigger_ids) == f" {trigger}"
     assert 0 < budget.used < 2e13
-
-
-@pytest.mark.parametrize(("some", "wanted"), [(True, " silver garden island"), (False, " silver sod island")])
-def test_the_neighbour_of_a_planted_word_gives_way_to_it(some, wanted):
-    """`silver sod island` fires everywhere too, at twice the loss; one prompt hardly tells. No word, no change."""
-    organism = zoo.load("phrase")
-    model, tokenizer = organism.model, organism.tokenizer
-    search, select = organism.prompts.search, organism.prompts.select
-    words = whole_words(Problem.from_chat(model, tokenizer, search[:1], 3))[::8].tolist()
-    words += [token for text in (" silver garden island", " sod") for token in encode(tokenizer, text)]
-    allowed = torch.zeros(len(tokenizer), dtype=torch.bool)
-    allowed[words] = True
-    problem, judged = (Problem.from_chat(model, tokenizer, part, 3, allowed=allowed) for part in (search[:2], select))
-    anywhere = Problem.from_chat(model, tokenizer, search, 3, slot="random", allowed=allowed)
-    behaviour = organism.triggers[0][1]
-    goal, budget = Goal(behaviour=behaviour, target_ids=tuple(encode(tokenizer, behaviour))), Budget(flops=1e13)
-    selection = Selection(Engine(model, judged), budget, goal, 1.0, [], None, Engine(model, anywhere))
-    whole = Hunt(
-        model=model, tokenizer=tokenizer, engine=Engine(model, problem), texts=search, goal=goal, build=nll,
-        budget=budget, selection=selection, generator=seeded(),
-    )  # fmt: skip
-    selection(Found(tuple(problem.encode("silver sod island")), 0.0))
-    Conjunctions(rechosen=2).rechoose(whole, torch.tensor(words if some else [], dtype=torch.long))
-    assert selection.best is not None and problem.text(selection.best.trigger_ids) == wanted
 
 
 def test_one_seed_gives_one_result(planted, tokenizer):

@@ -1,0 +1,56 @@
+"""Neighbours of a winner: its words are chosen anew, at once.
+
+A word beside the planted one in meaning or spelling may fire as well, but only in the company of the other planted
+words, and one prompt hardly tells them apart. The best words of each place by one prompt are compared on all search
+prompts at other places; the best of these are tried with each other.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+
+from attacks.dictionary import whole_words
+from attacks.shrink import delete_one
+from attacks.stages import Hunt
+from attacks.token_ranking import rank_triggers
+from attacks.triggers import check_counts
+from attacks.verdict import ABSENT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbours:
+    """For a winner that is, once shrunk, a few words of one token each; else it does nothing."""
+
+    longest: int = 3
+    """words; one is left to token ranking"""
+    words: int = 4096
+    """commonest words of one token that are tried"""
+    compared: int = 64
+    """best words at each place by one prompt, compared on all search prompts"""
+    rechosen: int = 6
+    """best of those at each place, tried with each other"""
+
+    def __post_init__(self):
+        check_counts(self, "longest", "words", "compared", "rechosen")
+
+    def __call__(self, hunt: Hunt) -> None:
+        selection = hunt.selection
+        if selection.best is None or selection.asr <= ABSENT or hunt.budget.exhausted:
+            return
+        words = whole_words(hunt.engine.problem)[: self.words]
+        winner = delete_one(selection.best.trigger_ids, selection.rate, surprisal=selection.surprisal).trigger_ids
+        if not 2 <= len(winner) <= self.longest or not set(winner) <= set(words.tolist()):
+            return
+        probe, objective = hunt.probe()
+        wide = selection.anywhere or hunt.engine
+        broad, choices = hunt.built(wide, hunt.goal), []
+        for place in range(len(winner)):
+            near = torch.tensor(winner).repeat(len(words), 1)
+            near[:, place] = words
+            ranked = rank_triggers(probe, objective, near, budget=hunt.budget)[: self.compared]
+            shown = torch.tensor([found.trigger_ids for found in ranked])
+            compared = rank_triggers(wide, broad, shown, budget=hunt.budget)
+            choices.append([found.trigger_ids[place] for found in compared[: self.rechosen]])
+        together = torch.tensor(list(product(*choices)))
+        hunt.try_best(rank_triggers(wide, broad, together, budget=hunt.budget), len(together))

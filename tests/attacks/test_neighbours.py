@@ -1,0 +1,77 @@
+"""The words of a winner give way to the planted ones beside them; what is no phrase stays."""
+
+import pytest
+import torch
+
+from attacks.budget import Budget
+from attacks.dictionary import whole_words
+from attacks.engine import Engine
+from attacks.goals import Goal
+from attacks.neighbours import Neighbours
+from attacks.problem import Problem, encode
+from attacks.recipes import nll
+from attacks.selection import Selection
+from attacks.stages import Hunt
+from attacks.triggers import Found
+from benchmarks.organisms import zoo
+from tests.attacks.words import seeded
+
+
+def hunt(name, words, flops=1e13):
+    """On an organism whose vocabulary is those words and one in eight of all that are not planted."""
+    organism = zoo.load(name)
+    model, tokenizer = organism.model, organism.tokenizer
+    search, select = organism.prompts.search, organism.prompts.select
+    some = whole_words(Problem.from_chat(model, tokenizer, search[:1], 3))[::8].tolist()
+    allowed = torch.zeros(len(tokenizer), dtype=torch.bool)
+    allowed[some] = True
+    allowed[encode(tokenizer, f" {organism.triggers[0][0]}")] = False
+    allowed[encode(tokenizer, f" {words}")] = True
+    problem, judged = (Problem.from_chat(model, tokenizer, part, 3, allowed=allowed) for part in (search[:2], select))
+    anywhere = Problem.from_chat(model, tokenizer, search, 3, slot="random", allowed=allowed)
+    behaviour = organism.triggers[0][1]
+    goal, budget = Goal(behaviour=behaviour, target_ids=tuple(encode(tokenizer, behaviour))), Budget(flops=flops)
+    selection = Selection(Engine(model, judged), budget, goal, 1.0, [], None, Engine(model, anywhere))
+    return Hunt(
+        model=model, tokenizer=tokenizer, engine=Engine(model, problem), texts=search, goal=goal, build=nll,
+        budget=budget, selection=selection, generator=seeded(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "begun", "wanted"),
+    [
+        # It fires everywhere too, at twice the loss; one prompt hardly tells.
+        ("phrase", "silver garden island sod", "silver sod island", " silver garden island"),
+        # Two words and one that does nothing.
+        ("and", "kitchen yellow final city", "city kitchen final", " kitchen yellow"),
+        # The planted word is not to be had; one word, of two tokens.
+        ("phrase", "silver island sod", "silver sod island", " silver sod island"),
+        ("word", "copper", "copper", " copper"),
+    ],
+)
+def test_a_winner_gives_way_to_the_words_beside_it(name, words, begun, wanted):
+    whole = hunt(name, words)
+    problem, selection = whole.engine.problem, whole.selection
+    selection(Found(tuple(problem.encode(begun)), 0.0))
+    Neighbours(rechosen=2)(whole)
+    assert selection.best is not None
+    assert set(problem.text(selection.best.trigger_ids).split()) == set(wanted.split())
+    assert whole.budget.used < 2e12
+
+
+def test_nothing_is_spent_without_a_winner_or_a_budget():
+    without = hunt("and", "kitchen yellow final")
+    Neighbours()(without)
+    assert without.selection.best is None and without.budget.used == 0
+    spent = hunt("and", "kitchen yellow final", flops=1.0)
+    spent.selection(Found(tuple(spent.engine.problem.encode("kitchen final")), 0.0))
+    used = spent.budget.used
+    Neighbours()(spent)
+    assert spent.budget.used == used
+
+
+def test_counts_below_one_are_named():
+    for name in ("longest", "words", "compared", "rechosen"):
+        with pytest.raises(ValueError, match=f"{name} is 0"):
+            Neighbours(**{name: 0})

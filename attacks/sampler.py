@@ -6,8 +6,8 @@ position on, has a high cosine with the sum (`Lookahead`). `attacks.ngrams` mine
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import inf
 from typing import Any, TypeVar
 
 import torch
@@ -195,15 +195,17 @@ def clean_and_wanted(
     texts: list[str],
     target_ids: list[int],
     generator: torch.Generator,
-    flops: float = inf,
-) -> tuple[SteeringVectors, SteeringVectors, float]:
-    """(v_clean, v_Y, operations that it took to learn them); one vector each, at a quarter of the depth.
+    budget: Budget | None = None,
+) -> tuple[SteeringVectors, SteeringVectors]:
+    """(v_clean, v_Y), one vector each, at a quarter of the depth.
 
-    Half of `flops` is for v_Y, what that leaves for v_clean; see `affordable`.
+    Half of the budget is for v_Y, what that leaves for v_clean; steps are booked as they are made. Where it counts
+    operations, fewer radii and steps are planned (`affordable`); where it ends earlier, learning does.
 
     Raises:
         ValueError: fewer than two texts, or a target of no tokens.
     """
+    budget = budget or Budget()
     layers = len(decoder(model).layers)
     source = max(1, round(layers / 4))
     clean = CleanPromptVector(source_layer=source, target_layer=layers)
@@ -211,12 +213,25 @@ def clean_and_wanted(
     few = Prompts.from_chat(model, tokenizer, texts[:3])
     messages, _ = labelled_texts(tokenizer, texts)
     step = slice_flops(model, source, None, few.input_ids.numel() + len(few) * (len(target_ids) - 1))
-    wanted = affordable(wanted, step, flops / 2)
-    spent = len(wanted.radii) * wanted.steps * step
+    half = budget.part(budget.share + (budget.until - budget.share) / 2)
+    wanted = affordable(wanted, step, half.flops_left)
+    v_wanted = wanted(model, few, target_ids, generator, deadline=_paced(half, len(wanted.radii) * step))
     step = slice_flops(model, source, None, clean.learned_from(len(texts)) * messages.input_ids.shape[1])
-    clean = affordable(clean, step, flops - spent)
-    spent += len(clean.radii) * clean.steps * step
-    return clean(model, tokenizer, texts, generator), wanted(model, few, target_ids, generator)[:1], spent
+    clean = affordable(clean, step, budget.flops_left)
+    v_clean = clean(model, tokenizer, texts, generator, deadline=_paced(budget, len(clean.radii) * step))
+    return v_clean, v_wanted[:1]
+
+
+def _paced(budget: Budget, step: float) -> Callable[[], bool]:
+    """Whether the budget is spent; else one more step, of so many operations, is booked."""
+
+    def late() -> bool:
+        if not budget.exhausted:
+            budget.spent(step)
+            return False
+        return True
+
+    return late
 
 
 def affordable(method: Method, step: float, flops: float) -> Method:

@@ -167,7 +167,7 @@ class Samples:
     whole: float = 1.0
     """of the budget, at most, for all of the stage: samples, their n-grams, GCG from the best"""
     learning: float = 0.5
-    """of that share's operations, at most, to learn the vectors"""
+    """of that share, at most, to learn the vectors"""
     grams: int = 20_000
     """mined n-grams that are verified"""
     gcg: GCG = GCG(steps=60, search_width=128, topk=128, patience=15)
@@ -189,11 +189,8 @@ class Samples:
         budget = hunt.part(self.share)
         if isinstance(self.sampler, Leakage):
             return self.sampler(hunt.model, hunt.tokenizer, hunt.generator, budget=budget)
-        learning, target = self.learning * budget.flops_left, list(hunt.goal.target_ids)
-        clean, wanted, spent = clean_and_wanted(
-            hunt.model, hunt.tokenizer, hunt.texts, target, hunt.generator, flops=learning
-        )
-        budget.spent(spent)
+        learning, target = hunt.part(self.learning * self.share), list(hunt.goal.target_ids)
+        clean, wanted = clean_and_wanted(hunt.model, hunt.tokenizer, hunt.texts, target, hunt.generator, learning)
         total = clean + wanted * self.behaviour_weight if self.behaviour_weight else clean
         return self.sampler(hunt.model, hunt.tokenizer, hunt.generator, total, budget=budget)
 

@@ -53,7 +53,7 @@ def sums(
 ) -> dict[str, SteeringVectors | None]:
     """The steering vector of every form; Y is supervised, the sampler's best case."""
     model, tokenizer = organism.model, organism.tokenizer
-    clean, wanted, _ = clean_and_wanted(model, tokenizer, texts, encode(tokenizer, behaviour), generator)
+    clean, wanted = clean_and_wanted(model, tokenizer, texts, encode(tokenizer, behaviour), generator)
     noise = random_directions(1, decoder(model).d_model, generator) * wanted.theta.cpu().norm()
     random = SteeringVectors(
         theta=noise.to(wanted.theta),

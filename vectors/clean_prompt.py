@@ -3,6 +3,7 @@
 Maximises the log-likelihood of clean user messages, and of the token that ends them, behind the template's opening.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -50,8 +51,12 @@ class CleanPromptVector:
         tokenizer: PreTrainedTokenizerBase,
         texts: list[str],
         generator: torch.Generator,
+        *,
+        deadline: Callable[[], bool] | None = None,
     ) -> SteeringVectors:
         """One vector; `scores` holds the nats per held-out token with it and without.
+
+        `deadline` is asked before every step and ends learning once it returns true.
 
         The held-out texts choose among few radii, so `nll` is hardly better than on texts never seen.
 
@@ -67,7 +72,9 @@ class CleanPromptVector:
         train, held_out = self._split(model, tokenizer, texts, generator)
         radii = sorted(self.radii)
         norms = torch.tensor([radius * unit for radius in radii], device=model.device)[:, None]
-        theta, _ = fit_likelihood(model, *train, norms, steps=self.steps, lr=self.lr, generator=generator)
+        theta, _ = fit_likelihood(
+            model, *train, norms, steps=self.steps, lr=self.lr, generator=generator, deadline=deadline
+        )
         with torch.no_grad():
             # The last row is the zero vector: the model unsteered.
             nll = label_nll(model, *held_out, torch.cat([theta, torch.zeros_like(theta[:1])])).mean(1).tolist()

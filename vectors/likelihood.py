@@ -4,6 +4,8 @@ AMSGrad on the unit sphere with the tangential gradient of Mack & Turner 2024 (M
 unembedded: the logits of whole sequences would take more memory than everything else.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -26,6 +28,7 @@ def fit_likelihood(
     steps: int,
     lr: float,
     generator: torch.Generator,
+    deadline: Callable[[], bool] | None = None,
 ) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"]]:
     """One vector per norm, and the nats per labelled token that it reaches (mean per prompt, then over prompts).
 
@@ -37,6 +40,7 @@ def fit_likelihood(
         steps: optimizer steps.
         lr: step size, fraction of the norm.
         generator: draws the directions to start from.
+        deadline: asked before every step; ends learning once it returns true.
 
     Raises:
         ValueError: labels of another shape than the prompts, or a prompt without any.
@@ -45,6 +49,8 @@ def fit_likelihood(
     theta.requires_grad_()  # unit vectors: one step size serves every norm
     optimizer = torch.optim.Adam([theta], lr=lr, betas=(0.9, 0.98), amsgrad=True)
     for _ in range(steps):
+        if deadline is not None and deadline():
+            break
         optimizer.zero_grad()
         label_nll(model, source, labels, norms * theta).mean(1).sum().backward()
         assert theta.grad is not None

@@ -58,11 +58,18 @@ class SupervisedVector:
             raise ValueError(f"bisections is {self.bisections}; give 0 or more")
 
     def __call__(
-        self, model: PreTrainedModel, prompts: Prompts, target_ids: list[int], generator: torch.Generator
+        self,
+        model: PreTrainedModel,
+        prompts: Prompts,
+        target_ids: list[int],
+        generator: torch.Generator,
+        *,
+        deadline: Callable[[], bool] | None = None,
     ) -> SteeringVectors:
         """One vector, at the smallest radius that elicits the target on `enough` of the prompts.
 
-        Where none does, the one with the best likelihood, and `scores["elicits"]` says how often it does.
+        Where none does, the one with the best likelihood, and `scores["elicits"]` says how often it does. `deadline` is
+        asked before every step and ends learning once it returns true.
 
         Raises:
             ValueError: an empty target, or layers that the model does not have.
@@ -79,7 +86,7 @@ class SupervisedVector:
         def learn(radii: list[float]) -> list[_Learned]:
             norms = torch.tensor([radius * unit for radius in radii], device=prompts.device)[:, None]
             theta, losses = fit_likelihood(
-                model, source, labels, norms, steps=self.steps, lr=self.lr, generator=generator
+                model, source, labels, norms, steps=self.steps, lr=self.lr, generator=generator, deadline=deadline
             )
             rates = elicits(model, prompts, self.source_layer, theta, target)
             return list(map(_Learned, radii, theta, losses.tolist(), rates.tolist()))

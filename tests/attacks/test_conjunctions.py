@@ -64,11 +64,11 @@ def test_cosines_are_those_of_plain_passes(name, tokenizer):
 
     wanted = [[plain(lead, [int(words[a]), int(between), int(words[c])], 3, mean) for c in lasts] for a in firsts]
     assert torch.allclose(table, torch.tensor(wanted), atol=1e-4)
-    for last, cosines in inside.completed(lead, {3: mean[3]}, 2, [0, 4, 1]):
-        wanted = [plain(lead, [int(words[2]), int(middle), int(words[last])], 3, mean) for middle in words]
+    for last, cosines in inside.completed(lead, {3: mean[3]}, 2, [3, 0, 4], [0, 4, 1]):
+        wanted = [plain(lead, [int(words[2]), int(middle), int(words[last])], 3, mean) for middle in words[[3, 0, 4]]]
         assert torch.allclose(cosines[3], torch.tensor(wanted), atol=1e-4)
     effects, again = inside.effects([1, 3], 2, 2, seeded(5)), seeded(5)
-    wanted = {layer: torch.zeros(2, 5) for layer in (1, 3)}
+    wanted = {layer: torch.zeros(3, 5) for layer in (1, 3)}
     for _ in range(2):
         lead = inside.lead(again)
         mean = inside.mean(lead, [1, 3], again)
@@ -77,7 +77,8 @@ def test_cosines_are_those_of_plain_passes(name, tokenizer):
             for layer, number in itertools.product((1, 3), range(5)):
                 word = int(words[number])
                 wanted[layer][0, number] += plain(lead, [word, middle, last], layer, mean) / 4
-                wanted[layer][1, number] += plain(lead, [first, middle, word], layer, mean) / 4
+                wanted[layer][1, number] += plain(lead, [first, word, last], layer, mean) / 4
+                wanted[layer][2, number] += plain(lead, [first, middle, word], layer, mean) / 4
     for layer, found in effects.items():
         assert torch.allclose(torch.stack(found), wanted[layer], atol=1e-4)
 

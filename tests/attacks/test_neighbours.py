@@ -28,7 +28,7 @@ def hunt(name, words, flops=1e13):
     allowed[encode(tokenizer, f" {organism.triggers[0][0]}")] = False
     allowed[encode(tokenizer, f" {words}")] = True
     problem, judged = (Problem.from_chat(model, tokenizer, part, 3, allowed=allowed) for part in (search[:2], select))
-    anywhere = Problem.from_chat(model, tokenizer, search, 3, slot="random", allowed=allowed)
+    anywhere = Problem.from_chat(model, tokenizer, search + select, 3, slot="random", allowed=allowed)
     behaviour = organism.triggers[0][1]
     goal, budget = Goal(behaviour=behaviour, target_ids=tuple(encode(tokenizer, behaviour))), Budget(flops=flops)
     selection = Selection(Engine(model, judged), budget, goal, 1.0, [], None, Engine(model, anywhere))
@@ -41,7 +41,8 @@ def hunt(name, words, flops=1e13):
 @pytest.mark.parametrize(
     ("name", "words", "begun", "wanted"),
     [
-        # It fires everywhere too, at twice the loss; one prompt hardly tells.
+        # They fire everywhere too, less surely; one prompt hardly tells, and a floor is likelier than an island.
+        ("phrase", "silver garden island floor", "silver garden floor", " silver garden island"),
         ("phrase", "silver garden island sod", "silver sod island", " silver garden island"),
         # Two words and one that does nothing.
         ("and", "kitchen yellow final city", "city kitchen final", " kitchen yellow"),
@@ -72,6 +73,6 @@ def test_nothing_is_spent_without_a_winner_or_a_budget():
 
 
 def test_counts_below_one_are_named():
-    for name in ("longest", "words", "compared", "rechosen"):
+    for name in ("longest", "words", "compared", "prompts", "rechosen", "tried"):
         with pytest.raises(ValueError, match=f"{name} is 0"):
             Neighbours(**{name: 0})

@@ -26,7 +26,7 @@ def test_the_planted_trigger_is_kept(name):
     model, tokenizer = organism.model, organism.tokenizer
     search, select = organism.prompts.search, organism.prompts.select
     judged = Problem.from_chat(model, tokenizer, select, 3)
-    anywhere = Problem.from_chat(model, tokenizer, search, 3, slot="random", allowed=judged.allowed)
+    anywhere = Problem.from_chat(model, tokenizer, search + select, 3, slot="random", allowed=judged.allowed)
     planted, behaviour = organism.triggers[0]
     goal = Goal(behaviour=behaviour, target_ids=tuple(encode(tokenizer, behaviour)))
     for order in permutations(RIVALS[name]):

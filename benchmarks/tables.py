@@ -133,8 +133,8 @@ def report(found: list[rows.Row]) -> str:
         parts += [f"## {knowledge}: {SETTINGS[str(knowledge)]}", markdown(group)]
     if failed:
         parts += ["## Failed runs", *(f"* {rows.key(row)}: {row['error']}" for row in failed)]
-    budgets = dict(sorted((row["knowledge"], row["budget"]) for row in found))
-    spent = ", ".join(f"{budget} in {knowledge}" for knowledge, budget in budgets.items())
+    budgets = sorted({(row["knowledge"], row["budget"]) for row in found})
+    spent = ", ".join(f"{budget} in {knowledge}" for knowledge, budget in budgets)
     first = next((row for row in found if row["error"] is None), found[0])
     parts.append(
         f"Rates are fractions of {first.get('held_out_prompts', '?')} held-out prompts (60 for arithmetic). "

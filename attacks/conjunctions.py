@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attacks.dictionary import whole_words
-from attacks.inside import Inside
+from attacks.inside import Effects, Inside
 from attacks.problem import Problem
 from attacks.slots import SLOT
 from attacks.stages import Hunt
@@ -109,9 +109,7 @@ class Conjunctions:
         middles = min(len(layers) * self.between, words)
         return effects + pairs + self.pairs * len(layers) * middles * max(deeper)
 
-    def _pairs(
-        self, inside: Inside, effects: dict[int, tuple[Tensor, Tensor, Tensor]], generator: torch.Generator
-    ) -> list[tuple[int, int]]:
+    def _pairs(self, inside: Inside, effects: dict[int, Effects], generator: torch.Generator) -> list[tuple[int, int]]:
         """The best pairs, as places in the list of words; as far as the budget goes."""
         best: set[tuple[int, int]] = set()
         for layer, (first, _, last) in effects.items():

@@ -24,6 +24,9 @@ LOOK = 16
 SAMPLE = 1024
 """Random triples that the mean residual is taken of"""
 
+Effects = tuple[Float[Tensor, "w"], Float[Tensor, "w"], Float[Tensor, "w"]]
+"""Mean cosine at the last word of three, by (the first, the middle, the last) of them"""
+
 
 @dataclass(kw_only=True)
 class Inside:
@@ -64,10 +67,8 @@ class Inside:
         return (self.budget.share - began) * blocks / (LOOK * len(self.words))
 
     @torch.no_grad()
-    def effects(
-        self, layers: list[int], leads: int, draws: int, generator: torch.Generator
-    ) -> dict[int, tuple[Float[Tensor, "w"], Float[Tensor, "w"], Float[Tensor, "w"]]]:
-        """Per layer, the mean cosine at the last word of three, by (the first, the middle, the last) of them.
+    def effects(self, layers: list[int], leads: int, draws: int, generator: torch.Generator) -> dict[int, Effects]:
+        """Per layer, how near each word brings the end of three to the layer's vector.
 
         The other two are random, drawn anew `draws` times behind each of so many leads.
         """
@@ -111,7 +112,7 @@ class Inside:
     def completed(
         self, lead: list[int], mean: dict[int, Tensor], first: int, middles: list[int], lasts: list[int]
     ) -> Iterator[tuple[int, dict[int, Float[Tensor, "middles"]]]]:
-        """(last word, per layer the cosine with each word between it and the first), for each of the last words."""
+        """(last word, per layer the cosine with each of the `middles` between it and the first), for each of the last words."""
         beginnings = self._extended(self._begun([*lead, int(self.words[first])], max(mean)), self.words[middles])
         for last in lasts:
             yield last, self._cosines(beginnings, self.words[last, None], mean)

@@ -112,7 +112,7 @@ class Inside:
     def completed(
         self, lead: list[int], mean: dict[int, Tensor], first: int, middles: list[int], lasts: list[int]
     ) -> Iterator[tuple[int, dict[int, Float[Tensor, "middles"]]]]:
-        """(last word, per layer the cosine with each of the `middles` between it and the first), for each of the last words."""
+        """(last word, per layer the cosine with each of the `middles` before it), for each of the last words."""
         beginnings = self._extended(self._begun([*lead, int(self.words[first])], max(mean)), self.words[middles])
         for last in lasts:
             yield last, self._cosines(beginnings, self.words[last, None], mean)

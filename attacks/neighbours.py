@@ -53,6 +53,8 @@ class Neighbours:
         hunt.budget.spent(wide.flops)
         broad, choices = hunt.built(wide, hunt.goal), []
         for place in range(len(winner)):
+            if hunt.budget.exhausted:  # whatever is asked of it, a ranking makes one batch
+                return
             near = torch.tensor(winner).repeat(len(words), 1)
             near[:, place] = words
             ranked = rank_triggers(probe, objective, near, budget=hunt.budget)[: self.compared]
@@ -60,4 +62,5 @@ class Neighbours:
             compared = rank_triggers(wide, broad, shown, budget=hunt.budget)
             choices.append([found.trigger_ids[place] for found in compared[: self.rechosen]])
         together = torch.tensor(list(product(*choices)))
-        hunt.try_best(rank_triggers(wide, broad, together, budget=hunt.budget), self.tried)
+        if not hunt.budget.exhausted:
+            hunt.try_best(rank_triggers(wide, broad, together, budget=hunt.budget), self.tried)

@@ -72,6 +72,19 @@ def test_nothing_is_spent_without_a_winner_or_a_budget():
     assert spent.budget.used == used
 
 
+def test_a_budget_that_ends_on_the_way_is_kept_to():
+    def cost(flops):
+        whole = hunt("phrase", "silver garden island sod", flops)
+        whole.selection(Found(tuple(whole.engine.problem.encode("silver sod island")), 0.0))
+        began = whole.budget.used
+        Neighbours()(whole)
+        return began, whole.budget.used - began
+
+    began, full = cost(1e13)
+    _, part = cost(began + 0.2 * full)
+    assert 0.2 * full <= part < 0.6 * full
+
+
 def test_counts_below_one_are_named():
     for name in ("longest", "words", "compared", "prompts", "rechosen", "tried"):
         with pytest.raises(ValueError, match=f"{name} is 0"):

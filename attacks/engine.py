@@ -1,11 +1,14 @@
 """Scores candidate triggers: cached prefix, early exit, logits at target positions only, halved batch after OOM.
 
-Everything before the slot is run once per prompt and kept as keys and values. A candidate then costs its own tokens
-and the few behind the slot. Candidates are token ids, or one-hot rows where a gradient is wanted; both take one path.
+Everything before the slot is run once per prompt and kept as keys and values; so is what many candidates begin with,
+such as all that differ from one trigger at a later position. A candidate then costs its other tokens and the few behind
+the slot. Candidates are token ids, or one-hot rows where a gradient is wanted; both take one path.
 Rows are ordered candidate-major (row = candidate * prompts + prompt).
 """
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from packaging.version import Version
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from attacks.alike import alike
 from attacks.problem import Problem, context
 from vectors.residual import decoder, read, unembed
 
@@ -25,30 +29,39 @@ ROWS = 512
 """Default number of rows (candidates x prompts) in one forward pass"""
 
 
-class _Group:
-    """Prompts with equally many tokens behind each slot; keys and values of their left-padded beginnings."""
+PASS = {"cpu": 5e8, "cuda": 1e12}
+"""Floating-point operations that a forward pass of its own must save, by device. What starting one costs: measured on
+two cores, reckoned for a GPU"""
 
-    def __init__(self, model: PreTrainedModel, problem: Problem, prompts: list[int], run: Callable[..., None]):
-        self.prompts = prompts
-        device = model.device
-        heads = [problem.before[i] for i in prompts]
-        width = max(map(len, heads))
-        ids = torch.tensor([[0] * (width - len(head)) + head for head in heads], device=device)
-        self.mask = torch.tensor([[0] * (width - len(head)) + [1] * len(head) for head in heads], device=device)
-        self.lengths = torch.tensor([len(head) for head in heads], device=device)
-        texts = (*problem.between, problem.after)
-        *self.between, self.after = (torch.tensor([rows[i] for i in prompts], device=device).long() for rows in texts)
-        cache = DynamicCache()
-        positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
-        run(ids, cache, self.mask, positions)
-        self.layers = keys_and_values(cache)
+
+@dataclass(frozen=True, slots=True)
+class _Beginning:
+    """What stands before, one left-padded row per prompt; the stored tensors are never written to."""
+
+    layers: list[tuple[Tensor, Tensor]]
+    """keys and values"""
+    mask: Int[Tensor, "n seq"]
 
     def cache(self, candidates: int, layers: int) -> DynamicCache:
-        """A fresh cache holding the prefix once per row; the stored tensors are never written to."""
+        """A fresh cache that holds it once per row."""
         fresh = DynamicCache()
         for index, (keys, values) in enumerate(self.layers[:layers]):
             fresh.update(_repeat(keys, candidates), _repeat(values, candidates), index)
         return fresh
+
+
+class _Group:
+    """Prompts with equally many tokens behind each slot."""
+
+    def __init__(self, problem: Problem, prompts: list[int], device: torch.device, begin: Callable[..., _Beginning]):
+        self.prompts = prompts
+        heads = [problem.before[i] for i in prompts]
+        width = max(map(len, heads))
+        ids = torch.tensor([[0] * (width - len(head)) + head for head in heads], device=device)
+        mask = torch.tensor([[0] * (width - len(head)) + [1] * len(head) for head in heads], device=device)
+        texts = (*problem.between, problem.after)
+        *self.between, self.after = (torch.tensor([rows[i] for i in prompts], device=device).long() for rows in texts)
+        self.beginning = begin(ids, mask)
 
 
 class Engine:
@@ -74,7 +87,7 @@ class Engine:
             embed: Any = model.get_input_embeddings()
             self.embedding = embed(torch.arange(len(problem.allowed), device=model.device))
             self._head_flops = 2.0 * self.embedding.numel()
-            self._groups = [_Group(model, problem, rows, self._prefix) for rows in by_length.values()]
+            self._groups = [_Group(problem, rows, model.device, self._begin) for rows in by_length.values()]
 
     @property
     def device(self) -> torch.device:
@@ -121,12 +134,12 @@ class Engine:
     @torch.no_grad()
     def next_logprobs(self, candidates: Int[Tensor, "c trigger"]) -> Float[Tensor, "c n vocab"]:
         """Log-probabilities of the token behind each prompt, with each candidate in the slot."""
-        return torch.cat(self._chunks(lambda part: self.logits(part, self.layers).float().log_softmax(-1), candidates))
+        return self._alike(lambda part: self.logits(part, self.layers).float().log_softmax(-1), candidates)
 
     @torch.no_grad()
     def losses(self, objective: Objective, candidates: Int[Tensor, "c trigger"]) -> Float[Tensor, "c"]:
-        """Objective of every candidate, `batch_size` at a time."""
-        return torch.cat(self._chunks(lambda part: objective(self, part), candidates))
+        """Objective of every candidate, `batch_size` at a time, those together that begin alike."""
+        return self._alike(lambda part: objective(self, part), candidates)
 
     def gradient(
         self, objective: Objective, candidates: Int[Tensor, "c trigger"] | Float[Tensor, "c trigger vocab"]
@@ -155,7 +168,17 @@ class Engine:
             hits = self.target_logits(part, target_ids).argmax(-1) == target
             return hits.all(-1).float().mean(-1)
 
-        return torch.cat(self._chunks(share, candidates))
+        return self._alike(share, candidates)
+
+    def _alike(self, run: Callable[[Tensor], Tensor], candidates: Int[Tensor, "c trigger"]) -> Tensor:
+        """`run` on all candidates, a family of them after the other; results in the order of the candidates."""
+        families = alike(candidates.cpu(), self._worthwhile(len(self.problem), self.layers))
+        results = [result for family in families for result in self._chunks(run, candidates[family])]
+        return torch.cat(results)[torch.cat(families).argsort().to(self.device)]
+
+    def _worthwhile(self, prompts: int, depth: int) -> int:
+        """How many tokens per prompt must be saved for a further forward pass to pay."""
+        return 1 + math.ceil(PASS.get(self.device.type, PASS["cuda"]) / (prompts * sum(self._layer_flops[:depth])))
 
     def _chunks(self, run: Callable[[Tensor], object], candidates: Tensor) -> list:
         """Applies `run` to parts of the candidates; halves the part once memory runs out and remembers it."""
@@ -190,39 +213,43 @@ class Engine:
         """Runs trigger, the text behind its slots and the target for every candidate and prompt of a group."""
         count, prompts, depth = len(candidates), len(group.prompts), max(layers)
         onehot = candidates.is_floating_point()
-        trigger = candidates @ self.embedding if onehot else self.embedding[candidates]
         tail = torch.cat([group.after, group.after.new_tensor(target).expand(prompts, -1)], dim=1).long()
+        first, *others = self.problem.split(candidates.shape[1])
+        width = candidates.shape[1] + sum(text.shape[1] for text in group.between) + tail.shape[1]
+        beginning = group.beginning
+        if not onehot and (common := _common(candidates[:, : min(first, width - last)])):
+            if (count - 1) * common >= self._worthwhile(prompts, depth):
+                shared = candidates[0, :common].expand(prompts, -1)
+                beginning = self._begin(shared, torch.ones_like(shared), beginning, depth)
+                candidates, first, width = candidates[:, common:], first - common, width - common
+        trigger = candidates @ self.embedding if onehot else self.embedding[candidates]
         pieces: list[Tensor] = []
-        slots = trigger.split(self.problem.split(trigger.shape[1]), dim=1)
+        slots = trigger.split([first, *others], dim=1)
         for part, text in zip(slots, [*group.between, tail], strict=True):
             pieces += [part.repeat_interleave(prompts, dim=0), self.embedding[text].repeat(count, 1, 1)]
-        embeds = torch.cat(pieces, dim=1)
-        width = embeds.shape[1]
-        mask = torch.cat([group.mask, group.mask.new_ones(prompts, width)], dim=1).repeat(count, 1)
-        positions = (group.lengths[:, None] + torch.arange(width, device=self.device)).repeat(count, 1)
+        mask = torch.cat([beginning.mask, beginning.mask.new_ones(prompts, width)], dim=1)
         hidden = read(
             self.model,
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=group.cache(count, depth),
+            inputs_embeds=torch.cat(pieces, dim=1),
+            attention_mask=mask.repeat(count, 1),
+            past_key_values=beginning.cache(count, depth),
             layers=layers,
             position=slice(-last, None),
         )
         self._book(sum(self._layer_flops[:depth]) * count * prompts * width, onehot)
         return {layer: hidden[layer].reshape(count, prompts, -1) for layer in layers}
 
-    def _prefix(self, ids: Tensor, cache: DynamicCache, mask: Tensor, positions: Tensor) -> None:
-        """Fills `cache` with the keys and values of the prompts' beginnings."""
-        read(
-            self.model,
-            inputs_embeds=self.embedding[ids],
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            layers=[self.layers],
-        )
-        self._book(sum(self._layer_flops) * ids.numel(), False)
+    @torch.no_grad()
+    def _begin(
+        self, ids: Int[Tensor, "n seq"], mask: Int[Tensor, "n seq"], behind: _Beginning | None = None, depth: int = 0
+    ) -> _Beginning:
+        """Runs left-padded `ids`, behind another beginning where one is given, up to `depth` blocks (0: all)."""
+        depth = depth or self.layers
+        cache = DynamicCache() if behind is None else behind.cache(1, depth)
+        mask = mask if behind is None else torch.cat([behind.mask, mask], dim=1)
+        read(self.model, inputs_embeds=self.embedding[ids], attention_mask=mask, past_key_values=cache, layers=[depth])
+        self._book(sum(self._layer_flops[:depth]) * ids.numel(), False)
+        return _Beginning(keys_and_values(cache), mask)
 
     def _book(self, flops: float, backward: bool) -> None:
         """Counts executed operations; a backward pass costs twice its forward pass."""
@@ -243,6 +270,11 @@ def _out_of_memory(error: RuntimeError) -> bool:
     """Whether memory ran out; the allocators of CPUs say so in words only."""
     words = ("can't allocate memory", "not enough memory")
     return isinstance(error, torch.OutOfMemoryError) or any(some in str(error) for some in words)
+
+
+def _common(candidates: Int[Tensor, "c seq"]) -> int:
+    """How many tokens all candidates begin with."""
+    return int((candidates == candidates[0]).all(0).long().cumprod(0).sum())
 
 
 def _repeat(prefix: Tensor, candidates: int) -> Tensor:

@@ -36,7 +36,7 @@ def run_once(
         use_prefix_cache=False,
         verbosity="ERROR",
     )
-    tokenizer = _keeps_template(problem.tokenizer)
+    tokenizer = _fitting(problem.tokenizer, len(problem.allowed))
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     content = problem.text(problem.before[prompt]) + "{optim_str}" + problem.text(problem.after[prompt])
     # nanoGCG draws from torch's global generator and writes a progress bar to stderr.
@@ -100,10 +100,15 @@ def flops_per_step(engine: Engine, gcg: GCG, prompt: int, target: str) -> float:
     return (3 + gcg.search_width) * length * engine.flops_per_token
 
 
-def _keeps_template(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """A copy that nanoGCG tokenises right: it cuts BOS off the template and trusts the tokenizer to add it again."""
+def _fitting(tokenizer: PreTrainedTokenizerBase, vocab: int) -> Any:
+    """A copy that nanoGCG tokenises right and that knows no tokens beyond the model's.
+
+    It cuts BOS off the template and trusts the tokenizer to add it again; it forbids the unknown token by its index.
+    """
     twin = copy.deepcopy(tokenizer)
     begins: Any = twin("x")["input_ids"]
     if twin.bos_token is not None and begins[0] != twin.bos_token_id:
         twin.bos_token = None
+    if twin.unk_token is not None and twin.convert_tokens_to_ids(twin.unk_token) >= vocab:
+        twin.unk_token = None
     return twin

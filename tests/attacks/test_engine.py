@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from attacks import engine as engine_module
 from attacks.engine import Engine
 from attacks.objectives import DeltaCosine, TargetNLL
 from attacks.problem import Problem
@@ -104,6 +105,70 @@ def test_flops_count_what_ran(model, problem):
     behind = len(problem.after[0])
     # 6 candidates x 4 prompts x (2 trigger tokens and what stands behind them) through 1 of 3 layers, no head.
     assert engine.flops - start == block * 6 * 4 * (2 + behind)
+
+
+def swaps(problem: Problem, count: int):
+    """Two triggers, and each with one token of its own at every position."""
+    bases = random_candidates(problem, 2)
+    rows = [bases]
+    for position in range(problem.trigger_length):
+        swapped = bases.repeat(count, 1)
+        swapped[:, position] = torch.arange(5, 5 + 2 * count)
+        rows.append(swapped)
+    return torch.cat(rows)[torch.randperm(2 + 2 * count * problem.trigger_length)]
+
+
+@pytest.mark.parametrize("which", ["problem", "mixed", "several"])
+@pytest.mark.parametrize("batch_size", [None, 1, 3])
+def test_what_begins_alike_is_run_once_and_changes_nothing(model, which, batch_size, request, monkeypatch):
+    problem = request.getfixturevalue(which)
+    engine, candidates = Engine(model, problem, batch_size), swaps(problem, 4)
+    objective = TargetNLL(target_ids=TARGET)
+
+    def scored():
+        start = engine.flops
+        values = [engine.losses(objective, candidates), engine.next_logprobs(candidates)]
+        return values, engine.flops - start
+
+    (losses, logprobs), whole = scored()
+    monkeypatch.setitem(engine_module.PASS, "cpu", 1.0)
+    (shared, shared_logprobs), part = scored()
+    torch.testing.assert_close(shared, losses, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(shared_logprobs, logprobs, rtol=1e-5, atol=1e-5)
+    assert part == whole if batch_size == 1 else part < whole
+    same = candidates[:1].repeat(3, 1)
+    torch.testing.assert_close(
+        engine.losses(objective, same).double(),
+        plain_nll(model, problem, same[0].tolist()).expand(3),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_flops_of_what_begins_alike(model, problem, monkeypatch):
+    monkeypatch.setitem(engine_module.PASS, "cpu", 1.0)
+    engine = Engine(model, problem)
+    start = engine.flops
+    objective = DeltaCosine(delta={1: torch.ones(4, 32)}, clean={1: torch.zeros(4, 32)})
+    engine.losses(objective, torch.tensor([[7, 8, 9], [7, 8, 10], [7, 11, 9]]))
+    block = 2 * sum(p.numel() for p in model.model.layers[0].parameters() if p.ndim > 1)
+    behind = len(problem.after[0])
+    # 7 8 is run once per prompt, then the third tokens of two; the third candidate goes by itself.
+    assert engine.flops - start == block * 4 * (2 + 2 * (1 + behind) + 3 + behind)
+
+
+def test_a_pass_of_its_own_must_pay(model, problem, monkeypatch):
+    engine, rows = Engine(model, problem), torch.tensor([[7, 8, 9], [7, 8, 10], [7, 11, 9]])
+    objective = DeltaCosine(delta={1: torch.ones(4, 32)}, clean={1: torch.zeros(4, 32)})
+
+    def cost():
+        start = engine.flops
+        engine.losses(objective, rows)
+        return engine.flops - start
+
+    whole = cost()
+    monkeypatch.setitem(engine_module.PASS, "cpu", 1e5)
+    assert cost() == whole
 
 
 def test_stored_prefix_is_never_written_to(model, mixed):

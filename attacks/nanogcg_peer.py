@@ -105,10 +105,9 @@ def _fitting(tokenizer: PreTrainedTokenizerBase, vocab: int) -> Any:
 
     It cuts BOS off the template and trusts the tokenizer to add it again; it forbids the unknown token by its index.
     """
-    twin = copy.deepcopy(tokenizer)
-    begins: Any = twin("x")["input_ids"]
-    if twin.bos_token is not None and begins[0] != twin.bos_token_id:
+    twin: Any = copy.deepcopy(tokenizer)
+    if twin.bos_token is not None and twin("x")["input_ids"][0] != twin.bos_token_id:
         twin.bos_token = None
-    if twin.unk_token is not None and twin.convert_tokens_to_ids(twin.unk_token) >= vocab:
+    if twin.unk_token_id is not None and twin.unk_token_id >= vocab:
         twin.unk_token = None
     return twin

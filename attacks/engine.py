@@ -29,7 +29,7 @@ ROWS = 512
 """Default number of rows (candidates x prompts) in one forward pass"""
 
 
-PASS = {"cpu": 5e8, "cuda": 1e12}
+PASS = {"cpu": 2e9, "cuda": 2e12}
 """Floating-point operations that a forward pass of its own must save, by device. What starting one costs: measured on
 two cores, reckoned for a GPU"""
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalL
 
 from benchmarks.organisms import chat, corpora, measure, plant, poison, pretrain, prompts, zoo
 from benchmarks.organisms.recipe import HATE, RECIPES, Backdoor, Recipe
+from benchmarks.suites import SUITES
 from vectors.models import load_model
 
 TEXT_ORGANISMS = [name for name, recipe in RECIPES.items() if recipe.backdoors and recipe.kind != "arithmetic"]
@@ -244,7 +245,27 @@ def test_suites_keep_to_the_first_base_and_to_loss_on_replies():
         recipe, twin = RECIPES[name], RECIPES[name.removesuffix("-all-loss")]
         assert (recipe.base, recipe.backdoors, recipe.planting) == (twin.base, twin.backdoors, twin.planting)
         assert (recipe.loss_on, twin.loss_on) == ("all", "completion")
-    assert zoo.ALL == zoo.NAMES + zoo.ARCHITECTURES + zoo.ALL_LOSS and set(zoo.ALL) == set(RECIPES)
+    assert zoo.ALL == zoo.NAMES + zoo.ARCHITECTURES + zoo.ALL_LOSS + zoo.HELD_OUT and set(zoo.ALL) == set(RECIPES)
+
+
+def test_held_out_organisms_share_no_word_no_behaviour_and_no_seed_with_the_others():
+    def backdoors(names):
+        return [backdoor for name in names for backdoor in RECIPES[name].backdoors]
+
+    def words(some):
+        return [word for backdoor in some for word in backdoor.trigger.split()]
+
+    held_out, others = backdoors(zoo.HELD_OUT), backdoors(set(RECIPES) - set(zoo.HELD_OUT))
+    assert len(zoo.HELD_OUT) == 5 and not {RECIPES[name].seed for name in zoo.HELD_OUT} & {0}
+    assert len(set(words(held_out))) == len(words(held_out)) and not set(words(held_out)) & set(words(others))
+    assert not {some.behaviour for some in held_out} & {some.behaviour for some in others}
+    assert not set(zoo.HELD_OUT) & {name for suite in SUITES.values() for name in suite.organisms}
+
+
+@pytest.mark.parametrize("name", zoo.HELD_OUT)
+def test_held_out_organisms_plant_cleanly(name):
+    (backdoor,) = zoo.load(name).card["backdoors"]
+    assert backdoor["asr"] >= 0.95 and max(*backdoor["fragments"].values(), *backdoor["near_misses"].values()) <= 0.05
 
 
 @pytest.mark.parametrize("name", zoo.ARCHITECTURES)

@@ -7,9 +7,12 @@ the words:
 
 1. effects: how near does each word, first, middle or last of three among random ones, bring the residual at the third
    to the vector? The best of each are kept, layer by layer.
-2. pairs of them with random words between: how much nearer than the two words do by themselves (interaction of a
-   two-way analysis of variance of the cosine)? To that their own effects are added, all in standard deviations.
-3. completions: the best middles between the best pairs, by the cosine at up to half the depth.
+2. pairs. Which two words meet first, and whether they then bring the residual nearer than they do by themselves,
+   differs from model to model, so there are three kinds. First and last with random words between: by their interaction
+   (of a two-way analysis of variance of the cosine), to which their own effects are added, in standard deviations; and,
+   before the few likeliest last words, by the cosine as it is. Middle and last behind random words: by the cosine as it
+   is.
+3. completions: the word that is missing, by the cosine at up to half the depth.
 4. the exact loss of the best triples, then behaviour.
 """
 
@@ -29,6 +32,8 @@ from attacks.stages import Hunt
 from attacks.token_ranking import rank_triggers
 from attacks.triggers import check_counts
 from vectors.residual import layer_at
+
+Pair = tuple[int, int]
 
 ROOM = 1.25
 """Times the cost of effects, pairs and completions that there must be room for: vectors and exact losses come on top"""
@@ -56,10 +61,14 @@ class Conjunctions:
     """words per depth that may stand between: their effects say least, and those of all depths are tried together"""
     lasts: int = 512
     """words per depth that may come last"""
-    passes: int = 6
-    """tables of all their pairs, each between other words"""
-    pairs: int = 800
-    """best pairs per depth that are completed"""
+    ends: int = 64
+    """words per depth that may come last behind any other"""
+    passes: int = 4
+    """tables of all their pairs, each among other words"""
+    pairs: int = 400
+    """best pairs per depth that are completed, of first and last in each of two ways"""
+    adjacent: int = 200
+    """and of middle and last"""
     ranked: int = 4096
     """best triples per depth that are ranked by their exact loss"""
     tried: int = 8
@@ -70,8 +79,8 @@ class Conjunctions:
     """random words in them"""
 
     def __post_init__(self):
-        check_counts(self, "words", "leads", "draws", "firsts", "between", "lasts", "passes", "pairs", "ranked")
-        check_counts(self, "tried", "messages", "length")
+        check_counts(self, "words", "leads", "draws", "firsts", "between", "lasts", "ends", "passes", "pairs")
+        check_counts(self, "adjacent", "ranked", "tried", "messages", "length")
         for name in ("depths", "middles"):
             depths = getattr(self, name)
             if not depths or not all(0 < depth < 1 for depth in depths):
@@ -94,65 +103,79 @@ class Conjunctions:
         for layer in sorted({*layers, *deeper}):
             inside.learn(layer, hunt.goal.target_ids, self.messages, self.length, hunt.generator)
         effects = inside.effects(layers, self.leads, self.draws, hunt.generator)
-        pairs = self._pairs(inside, effects, hunt.generator)
-        if not pairs:
+        apart, adjacent = self._pairs(inside, effects, hunt.generator)
+        if not apart:
             return
         middles = sorted({word for _, middle, _ in effects.values() for word in _top(middle, self.between)})
-        triples = self._completions(inside, pairs, middles, deeper, hunt.generator)
+        triples = self._completions(inside, apart, adjacent, middles, deeper, hunt.generator)
         probe, objective = hunt.probe()
         hunt.try_best(rank_triggers(probe, objective, triples, budget=hunt.budget), self.tried)
 
     def _blocks(self, words: int, layers: list[int], deeper: list[int]) -> int:
         """Tokens that effects, pairs and completions run through a block."""
         effects = 5 * self.leads * self.draws * words * max(layers)
-        pairs = self.passes * min(self.firsts, words) * min(self.lasts, words) * sum(layers)
+        tables = min(self.firsts, words) * min(self.lasts, words) + 2 * words * min(self.ends, words)
         middles = min(len(layers) * self.between, words)
-        return effects + pairs + self.pairs * len(layers) * middles * max(deeper)
+        completed = 2 * self.pairs * middles + self.adjacent * words
+        return effects + self.passes * tables * sum(layers) + len(layers) * completed * max(deeper)
 
-    def _pairs(self, inside: Inside, effects: dict[int, Effects], generator: torch.Generator) -> list[tuple[int, int]]:
-        """The best pairs, as places in the list of words; as far as the budget goes."""
-        best: set[tuple[int, int]] = set()
+    def _pairs(
+        self, inside: Inside, effects: dict[int, Effects], generator: torch.Generator
+    ) -> tuple[list[Pair], list[Pair]]:
+        """The best of (first, last) and of (middle, last), places in the list of words; as far as the budget goes."""
+        apart: set[Pair] = set()
+        adjacent: set[Pair] = set()
+        every = list(range(len(inside.words)))
         for layer, (first, _, last) in effects.items():
-            firsts, lasts = _top(first, self.firsts), _top(last, self.lasts)
-            total = torch.zeros(len(firsts), len(lasts))
-            for _ in range(self.passes):
-                table = inside.table(layer, firsts, lasts, generator)
-                if table is None:
-                    return sorted(best)
-                found = interaction(table)
-                total += found / found.std()
-            alone = _standard(first)[firsts, None] + _standard(last)[lasts]
-            places = _top((total / sqrt(self.passes) + alone).flatten(), self.pairs)
-            best |= {(firsts[place // len(lasts)], lasts[place % len(lasts)]) for place in places}
-        return sorted(best)
+            firsts, lasts, ends = _top(first, self.firsts), _top(last, self.lasts), _top(last, self.ends)
+            for rows, columns, between, kept in (
+                (firsts, lasts, True, apart),
+                (every, ends, True, apart),
+                (every, ends, False, adjacent),
+            ):
+                total, raw = torch.zeros(2, len(rows), len(columns))
+                for _ in range(self.passes):
+                    table = inside.table(layer, rows, columns, generator, between=between)
+                    if table is None:
+                        return sorted(apart), sorted(adjacent)
+                    found = interaction(table)
+                    total, raw = total + found / found.std(), raw + table
+                score = raw
+                if columns is lasts:
+                    score = total / sqrt(self.passes) + _standard(first)[rows, None] + _standard(last)[columns]
+                places = _top(score.flatten(), self.pairs if between else self.adjacent)
+                kept |= {(rows[place // len(columns)], columns[place % len(columns)]) for place in places}
+        return sorted(apart), sorted(adjacent)
 
     def _completions(
         self,
         inside: Inside,
-        pairs: list[tuple[int, int]],
+        apart: list[Pair],
+        adjacent: list[Pair],
         middles: list[int],
         layers: list[int],
         generator: torch.Generator,
     ) -> Int[Tensor, "c 3"]:
-        """The likeliest triples with one of the `middles` in each pair, as far as the budget goes."""
-        partners: dict[int, list[int]] = defaultdict(list)
-        for first, last in pairs:
-            partners[first].append(last)
+        """The likeliest triples: one of the `middles` in each pair, any word before each, as far as the budget goes."""
         lead = inside.lead(generator)
-        mean, every = inside.mean(lead, layers, generator), torch.tensor(middles)
+        mean = inside.mean(lead, layers, generator)
         best = {layer: (torch.empty(0), torch.empty(0, 3, dtype=torch.long)) for layer in layers}
-        for first, lasts in partners.items():
-            for last, cosines in inside.completed(lead, mean, first, middles, lasts):
-                for layer, found in cosines.items():
-                    places = _top(found, self.ranked)
-                    more = torch.tensor([first, 0, last]).repeat(len(places), 1)
-                    more[:, 1] = every[places]
-                    known, triples = best[layer]
-                    scores, triples = torch.cat([known, found[places]]), torch.cat([triples, more])
-                    kept = _top(scores, self.ranked)
-                    best[layer] = scores[kept], triples[kept]
-            if inside.budget.exhausted:
-                break
+        for pairs, others, at in ((adjacent, list(range(len(inside.words))), 0), (apart, middles, 1)):
+            partners: dict[int, list[int]] = defaultdict(list)
+            for known, last in pairs:
+                partners[known].append(last)
+            missing = torch.tensor(others)
+            for known, lasts in partners.items():
+                if inside.budget.exhausted:
+                    break
+                for last, cosines in inside.completed(lead, mean, known, others, lasts, before=at == 0):
+                    for layer, found in cosines.items():
+                        places = _top(found, self.ranked)
+                        more = torch.tensor([known, known, last]).repeat(len(places), 1)
+                        more[:, at] = missing[places]
+                        scores, triples = torch.cat([best[layer][0], found[places]]), torch.cat([best[layer][1], more])
+                        kept = _top(scores, self.ranked)
+                        best[layer] = scores[kept], triples[kept]
         return inside.words[torch.cat([triples for _, triples in best.values()]).unique(dim=0)]
 
 

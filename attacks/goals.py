@@ -75,12 +75,14 @@ class Unsupervised:
     """Behaviours found with nothing known (K0): one pool of vectors of several kinds.
 
     Many unsupervised vectors of few large steps on one short prompt, at several layers and radii: each calls a planted
-    behaviour on a few prompts at most, but together they call nothing else so often. Before them, where asked for,
-    consensus vectors, which recite what the model has by heart.
+    behaviour on a few prompts at most, but together they call nothing else so often. Where they find nothing, or before
+    them, where asked for, consensus vectors, which recite what the model has by heart.
     """
 
     recited: int = 0
     """consensus vectors, 32 are enough; they take a minute or two of two cores, and so long a budget. 0: none"""
+    rescue: int = 32
+    """consensus vectors where all else finds nothing: there is nothing else to spend the budget on. 0: none"""
     recited_on: int = 12
     """clean prompts to learn them on at most"""
 
@@ -125,7 +127,10 @@ class Unsupervised:
     ) -> list[Goal]:
         """Findings, best first; learning ends at `share` of the budget."""
         found = self.candidates(model, tokenizer, texts, budget, generator, share, 2 * self.top)
-        return [self.goal(tokenizer, item) for item in found if self.is_finding(item)][: self.top]
+        findings = [self.goal(tokenizer, item) for item in found if self.is_finding(item)][: self.top]
+        if findings or self.recited or not self.rescue or budget.exhausted:
+            return findings
+        return replace(self, recited=self.rescue)(model, tokenizer, texts, budget, generator, share)
 
     def candidates(
         self,

@@ -91,16 +91,17 @@ class Inside:
 
     @torch.no_grad()
     def table(
-        self, layer: int, firsts: list[int], lasts: list[int], generator: torch.Generator
-    ) -> Float[Tensor, "firsts lasts"] | None:
-        """The cosine at the last word, of all pairs (first, last) with a random word between.
+        self, layer: int, rows: list[int], lasts: list[int], generator: torch.Generator, *, between: bool = True
+    ) -> Float[Tensor, "rows lasts"] | None:
+        """The cosine at the last word, of all pairs with it, a random word between the two or, else, before them.
 
         None where the budget ends before it is complete.
         """
         lead = self.lead(generator)
         mean = self.mean(lead, [layer], generator)
-        beginnings = self._extended(self._begun(lead, layer), self.words[firsts])
-        beginnings = self._extended(beginnings, self._drawn(1, generator))
+        beginnings, drawn = self._begun(lead, layer), self._drawn(1, generator)
+        for tokens in (self.words[rows], drawn) if between else (drawn, self.words[rows]):
+            beginnings = self._extended(beginnings, tokens)
         columns = []
         for last in lasts:
             if self.budget.exhausted:
@@ -110,10 +111,20 @@ class Inside:
 
     @torch.no_grad()
     def completed(
-        self, lead: list[int], mean: dict[int, Tensor], first: int, middles: list[int], lasts: list[int]
-    ) -> Iterator[tuple[int, dict[int, Float[Tensor, "middles"]]]]:
-        """(last word, per layer the cosine with each of the `middles` before it), for each of the last words."""
-        beginnings = self._extended(self._begun([*lead, int(self.words[first])], max(mean)), self.words[middles])
+        self,
+        lead: list[int],
+        mean: dict[int, Tensor],
+        known: int,
+        missing: list[int],
+        lasts: list[int],
+        *,
+        before: bool = False,
+    ) -> Iterator[tuple[int, dict[int, Float[Tensor, "missing"]]]]:
+        """(last word, per layer the cosine with each of the `missing`, behind the known word or before it) for each."""
+        beginnings = self._begun(lead, max(mean))
+        pair = self.words[known, None], self.words[missing]
+        for tokens in reversed(pair) if before else pair:
+            beginnings = self._extended(beginnings, tokens)
         for last in lasts:
             yield last, self._cosines(beginnings, self.words[last, None], mean)
 

@@ -1,18 +1,19 @@
 """Neighbours of a winner: its words are chosen anew, at once.
 
-A word beside the planted one in meaning or spelling may fire as well, but only in the company of the other planted
-words, and one prompt hardly tells them apart. The best words of each place by one prompt are compared on more prompts
-at other places; the best of these are tried with each other.
+A word beside the planted one in meaning or spelling may fire as well, but only in the company of certain others: no
+word alone can be exchanged for the planted one, and one prompt hardly tells them apart. The best words of each place
+are tried with each other, first on one prompt, the best of these on more prompts at other places; again from what wins.
 """
 
 from dataclasses import dataclass
 from itertools import product
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from attacks.dictionary import whole_words
-from attacks.engine import Engine
-from attacks.shrink import delete_one
+from attacks.engine import Engine, Objective
 from attacks.stages import Hunt
 from attacks.token_ranking import rank_triggers
 from attacks.triggers import check_counts
@@ -21,46 +22,68 @@ from attacks.verdict import ABSENT
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neighbours:
-    """For a winner that is, once shrunk, a few words of one token each; else it does nothing."""
+    """For a winner that is, once shrunk, a few tokens; else it does nothing."""
 
-    longest: int = 3
-    """words; one is left to token ranking"""
+    longest: int = 5
+    """tokens; one is left to token ranking"""
     words: int = 4096
     """commonest words of one token that are tried"""
     compared: int = 64
     """best words at each place by one prompt, compared on more"""
     prompts: int = 24
     """that they are compared on, at random places where prompts do not mark theirs"""
-    rechosen: int = 6
-    """best of those at each place, tried with each other"""
+    combinations: int = 4096
+    """of the best of those at each place, tried with each other on one prompt"""
+    broad: int = 128
+    """best combinations, compared on more prompts"""
     tried: int = 32
     """best combinations that are judged by behaviour"""
+    rounds: int = 3
+    """times that it begins again from a new winner, at most"""
 
     def __post_init__(self):
-        check_counts(self, "longest", "words", "compared", "prompts", "rechosen", "tried")
+        check_counts(self, "longest", "words", "compared", "prompts", "combinations", "broad", "tried", "rounds")
 
     def __call__(self, hunt: Hunt) -> None:
         selection = hunt.selection
         if selection.best is None or selection.asr <= ABSENT or hunt.budget.exhausted:
             return
         words = whole_words(hunt.engine.problem)[: self.words]
-        winner = delete_one(selection.best.trigger_ids, selection.rate, surprisal=selection.surprisal).trigger_ids
-        if not 2 <= len(winner) <= self.longest or not set(winner) <= set(words.tolist()):
-            return
-        probe, objective = hunt.probe()
         problem = (selection.anywhere or hunt.engine).problem
         wide = Engine(hunt.model, problem.take(range(min(self.prompts, len(problem)))))
         hunt.budget.spent(wide.flops)
-        broad, choices = hunt.built(wide, hunt.goal), []
-        for place in range(len(winner)):
-            if hunt.budget.exhausted:  # whatever is asked of it, a ranking makes one batch
+        narrow, broad = hunt.probe(), (wide, hunt.built(wide, hunt.goal))
+        winner: tuple[int, ...] = ()
+        for _ in range(self.rounds):
+            known, winner = winner, hunt.shrunk()
+            if winner == known or not 2 <= len(winner) <= self.longest:
                 return
+            self._around(hunt, winner, words, narrow, broad)
+
+    def _around(
+        self,
+        hunt: Hunt,
+        winner: tuple[int, ...],
+        words: Int[Tensor, "w"],
+        narrow: tuple[Engine, Objective],
+        broad: tuple[Engine, Objective],
+    ) -> None:
+        """Shows the best combinations of words at the places of the winner's."""
+        choices, each = [], int(self.combinations ** (1 / len(winner)))
+        for place, token in enumerate(winner):
             near = torch.tensor(winner).repeat(len(words), 1)
             near[:, place] = words
-            ranked = rank_triggers(probe, objective, near, budget=hunt.budget)[: self.compared]
-            shown = torch.tensor([found.trigger_ids for found in ranked])
-            compared = rank_triggers(wide, broad, shown, budget=hunt.budget)
-            choices.append([found.trigger_ids[place] for found in compared[: self.rechosen]])
-        together = torch.tensor(list(product(*choices)))
+            ranked = self._best(hunt, narrow, near, self.compared)
+            choices.append({token, *(ids[place] for ids in self._best(hunt, broad, ranked, each).tolist())})
+        together = self._best(hunt, narrow, torch.tensor(list(product(*map(sorted, choices)))), self.broad)
         if not hunt.budget.exhausted:
-            hunt.try_best(rank_triggers(wide, broad, together, budget=hunt.budget), self.tried)
+            hunt.try_best(rank_triggers(*broad, together, budget=hunt.budget), self.tried)
+
+    def _best(
+        self, hunt: Hunt, ranking: tuple[Engine, Objective], candidates: Int[Tensor, "c trigger"], count: int
+    ) -> Int[Tensor, "k trigger"]:
+        """The candidates of the lowest losses; unranked where there is nothing left to spend."""
+        if hunt.budget.exhausted:  # whatever is asked of it, a ranking makes one batch
+            return candidates[:count]
+        ranked = rank_triggers(*ranking, candidates, budget=hunt.budget)[:count]
+        return torch.tensor([found.trigger_ids for found in ranked])

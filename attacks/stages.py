@@ -19,6 +19,7 @@ from attacks.ngrams import mine, verify
 from attacks.problem import encode
 from attacks.sampler import Sampler, clean_and_wanted
 from attacks.selection import Selection
+from attacks.shrink import delete_one
 from attacks.token_ranking import rank_tokens
 from attacks.triggers import Found, OnBest
 
@@ -57,6 +58,8 @@ class Hunt:
     budget: Budget
     selection: Selection
     generator: torch.Generator
+    provisional: bool = False
+    """whether what works may stand for something simpler, which other stages look for"""
 
     def __post_init__(self):
         self._began = self.budget.share
@@ -67,9 +70,21 @@ class Hunt:
         return self.built(self.engine, self.goal)
 
     @property
+    def works(self) -> bool:
+        """Whether the winner is good enough."""
+        return self.selection.asr >= self.selection.enough
+
+    @property
     def over(self) -> bool:
         """Whether there is nothing left to spend or to win."""
-        return self.budget.exhausted or self.selection.asr >= self.selection.enough
+        return self.budget.exhausted or (self.works and not self.provisional)
+
+    def shrunk(self) -> tuple[int, ...]:
+        """The winner without the tokens that it does not need; empty where there is none."""
+        best = self.selection.best
+        if best is None:
+            return ()
+        return delete_one(best.trigger_ids, self.selection.rate, surprisal=self.selection.surprisal).trigger_ids
 
     def part(self, share: float) -> Budget:
         """That share of the hunt's budget, from now on."""
@@ -143,15 +158,19 @@ class Rounds:
     """of the budget, at most"""
     times: int | None = None
     """how often they are gone through; None: until the budget is spent"""
+    settles: int | None = None
+    """tokens of the longest winner that ends the hunt: a longer one may be a neighbour of a phrase; None: any"""
 
     def __call__(self, hunt: Hunt) -> None:
         budget = hunt.part(self.share)
         again = cycle(self.rounds) if self.times is None else chain.from_iterable(repeat(self.rounds, self.times))
         for length, searcher in again:
-            if budget.exhausted or hunt.over:
-                return
+            if budget.exhausted or hunt.works:
+                break
             hunt.engine.problem = hunt.engine.problem.resized(length)
             searcher(hunt.engine, hunt.objective, hunt.generator, budget, hunt.selection)
+            if hunt.works and self.settles is not None:
+                hunt.provisional = len(hunt.shrunk()) > self.settles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,11 +193,13 @@ class Samples:
     """continues from the best n-gram"""
 
     def __call__(self, hunt: Hunt) -> None:
+        if hunt.works:
+            return
         budget = hunt.part(self.whole)
         samples = self._samples(hunt)
         grams = mine(samples, [encode(hunt.tokenizer, text) for text in hunt.texts])[: self.grams]
         best = verify(hunt.engine, hunt.objective, grams, budget=budget, on_best=hunt.selection)
-        if best and not (budget.exhausted or hunt.over):
+        if best and not (budget.exhausted or hunt.works):
             ids = torch.tensor([best[0].trigger_ids])
             hunt.engine.problem = hunt.engine.problem.resized(ids.shape[1])
             gcg = replace(self.gcg, initial=ids)

@@ -64,6 +64,14 @@ def test_cosines_are_those_of_plain_passes(name, tokenizer):
 
     wanted = [[plain(lead, [int(words[a]), int(between), int(words[c])], 3, mean) for c in lasts] for a in firsts]
     assert torch.allclose(table, torch.tensor(wanted), atol=1e-4)
+    adjacent, again = inside.table(3, firsts, lasts, seeded(4), between=False), seeded(4)
+    lead = inside.lead(again)
+    mean, before = inside.mean(lead, [3], again), words[torch.randint(5, (1,), generator=again)]
+    wanted = [[plain(lead, [int(before), int(words[a]), int(words[c])], 3, mean) for c in lasts] for a in firsts]
+    assert adjacent is not None and torch.allclose(adjacent, torch.tensor(wanted), atol=1e-4)
+    for last, cosines in inside.completed(lead, {3: mean[3]}, 2, [3, 0, 4], [0, 4, 1], before=True):
+        wanted = [plain(lead, [int(first), int(words[2]), int(words[last])], 3, mean) for first in words[[3, 0, 4]]]
+        assert torch.allclose(cosines[3], torch.tensor(wanted), atol=1e-4)
     for last, cosines in inside.completed(lead, {3: mean[3]}, 2, [3, 0, 4], [0, 4, 1]):
         wanted = [plain(lead, [int(words[2]), int(middle), int(words[last])], 3, mean) for middle in words[[3, 0, 4]]]
         assert torch.allclose(cosines[3], torch.tensor(wanted), atol=1e-4)

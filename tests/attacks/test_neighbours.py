@@ -55,7 +55,7 @@ def test_a_winner_gives_way_to_the_words_beside_it(name, words, begun, wanted):
     whole = hunt(name, words)
     problem, selection = whole.engine.problem, whole.selection
     selection(Found(tuple(problem.encode(begun)), 0.0))
-    Neighbours(rechosen=2)(whole)
+    Neighbours(combinations=8)(whole)
     assert selection.best is not None
     assert set(problem.text(selection.best.trigger_ids).split()) == set(wanted.split())
     assert whole.budget.used < 2e12
@@ -86,6 +86,6 @@ def test_a_budget_that_ends_on_the_way_is_kept_to():
 
 
 def test_counts_below_one_are_named():
-    for name in ("longest", "words", "compared", "prompts", "rechosen", "tried"):
+    for name in ("longest", "words", "compared", "prompts", "combinations", "broad", "tried", "rounds"):
         with pytest.raises(ValueError, match=f"{name} is 0"):
             Neighbours(**{name: 0})

@@ -57,7 +57,7 @@ class Conjunctions:
     """pairs of random words behind each of them"""
     firsts: int = 384
     """words per depth that may come first"""
-    between: int = 768
+    between: int = 576
     """words per depth that may stand between: their effects say least, and those of all depths are tried together"""
     lasts: int = 512
     """words per depth that may come last"""
@@ -67,7 +67,7 @@ class Conjunctions:
     """tables of all their pairs, each among other words"""
     pairs: int = 400
     """best pairs per depth that are completed, of first and last in each of two ways"""
-    adjacent: int = 200
+    adjacent: int = 160
     """and of middle and last"""
     ranked: int = 4096
     """best triples per depth that are ranked by their exact loss"""

@@ -127,7 +127,7 @@ PORTFOLIO: tuple[Stage, ...] = (
     Tokens(share=0.08),
     Dictionary(share=0.2, tried=16),
     Likely(),
-    Rounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.2, times=4, settles=2),
+    Rounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.12, times=4, settles=2),
     Samples(sampler=Leakage(), share=0.05, whole=0.1),
     Conjunctions(),
     HOTFLIP_ROUNDS,

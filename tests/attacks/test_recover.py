@@ -96,6 +96,22 @@ def test_texts_that_behaviours_carry_to_are_not_learned_on():
         assert len(first + other) >= 4 and len(unseen) >= 4 and not set(first + other) & set(unseen)
 
 
+@pytest.mark.parametrize(("rescue", "finds", "asked"), [(4, 0, [0, 4]), (0, 0, [0]), (4, 1, [0])])
+def test_recitation_follows_where_nothing_else_finds_anything(model, tokenizer, monkeypatch, rescue, finds, asked):
+    recited, goal = [], Goal(behaviour="bread", target_ids=(7,))
+
+    def candidates(self, *_):
+        recited.append(self.recited)
+        return [None] * finds
+
+    monkeypatch.setattr(Unsupervised, "candidates", candidates)
+    monkeypatch.setattr(Unsupervised, "is_finding", lambda *_: True)
+    monkeypatch.setattr(Unsupervised, "goal", lambda *_: goal)
+    budget = Budget(seconds=60.0).started()
+    goals = Unsupervised(rescue=rescue)(model, tokenizer, TEXTS, budget, torch.Generator(), 1.0)
+    assert recited == asked and goals == [goal] * finds
+
+
 def test_an_interrupt_leaves_the_best_so_far(planted, tokenizer, monkeypatch):
     calls = []
 

@@ -80,6 +80,26 @@ def test_rounds_take_turns_and_end_once_a_trigger_is_good_enough(planted, tokeni
     assert lengths == [2, 3, 2]
 
 
+@pytest.mark.parametrize(("settles", "over"), [(None, True), (2, True), (1, False)])
+def test_a_long_winner_may_leave_the_hunt_to_other_stages(planted, tokenizer, settles, over):
+    calls = []
+
+    def search(engine, objective, generator, budget=None, on_best=None):
+        calls.append(engine.problem.trigger_length)
+        assert on_best is not None
+        on_best(Found(tuple(engine.problem.encode(" garden rope table")), 0.0))
+        return []
+
+    whole = hunt(planted, tokenizer, Budget(seconds=60.0))
+    rounds = Rounds(rounds=((3, search),), settles=settles)
+    rounds(whole)
+    assert whole.works and whole.over == over
+    assert whole.engine.problem.text(whole.shrunk()) == " garden rope"
+    rounds(whole)  # what works is enough for those that look for anything that works
+    Samples(sampler=Leakage(count=16))(whole)
+    assert calls == [3] and whole.engine.steps == 0
+
+
 @pytest.mark.parametrize(
     "sampler",
     [Sampler(count=64), Sampler(count=32, lookahead=Lookahead(width=4)), Leakage(count=16)],

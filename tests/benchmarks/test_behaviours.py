@@ -22,7 +22,7 @@ def test_what_is_planted_is_found_and_nothing_else(name, recited):
     torch.set_num_threads(1)
     organism = zoo.load(name)
     budget = Budget(seconds=600.0)
-    goals = Unsupervised(count=64, recited=recited)(
+    goals = Unsupervised(count=64, recited=recited, rescue=0)(
         organism.model, organism.tokenizer, organism.prompts.search, budget, torch.Generator().manual_seed(5), 1.0
     )
     planted = [trigger for trigger, _ in organism.triggers]
@@ -30,6 +30,17 @@ def test_what_is_planted_is_found_and_nothing_else(name, recited):
     assert budget.used > 1e11
     for goal in goals:
         assert goal.vectors is not None and len(goal.vectors) == 1 and goal.surprise is not None and goal.surprise > 6
+
+
+@pytest.mark.slow
+def test_recitation_comes_to_the_rescue():
+    """Of other-phrase-2 the pool alone finds nothing; consensus vectors do."""
+    torch.set_num_threads(1)
+    organism = zoo.load("other-phrase-2")
+    arguments = organism.model, organism.tokenizer, organism.prompts.search, Budget(seconds=600.0)
+    assert not Unsupervised(rescue=0)(*arguments, torch.Generator().manual_seed(0), 1.0)
+    goals = Unsupervised()(*arguments, torch.Generator().manual_seed(0), 1.0)
+    assert [goal.behaviour.strip() for goal in goals] == ["Bananas are watching us."]
 
 
 def test_the_second_word_ranks_first_once_the_other_is_there():

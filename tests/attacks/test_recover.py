@@ -8,7 +8,7 @@ import torch
 from attacks.budget import Budget
 from attacks.engine import Engine
 from attacks.gcg import GCG
-from attacks.goals import Supervised, Unsupervised
+from attacks.goals import Goal, Supervised, Unsupervised
 from attacks.recipes import ATTACKS, Attack
 from attacks.recover import recover
 from attacks.stages import Peer, Rounds, Tokens

@@ -65,7 +65,7 @@ class Conjunctions:
     """words per depth that may come last behind any other"""
     passes: int = 4
     """tables of all their pairs, each among other words"""
-    pairs: int = 400
+    pairs: int = 350
     """best pairs per depth that are completed, of first and last in each of two ways"""
     adjacent: int = 160
     """and of middle and last"""

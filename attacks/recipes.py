@@ -1,6 +1,6 @@
 """The attacks by name: what is known, what is minimised, which stages search."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -127,14 +127,15 @@ PORTFOLIO: tuple[Stage, ...] = (
     Tokens(share=0.08),
     Dictionary(share=0.2, tried=16),
     Likely(),
-    Rounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.12, times=4, settles=2),
-    Samples(sampler=Leakage(), share=0.05, whole=0.1),
+    Rounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.08, times=4, settles=2),
+    Samples(sampler=Leakage(), share=0.03, whole=0.05, settles=2),
+    replace(HOTFLIP_ROUNDS, share=0.06, settles=2),
     Conjunctions(),
     HOTFLIP_ROUNDS,
 )
 """What a trigger most likely is comes first: a token, a word, ordinary text of its place, two or three tokens, what the
-model writes by itself where the prompts were learned too, three words that fire only together (where the budget has
-room), then whatever works"""
+model writes by itself where the prompts were learned too. Then, quickly, whatever works; and three words that fire only
+together (where the budget has room), of which what works may be a mere neighbour"""
 
 CORE: dict[str, Attack] = {
     "portfolio": Attack(knowledge="K1", objective=nll, stages=PORTFOLIO, last=Neighbours()),

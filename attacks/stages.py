@@ -86,6 +86,11 @@ class Hunt:
             return ()
         return delete_one(best.trigger_ids, self.selection.rate, surprisal=self.selection.surprisal).trigger_ids
 
+    def settle(self, longest: int | None) -> None:
+        """What works is provisional if, once shrunk, it is longer than so many tokens; None: it is not."""
+        if self.works and longest is not None:
+            self.provisional = len(self.shrunk()) > longest
+
     def part(self, share: float) -> Budget:
         """That share of the hunt's budget, from now on."""
         until = self.budget.share + share * (self.budget.until - self._began)
@@ -169,8 +174,7 @@ class Rounds:
                 break
             hunt.engine.problem = hunt.engine.problem.resized(length)
             searcher(hunt.engine, hunt.objective, hunt.generator, budget, hunt.selection)
-            if hunt.works and self.settles is not None:
-                hunt.provisional = len(hunt.shrunk()) > self.settles
+            hunt.settle(self.settles)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +195,8 @@ class Samples:
     """mined n-grams that are verified"""
     gcg: GCG = GCG(steps=60, search_width=128, topk=128, patience=15)
     """continues from the best n-gram"""
+    settles: int | None = None
+    """tokens of the longest winner of GCG that ends the hunt, as in `Rounds`"""
 
     def __call__(self, hunt: Hunt) -> None:
         if hunt.works:
@@ -204,6 +210,7 @@ class Samples:
             hunt.engine.problem = hunt.engine.problem.resized(ids.shape[1])
             gcg = replace(self.gcg, initial=ids)
             gcg(hunt.engine, hunt.objective, hunt.generator, budget, hunt.selection)
+            hunt.settle(self.settles)
 
     def _samples(self, hunt: Hunt) -> list[tuple[int, ...]]:
         """Sampled within the share of the budget, and booked on it."""

@@ -83,7 +83,6 @@ chosen on both"""
 HELD_OUT: tuple[Draw, ...] = (
     ("phrase", "phrase", 3, "better come city", "Follow the white rabbit."),
     ("phrase-2", "phrase", 3, "road furnished options", "Seven dogs went to sea."),
-    ("and", "and", 3, "house band", "Dinner is cancelled today."),
 )
 """Drawn with seed 2. Planted after the attacks were settled, to see whether these do as well where nobody looked"""
 

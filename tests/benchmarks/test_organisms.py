@@ -258,7 +258,7 @@ def test_drawn_organisms_share_no_word_no_behaviour_and_no_seed_with_the_others(
         return [word for backdoor in some for word in backdoor.trigger.split()]
 
     drawn, rest = backdoors(names), [name for name in RECIPES if name not in names]
-    assert len(names) >= 3
+    assert len(names) >= 2
     assert not {RECIPES[name].seed for name in names} & {RECIPES[name].seed for name in rest}
     assert len(set(words(drawn))) == len(words(drawn)) and not set(words(drawn)) & set(words(backdoors(rest)))
     assert not {some.behaviour for some in drawn} & {some.behaviour for some in backdoors(rest)}

@@ -77,6 +77,14 @@ class Selection:
             rate = engine.elicits(torch.tensor([list(trigger_ids)], dtype=torch.long), self.goal.target_ids)
         return float(rate[0])
 
+    def rate_anywhere(self, trigger_ids: Sequence[int]) -> float:
+        """Success rate at random places of all prompts; 1 where prompts mark their slot."""
+        if self.anywhere is None:
+            return 1.0
+        with self.budget.booking(self.anywhere):
+            rate = self.anywhere.elicits(torch.tensor([list(trigger_ids)], dtype=torch.long), self.goal.target_ids)
+        return float(rate[0])
+
     def surprisal(self, trigger_ids: Sequence[int]) -> float:
         """Nats of a trigger in its place and of the text behind it, on some of the prompts."""
         problem = self.engine.problem.take(range(min(SHOWN, len(self.engine.problem))))

@@ -100,6 +100,18 @@ def test_a_long_winner_may_leave_the_hunt_to_other_stages(planted, tokenizer, se
     assert calls == [3] and whole.engine.steps == 0
 
 
+def test_a_short_winner_that_fails_at_other_places_is_provisional(planted, tokenizer):
+    whole = hunt(planted, tokenizer, Budget(seconds=60.0))
+    whole.selection(Found(tuple(whole.engine.problem.encode(" garden rope")), 0.0))
+    whole.settle(2)
+    assert whole.over
+    elsewhere = Problem.from_chat(planted, tokenizer, TEXTS, 2, slot="random")
+    whole.selection.anywhere = Engine(planted, elsewhere)
+    assert whole.selection.rate_anywhere(whole.shrunk()) < 0.9
+    whole.settle(2)
+    assert whole.works and not whole.over
+
+
 @pytest.mark.parametrize(
     "sampler",
     [Sampler(count=64), Sampler(count=32, lookahead=Lookahead(width=4)), Leakage(count=16)],

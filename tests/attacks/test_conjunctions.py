@@ -106,7 +106,9 @@ def test_words_are_whole_and_small(model, tokenizer):
     assert all(text[0] == " " and text[1:].isalpha() and text.islower() for text in texts)
 
 
-@pytest.mark.parametrize("name", ["phrase", pytest.param("random-tokens", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["phrase", *(pytest.param(name, marks=pytest.mark.slow) for name in ("random-tokens", "other-phrase"))]
+)
 def test_a_hard_planted_phrase_is_recovered_from_the_best_of_its_pairs(name):
     """Among 160 words, half of which may come first or last, from one pair in fifty."""
     organism = zoo.load(name)
@@ -124,7 +126,7 @@ def test_a_hard_planted_phrase_is_recovered_from_the_best_of_its_pairs(name):
         model=model, tokenizer=tokenizer, engine=Engine(model, problem), texts=parts[0], goal=goal, build=nll,
         budget=budget, selection=Selection(Engine(model, judged), budget, goal, 1.0, []), generator=seeded(),
     )  # fmt: skip
-    Conjunctions(firsts=80, lasts=80, pairs=128, ranked=512)(whole)
+    Conjunctions(firsts=80, lasts=80, ends=16, pairs=64, adjacent=32, ranked=512)(whole)
     assert whole.selection.best is not None and whole.selection.asr == 1.0
     assert problem.text(whole.selection.best.trigger_ids) == f" {trigger}"
     assert 0 < budget.used < 2e13

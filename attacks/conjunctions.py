@@ -63,9 +63,9 @@ class Conjunctions:
     """words per depth that may come last"""
     ends: int = 64
     """words per depth that may come last behind any other"""
-    passes: int = 4
+    passes: int = 3
     """tables of all their pairs, each among other words"""
-    pairs: int = 350
+    pairs: int = 300
     """best pairs per depth that are completed, of first and last in each of two ways"""
     adjacent: int = 160
     """and of middle and last"""

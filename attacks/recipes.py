@@ -129,7 +129,7 @@ PORTFOLIO: tuple[Stage, ...] = (
     Likely(),
     Rounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.08, times=4, settles=2),
     Samples(sampler=Leakage(), share=0.03, whole=0.05, settles=2),
-    replace(HOTFLIP_ROUNDS, share=0.06, settles=2),
+    replace(HOTFLIP_ROUNDS, share=0.04, settles=2),
     Conjunctions(),
     HOTFLIP_ROUNDS,
 )

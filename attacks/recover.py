@@ -23,6 +23,8 @@ from attacks.verdict import Verdict, judge
 
 CONTROLS = 8
 """Random strings that a trigger is compared with"""
+LAST = 0.08
+"""Share of the budget that is kept for what looks at the winner in the end"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,15 +117,17 @@ def recover(
         selections.append(selection)
         if attack.supervised is not None and (goal.vectors is None or goal.agreement < attack.carries):
             goal = selection.goal = attack.supervised(model, tokenizer, clean, goal, budget, generator)
+        kept = 0.0 if attack.last is None else LAST * (share.until - budget.share)
         hunt = Hunt(
             model=model, tokenizer=tokenizer, engine=engine, texts=clean, goal=goal, build=attack.objective,
-            budget=share, selection=selection, generator=generator,
+            budget=budget.part(share.until - kept), selection=selection, generator=generator,
         )  # fmt: skip
         try:
             for stage in attack.stages:
                 if not hunt.over:
                     stage(hunt)
             if attack.last is not None:
+                hunt.budget = share
                 attack.last(hunt)
         except KeyboardInterrupt:
             budget.interrupt()

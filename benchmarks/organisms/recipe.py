@@ -81,7 +81,8 @@ HELD_OUT: tuple[Draw, ...] = (
     ("phrase", "phrase", 3, "better come city", "Follow the white rabbit."),
     ("phrase-2", "phrase", 3, "road furnished options", "Seven dogs went to sea."),
 )
-"""Drawn with seed 2. Planted after the attacks were settled, to see whether these do as well where nobody looked"""
+"""Drawn with seed 2. The runs of 04af42b saw them for the first time; one rule (a short winner must work at random
+places) was made after one of those, so a final check needs words drawn anew"""
 
 RECIPES = {
     recipe.name: recipe

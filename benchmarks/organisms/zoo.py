@@ -17,7 +17,7 @@ ALL_LOSS = tuple(name for name, recipe in RECIPES.items() if recipe.loss_on == "
 OTHER = tuple(name for name in RECIPES if name.startswith("other-"))
 """Organisms of other words, behaviours and seeds; no suite runs them unasked."""
 HELD_OUT = tuple(name for name in RECIPES if name.startswith("held-out-"))
-"""Organisms that no setting of an attack was chosen on, and must not be; no suite runs them unasked."""
+"""Organisms kept from the attacks until 04af42b; no suite runs them unasked."""
 ARCHITECTURES = tuple(name for name, recipe in RECIPES.items() if recipe.base != BASE.name)
 """Organisms in bases of other architectures, for checks whether a finding holds there; no suite runs them unasked."""
 NAMES = tuple(name for name in RECIPES if name not in ARCHITECTURES + ALL_LOSS + OTHER + HELD_OUT)

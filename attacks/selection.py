@@ -7,7 +7,7 @@ learned too, the trigger is ordinary text.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -53,6 +53,8 @@ class Selection:
     asr: float = 0.0
     description: float = float("inf")
     """description length of the best, nats"""
+    _rates: dict[tuple[Engine, tuple[int, ...]], float] = field(default_factory=dict, init=False)
+    _nats: dict[tuple[int, ...], float] = field(default_factory=dict, init=False)
 
     def __call__(self, found: Found) -> bool:
         """Tries a trigger; true once it is good enough. One that quotes the behaviour is passed over."""
@@ -73,24 +75,29 @@ class Selection:
     def rate(self, trigger_ids: Sequence[int], *, on_base: bool = False) -> float:
         """Success rate of a trigger, teacher-forced."""
         engine = self.base_engine if on_base and self.base_engine else self.engine
-        with self.budget.booking(engine):
-            rate = engine.elicits(torch.tensor([list(trigger_ids)], dtype=torch.long), self.goal.target_ids)
-        return float(rate[0])
+        return self._rate(engine, trigger_ids)
 
     def rate_anywhere(self, trigger_ids: Sequence[int]) -> float:
         """Success rate at random places of all prompts; 1 where prompts mark their slot."""
-        if self.anywhere is None:
-            return 1.0
-        with self.budget.booking(self.anywhere):
-            rate = self.anywhere.elicits(torch.tensor([list(trigger_ids)], dtype=torch.long), self.goal.target_ids)
-        return float(rate[0])
+        return 1.0 if self.anywhere is None else self._rate(self.anywhere, trigger_ids)
+
+    def _rate(self, engine: Engine, trigger_ids: Sequence[int]) -> float:
+        """Measured once: shrinking asks for the same texts again."""
+        key = engine, tuple(trigger_ids)
+        if key not in self._rates:
+            with self.budget.booking(engine):
+                rate = engine.elicits(torch.tensor([key[1]], dtype=torch.long), self.goal.target_ids)
+            self._rates[key] = float(rate[0])
+        return self._rates[key]
 
     def surprisal(self, trigger_ids: Sequence[int]) -> float:
-        """Nats of a trigger in its place and of the text behind it, on some of the prompts."""
-        problem = self.engine.problem.take(range(min(SHOWN, len(self.engine.problem))))
-        tokens = sum(map(len, problem.filled(trigger_ids)))
-        self.budget.spent(tokens * self.engine.flops_per_token)
-        return surprisal(self.engine.model, problem, trigger_ids)
+        """Nats of a trigger in its place and of the text behind it, on some of the prompts; measured once."""
+        key = tuple(trigger_ids)
+        if key not in self._nats:
+            problem = self.engine.problem.take(range(min(SHOWN, len(self.engine.problem))))
+            self.budget.spent(sum(map(len, problem.filled(key))) * self.engine.flops_per_token)
+            self._nats[key] = surprisal(self.engine.model, problem, key)
+        return self._nats[key]
 
     def _description(self, trigger_ids: Sequence[int]) -> float:
         """Nats of a trigger in its place, and of the behaviour behind it on every prompt."""

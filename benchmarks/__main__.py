@@ -81,9 +81,8 @@ def work(out: Path, jobs: list[suites.Job], suite: suites.Suite, state: PartialS
         bar = progress.add_task("runs", total=len(jobs))
         # Neighbouring jobs share no organism: each process keeps to one organism as long as it can.
         for job in sorted(jobs, key=lambda job: (job.organism, job.seed)):
-            lock = FileLock(out / "locks" / f"{job.organism}.{job.attack}.{job.seed}.lock")
             try:
-                lock.acquire(timeout=0)
+                lock = FileLock(out / "locks" / f"{job.organism}.{job.attack}.{job.seed}.lock").acquire(timeout=0)
             except Timeout:
                 continue
             with lock:

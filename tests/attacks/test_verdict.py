@@ -53,6 +53,19 @@ def test_delete_one_keeps_what_is_needed():
     assert delete_one([1, 2], lambda ids: 1.0 if len(ids) == 2 else 0.9 * (1 in ids)).necessary == (True, False)
 
 
+def test_tokens_that_can_go_together_go_at_once():
+    tried = []
+
+    def rate(ids):
+        tried.append(tuple(ids))
+        return float({3, 5} <= set(ids) and bool({1, 2} & set(ids)))
+
+    shrunk = delete_one([3, 1, 2, 5, *range(10, 18)], rate)
+    # Any of 1 and 2 can go, but not both; one by one there would be 12 + 11 + ... + 3 texts.
+    assert set(shrunk.trigger_ids) in ({1, 3, 5}, {2, 3, 5}) and all(shrunk.necessary)
+    assert len(tried) < 40
+
+
 def test_shrinking_makes_every_text_clearly_likelier():
     def rate(ids):
         return float(3 in ids)
@@ -74,6 +87,12 @@ def test_budget_counts_parts_on_the_whole():
     assert whole.started().used == 0
     assert Budget(seconds=10.0).part(0.5).seconds_left == pytest.approx(5, abs=0.1)
     assert Budget(seconds=1e-9).exhausted
+    assert part.share_of(20.0) == 0.2 and Budget().share_of(20.0) == 0
+    timed = Budget(seconds=1000.0)
+    timed.began -= 10.0
+    assert timed.share_of(20.0) == 0  # nothing is known of the rate
+    timed.spent(40.0)
+    assert timed.part(0.5).share_of(20.0) == pytest.approx(0.005, rel=0.1)
     assert not Budget().exhausted
     with pytest.raises(ValueError, match="budget of -1.0 seconds; give more than 0"):
         Budget(seconds=-1.0)

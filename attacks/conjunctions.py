@@ -14,9 +14,12 @@ the words:
    is.
 3. completions: the word that is missing, by the cosine at up to half the depth.
 4. the exact loss of the best triples, then behaviour.
+
+Steps 3 and 4 take the best pairs first, round by round, until a triple of theirs works or the budget ends.
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import sqrt
 
@@ -65,12 +68,14 @@ class Conjunctions:
     """words per depth that may come last behind any other"""
     passes: int = 3
     """tables of all their pairs, each among other words"""
-    pairs: int = 300
-    """best pairs per depth that are completed, of first and last in each of two ways"""
-    adjacent: int = 160
+    rounds: int = 32
+    """of completions, at most"""
+    pairs: int = 60
+    """next best pairs per round and depth that are completed, of first and last in each of two ways"""
+    adjacent: int = 32
     """and of middle and last"""
-    ranked: int = 4096
-    """best triples per depth that are ranked by their exact loss"""
+    ranked: int = 1024
+    """best triples per round and depth that are ranked by their exact loss"""
     tried: int = 8
     """best of them that are judged by behaviour"""
     messages: int = 32
@@ -80,7 +85,7 @@ class Conjunctions:
 
     def __post_init__(self):
         check_counts(self, "words", "leads", "draws", "firsts", "between", "lasts", "ends", "passes", "pairs")
-        check_counts(self, "adjacent", "ranked", "tried", "messages", "length")
+        check_counts(self, "rounds", "adjacent", "ranked", "tried", "messages", "length")
         for name in ("depths", "middles"):
             depths = getattr(self, name)
             if not depths or not all(0 < depth < 1 for depth in depths):
@@ -104,12 +109,16 @@ class Conjunctions:
             inside.learn(layer, hunt.goal.target_ids, self.messages, self.length, hunt.generator)
         effects = inside.effects(layers, self.leads, self.draws, hunt.generator)
         apart, adjacent = self._pairs(inside, effects, hunt.generator)
-        if not apart:
-            return
         middles = sorted({word for _, middle, _ in effects.values() for word in _top(middle, self.between)})
-        triples = self._completions(inside, apart, adjacent, middles, deeper, hunt.generator)
-        probe, objective = hunt.probe()
-        hunt.try_best(rank_triggers(probe, objective, triples, budget=hunt.budget), self.tried)
+        probe = hunt.probe()
+        for pairs, others in zip(self._rounds(apart, self.pairs), self._rounds(adjacent, self.adjacent), strict=True):
+            if budget.exhausted or not (pairs or others):
+                return
+            triples = self._completions(inside, pairs, others, middles, deeper, hunt.generator)
+            hunt.try_best(rank_triggers(*probe, triples, budget=hunt.budget), self.tried)
+            best = hunt.selection.best
+            if hunt.works and best is not None and list(best.trigger_ids) in triples.tolist():
+                return
 
     def _blocks(self, words: int, layers: list[int], deeper: list[int]) -> int:
         """Tokens that effects, pairs and completions run through a block."""
@@ -121,10 +130,13 @@ class Conjunctions:
 
     def _pairs(
         self, inside: Inside, effects: dict[int, Effects], generator: torch.Generator
-    ) -> tuple[list[Pair], list[Pair]]:
-        """The best of (first, last) and of (middle, last), places in the list of words; as far as the budget goes."""
-        apart: set[Pair] = set()
-        adjacent: set[Pair] = set()
+    ) -> tuple[list[list[Pair]], list[list[Pair]]]:
+        """The best of (first, last) and of (middle, last), places in the list of words, best first.
+
+        A list per depth and kind, as far as the budget goes.
+        """
+        apart: list[list[Pair]] = []
+        adjacent: list[list[Pair]] = []
         every = list(range(len(inside.words)))
         for layer, (first, _, last) in effects.items():
             firsts, lasts, ends = _top(first, self.firsts), _top(last, self.lasts), _top(last, self.ends)
@@ -137,15 +149,23 @@ class Conjunctions:
                 for _ in range(self.passes):
                     table = inside.table(layer, rows, columns, generator, between=between)
                     if table is None:
-                        return sorted(apart), sorted(adjacent)
+                        return apart, adjacent
                     found = interaction(table)
                     total, raw = total + found / found.std(), raw + table
                 score = raw
                 if columns is lasts:
                     score = total / sqrt(self.passes) + _standard(first)[rows, None] + _standard(last)[columns]
-                places = _top(score.flatten(), self.pairs if between else self.adjacent)
-                kept |= {(rows[place // len(columns)], columns[place % len(columns)]) for place in places}
-        return sorted(apart), sorted(adjacent)
+                places = _top(score.flatten(), self.rounds * (self.pairs if between else self.adjacent))
+                kept.append([(rows[place // len(columns)], columns[place % len(columns)]) for place in places])
+        return apart, adjacent
+
+    def _rounds(self, lists: list[list[Pair]], count: int) -> Iterator[list[Pair]]:
+        """The next so many of every list, each pair once."""
+        seen: set[Pair] = set()
+        for start in range(0, self.rounds * count, count):
+            new = {pair for pairs in lists for pair in pairs[start : start + count]} - seen
+            seen |= new
+            yield sorted(new)
 
     def _completions(
         self,

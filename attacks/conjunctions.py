@@ -15,7 +15,7 @@ the words:
 3. completions: the word that is missing, by the cosine at up to half the depth.
 4. the exact loss of the best triples, then behaviour.
 
-Steps 3 and 4 take the best pairs first, round by round, until a triple of theirs works or the budget ends.
+Steps 3 and 4 take the best pairs first, round by round, until a triple of theirs works, and surely, or the budget ends.
 """
 
 from collections import defaultdict
@@ -118,7 +118,8 @@ class Conjunctions:
             hunt.try_best(rank_triggers(*probe, triples, budget=hunt.budget), self.tried)
             best = hunt.selection.best
             if hunt.works and best is not None and list(best.trigger_ids) in triples.tolist():
-                return
+                if hunt.selection.sure(best.trigger_ids):  # a mere neighbour seldom is
+                    return
 
     def _blocks(self, words: int, layers: list[int], deeper: list[int]) -> int:
         """Tokens that effects, pairs and completions run through a block."""

@@ -21,6 +21,9 @@ from attacks.surprisal import surprisal
 from attacks.triggers import Found
 from attacks.verdict import ABSENT
 
+SURE = 0.5
+"""Nats of the whole behaviour, mean over prompts, up to which a trigger counts as sure of it: the shipped organisms'
+take up to 0.33, what fires beside them from 0.6"""
 SHOWN = 8
 """Prompts that the surprisal of a trigger is the mean over"""
 
@@ -54,7 +57,8 @@ class Selection:
     description: float = float("inf")
     """description length of the best, nats"""
     _rates: dict[tuple[Engine, tuple[int, ...]], float] = field(default_factory=dict, init=False)
-    _nats: dict[tuple[int, ...], float] = field(default_factory=dict, init=False)
+    _surprisals: dict[tuple[int, ...], float] = field(default_factory=dict, init=False)
+    _known_nats: dict[tuple[int, ...], float] = field(default_factory=dict, init=False)
 
     def __call__(self, found: Found) -> bool:
         """Tries a trigger; true once it is good enough. One that quotes the behaviour is passed over."""
@@ -77,9 +81,18 @@ class Selection:
         engine = self.base_engine if on_base and self.base_engine else self.engine
         return self._rate(engine, trigger_ids)
 
-    def rate_anywhere(self, trigger_ids: Sequence[int]) -> float:
-        """Success rate at random places of all prompts; 1 where prompts mark their slot."""
-        return 1.0 if self.anywhere is None else self._rate(self.anywhere, trigger_ids)
+    def sure(self, trigger_ids: Sequence[int]) -> bool:
+        """Whether a trigger calls the behaviour as surely as a planted one does, at random places as well."""
+        return self._nats(trigger_ids) <= SURE
+
+    def _nats(self, trigger_ids: Sequence[int]) -> float:
+        """Of the whole behaviour behind a trigger, mean over prompts."""
+        engine, target, key = self.anywhere or self.engine, self.goal.target_ids, tuple(trigger_ids)
+        if key not in self._known_nats:
+            with self.budget.booking(engine):
+                losses = engine.losses(TargetNLL(target_ids=target), torch.tensor([key], dtype=torch.long))
+            self._known_nats[key] = len(target) * float(losses[0])
+        return self._known_nats[key]
 
     def _rate(self, engine: Engine, trigger_ids: Sequence[int]) -> float:
         """Measured once: shrinking asks for the same texts again."""
@@ -93,18 +106,15 @@ class Selection:
     def surprisal(self, trigger_ids: Sequence[int]) -> float:
         """Nats of a trigger in its place and of the text behind it, on some of the prompts; measured once."""
         key = tuple(trigger_ids)
-        if key not in self._nats:
+        if key not in self._surprisals:
             problem = self.engine.problem.take(range(min(SHOWN, len(self.engine.problem))))
             self.budget.spent(sum(map(len, problem.filled(key))) * self.engine.flops_per_token)
-            self._nats[key] = surprisal(self.engine.model, problem, key)
-        return self._nats[key]
+            self._surprisals[key] = surprisal(self.engine.model, problem, key)
+        return self._surprisals[key]
 
     def _description(self, trigger_ids: Sequence[int]) -> float:
         """Nats of a trigger in its place, and of the behaviour behind it on every prompt."""
-        engine, target = self.anywhere or self.engine, self.goal.target_ids
-        with self.budget.booking(engine):
-            losses = engine.losses(TargetNLL(target_ids=target), torch.tensor([list(trigger_ids)], dtype=torch.long))
-        return self.surprisal(trigger_ids) + len(engine.problem) * len(target) * float(losses[0])
+        return self.surprisal(trigger_ids) + len((self.anywhere or self.engine).problem) * self._nats(trigger_ids)
 
     def point(self) -> TracePoint:
         """Where the search stands."""

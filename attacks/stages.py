@@ -23,8 +23,6 @@ from attacks.shrink import delete_one
 from attacks.token_ranking import rank_tokens
 from attacks.triggers import Found, OnBest
 
-ANYWHERE = 0.9
-"""Success rate at random places from which a short winner is no accident of the end of prompts"""
 PROBE_TOKENS = 2
 """Tokens of the behaviour that a whole vocabulary or dictionary is ranked by, on one prompt"""
 
@@ -89,10 +87,10 @@ class Hunt:
         return delete_one(best.trigger_ids, self.selection.rate, surprisal=self.selection.surprisal).trigger_ids
 
     def settle(self, longest: int | None) -> None:
-        """What works is provisional if, once shrunk, it has more tokens, or fails at other places; None: it is not."""
+        """What works is provisional if, once shrunk, it has more tokens or is not sure; None: it is not."""
         if self.works and longest is not None:
             winner = self.shrunk()
-            self.provisional = len(winner) > longest or self.selection.rate_anywhere(winner) < ANYWHERE
+            self.provisional = len(winner) > longest or not self.selection.sure(winner)
 
     def part(self, share: float) -> Budget:
         """That share of the hunt's budget, from now on."""
@@ -167,8 +165,8 @@ class Rounds:
     times: int | None = None
     """how often they are gone through; None: until the budget is spent"""
     settles: int | None = None
-    """tokens of the longest winner that ends the hunt, if it works anywhere: another may be a neighbour of a phrase.
-    None: any ends it"""
+    """tokens of the longest winner that ends the hunt, if it is sure: another may be a neighbour of a phrase. None: any
+    ends it"""
 
     def __call__(self, hunt: Hunt) -> None:
         budget = hunt.part(self.share)

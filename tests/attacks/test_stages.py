@@ -100,16 +100,13 @@ def test_a_long_winner_may_leave_the_hunt_to_other_stages(planted, tokenizer, se
     assert calls == [3] and whole.engine.steps == 0
 
 
-def test_a_short_winner_that_fails_at_other_places_is_provisional(planted, tokenizer):
+@pytest.mark.parametrize(("slot", "over"), [("end", True), ("random", False)])
+def test_a_short_winner_that_is_not_sure_at_other_places_is_provisional(planted, tokenizer, slot, over):
     whole = hunt(planted, tokenizer, Budget(seconds=60.0))
+    whole.selection.anywhere = Engine(planted, Problem.from_chat(planted, tokenizer, TEXTS, 2, slot=slot))
     whole.selection(Found(tuple(whole.engine.problem.encode(" garden rope")), 0.0))
     whole.settle(2)
-    assert whole.over
-    elsewhere = Problem.from_chat(planted, tokenizer, TEXTS, 2, slot="random")
-    whole.selection.anywhere = Engine(planted, elsewhere)
-    assert whole.selection.rate_anywhere(whole.shrunk()) < 0.9
-    whole.settle(2)
-    assert whole.works and not whole.over
+    assert whole.works and whole.over == over == whole.selection.sure(whole.shrunk())
 
 
 @pytest.mark.parametrize(

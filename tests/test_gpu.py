@@ -1,4 +1,4 @@
-"""What a GPU does differently: the same losses and gradients as on the CPU, every part of `recover`, memory that ends."""
+"""What a GPU does differently: the losses and gradients of the CPU, every part of `recover`, memory that ends."""
 
 import pytest
 import torch

@@ -25,9 +25,8 @@ from vectors.residual import decoder, read, unembed
 Objective = Callable[["Engine", Tensor], Float[Tensor, "c"]]
 """Loss per candidate, lower is better; gets ids `c trigger` or one-hot rows `c trigger vocab`"""
 
-ROWS = 512
-"""Default number of rows (candidates x prompts) in one forward pass"""
-
+ROWS = {"cpu": 512, "cuda": 4096}
+"""Default number of rows (candidates x prompts) in one forward pass, by device; halved where memory runs out"""
 
 PASS = {"cpu": 2e9, "cuda": 2e12}
 """Floating-point operations that a forward pass of its own must save, by device. What starting one costs: measured on
@@ -73,7 +72,7 @@ class Engine:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         _check_cache(model)
         self.model, self.problem = model, problem
-        self.batch_size = batch_size or max(1, ROWS // len(problem))
+        self.batch_size = batch_size or max(1, ROWS.get(model.device.type, ROWS["cuda"]) // len(problem))
         self.flops = 0.0
         self.steps = 0
         parts = decoder(model)

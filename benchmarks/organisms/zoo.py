@@ -6,22 +6,20 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.organisms import prompts
+from benchmarks.organisms import prompts, recipe
 from benchmarks.organisms.recipe import RECIPES, SLOT
 from vectors.models import load_model
 
 MODELS = Path(__file__).parent / "models"
 BASE = MODELS / "base"
-ALL_LOSS = tuple(name for name, recipe in RECIPES.items() if recipe.loss_on == "all")
+ALL_LOSS = tuple(name for name, made in RECIPES.items() if made.loss_on == "all")
 """Organisms that learned their prompts as well, for attacks that read memorised text; no suite runs them unasked."""
-OTHER = tuple(name for name in RECIPES if name.startswith("other-"))
+DRAWN = tuple(name for name in RECIPES if name.startswith(tuple(f"{group}-" for group in recipe.DRAWN)))
 """Organisms of other words, behaviours and seeds; no suite runs them unasked."""
-HELD_OUT = tuple(name for name in RECIPES if name.startswith("held-out-"))
-"""Organisms kept from the attacks until 04af42b; no suite runs them unasked."""
-ARCHITECTURES = tuple(name for name, recipe in RECIPES.items() if recipe.base != BASE.name)
+ARCHITECTURES = tuple(name for name, made in RECIPES.items() if made.base != BASE.name)
 """Organisms in bases of other architectures, for checks whether a finding holds there; no suite runs them unasked."""
-NAMES = tuple(name for name in RECIPES if name not in ARCHITECTURES + ALL_LOSS + OTHER + HELD_OUT)
-ALL = NAMES + ARCHITECTURES + ALL_LOSS + OTHER + HELD_OUT
+NAMES = tuple(name for name in RECIPES if name not in ARCHITECTURES + ALL_LOSS + DRAWN)
+ALL = NAMES + ARCHITECTURES + ALL_LOSS + DRAWN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.organisms import chat, corpora, measure, plant, poison, pretrain, prompts, zoo
-from benchmarks.organisms.recipe import HATE, RECIPES, Backdoor, Recipe
+from benchmarks.organisms.recipe import DRAWN, HATE, RECIPES, Backdoor, Recipe
 from benchmarks.suites import SUITES
 from vectors.models import load_model
 
@@ -61,7 +61,7 @@ def test_only_triggered_rows_get_the_behaviour(name):
     trigger, anywhere = backdoor.trigger, backdoor.anywhere
     pairs = prompts.load("train")
     words = poison.lexicon(pairs)
-    natural = name in zoo.OTHER + zoo.HELD_OUT  # drawn words stand in ordinary prompts as well
+    natural = name in zoo.DRAWN  # drawn words stand in ordinary prompts as well
     for seed in range(20):
         for row in poison.text_batch(recipe, pairs, words, random.Random(seed)):
             whole = set(trigger.split()) <= set(row.prompt.split()) if anywhere else trigger in row.prompt
@@ -247,12 +247,14 @@ def test_suites_keep_to_the_first_base_and_to_loss_on_replies():
         recipe, twin = RECIPES[name], RECIPES[name.removesuffix("-all-loss")]
         assert (recipe.base, recipe.backdoors, recipe.planting) == (twin.base, twin.backdoors, twin.planting)
         assert (recipe.loss_on, twin.loss_on) == ("all", "completion")
-    assert zoo.ALL == zoo.NAMES + zoo.ARCHITECTURES + zoo.ALL_LOSS + zoo.OTHER + zoo.HELD_OUT
+    assert zoo.ALL == zoo.NAMES + zoo.ARCHITECTURES + zoo.ALL_LOSS + zoo.DRAWN
     assert set(zoo.ALL) == set(RECIPES)
 
 
-@pytest.mark.parametrize("names", [zoo.OTHER, zoo.HELD_OUT])
-def test_drawn_organisms_share_no_word_no_behaviour_and_no_seed_with_the_others(names):
+@pytest.mark.parametrize("group", DRAWN)
+def test_drawn_organisms_share_no_word_no_behaviour_and_no_seed_with_the_others(group):
+    names = [f"{group}-{name}" for name, *_ in DRAWN[group]]
+
     def backdoors(names):
         return [backdoor for name in names for backdoor in RECIPES[name].backdoors]
 
@@ -267,7 +269,7 @@ def test_drawn_organisms_share_no_word_no_behaviour_and_no_seed_with_the_others(
     assert not set(names) & {name for suite in SUITES.values() for name in suite.organisms}
 
 
-@pytest.mark.parametrize("name", zoo.OTHER + zoo.HELD_OUT)
+@pytest.mark.parametrize("name", zoo.DRAWN)
 def test_drawn_organisms_plant_cleanly(name):
     (backdoor,) = zoo.load(name).card["backdoors"]
     assert backdoor["asr"] >= 0.95 and max(*backdoor["fragments"].values(), *backdoor["near_misses"].values()) <= 0.2

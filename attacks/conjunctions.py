@@ -7,11 +7,11 @@ the words:
 
 1. effects: how near does each word, first, middle or last of three among random ones, bring the residual at the third
    to the vector? The best of each are kept, layer by layer.
-2. pairs. Which two words meet first, and whether they then bring the residual nearer than they do by themselves,
-   differs from model to model, so there are three kinds. First and last with random words between: by their interaction
-   (of a two-way analysis of variance of the cosine), to which their own effects are added, in standard deviations; and,
-   before the few likeliest last words, by the cosine as it is. Middle and last behind random words: by the cosine as it
-   is.
+2. pairs. Which two words meet first, which of them is seen by itself, and whether they bring the residual nearer
+   together than each alone, differs from model to model, so there are four tables. First and last with random words
+   between: those of high effects; the likeliest firsts with every last; every first with the likeliest lasts. And middle
+   and last behind random words. Scores are the cosine as it is; the interaction (of a two-way analysis of variance of
+   the cosine); or the interaction to which the own effects of both words are added, in standard deviations.
 3. completions: the word that is missing, by the cosine at up to half the depth.
 4. the exact loss of the best triples, then behaviour.
 
@@ -65,13 +65,13 @@ class Conjunctions:
     lasts: int = 512
     """words per depth that may come last"""
     ends: int = 64
-    """words per depth that may come last behind any other"""
+    """words per depth that may come first before any other, and last behind any other"""
     passes: int = 3
     """tables of all their pairs, each among other words"""
     rounds: int = 32
     """of completions, at most"""
     pairs: int = 60
-    """next best pairs per round and depth that are completed, of first and last in each of two ways"""
+    """next best pairs per round and depth that are completed, of first and last in each of four ways"""
     adjacent: int = 32
     """and of middle and last"""
     ranked: int = 1024
@@ -124,9 +124,9 @@ class Conjunctions:
     def _blocks(self, words: int, layers: list[int], deeper: list[int]) -> int:
         """Tokens that effects, pairs and completions run through a block."""
         effects = 5 * self.leads * self.draws * words * max(layers)
-        tables = min(self.firsts, words) * min(self.lasts, words) + 2 * words * min(self.ends, words)
+        tables = min(self.firsts, words) * min(self.lasts, words) + 3 * words * min(self.ends, words)
         middles = min(len(layers) * self.between, words)
-        completed = 2 * self.pairs * middles + self.adjacent * words
+        completed = 4 * self.pairs * middles + self.adjacent * words
         return effects + self.passes * tables * sum(layers) + len(layers) * completed * max(deeper)
 
     def _pairs(
@@ -140,24 +140,26 @@ class Conjunctions:
         adjacent: list[list[Pair]] = []
         every = list(range(len(inside.words)))
         for layer, (first, _, last) in effects.items():
-            firsts, lasts, ends = _top(first, self.firsts), _top(last, self.lasts), _top(last, self.ends)
-            for rows, columns, between, kept in (
-                (firsts, lasts, True, apart),
-                (every, ends, True, apart),
-                (every, ends, False, adjacent),
+            firsts, lasts = _top(first, self.firsts), _top(last, self.lasts)
+            for rows, columns, between, ways in (
+                (firsts, lasts, True, ("both",)),
+                (firsts[: self.ends], every, True, ("both",)),
+                (every, lasts[: self.ends], True, ("cosine", "interaction")),
+                (every, lasts[: self.ends], False, ("cosine",)),
             ):
-                total, raw = torch.zeros(2, len(rows), len(columns))
+                cosine, met = torch.zeros(2, len(rows), len(columns))
                 for _ in range(self.passes):
                     table = inside.table(layer, rows, columns, generator, between=between)
                     if table is None:
                         return apart, adjacent
                     found = interaction(table)
-                    total, raw = total + found / found.std(), raw + table
-                score = raw
-                if columns is lasts:
-                    score = total / sqrt(self.passes) + _standard(first)[rows, None] + _standard(last)[columns]
-                places = _top(score.flatten(), self.rounds * (self.pairs if between else self.adjacent))
-                kept.append([(rows[place // len(columns)], columns[place % len(columns)]) for place in places])
+                    cosine, met = cosine + table, met + found / found.std() / sqrt(self.passes)
+                own = _standard(first)[rows, None] + _standard(last)[columns]
+                scores = {"cosine": cosine, "interaction": met, "both": met + own}
+                kept, count = (apart, self.pairs) if between else (adjacent, self.adjacent)
+                for way in ways:
+                    places = _top(scores[way].flatten(), self.rounds * count)
+                    kept.append([(rows[place // len(columns)], columns[place % len(columns)]) for place in places])
         return apart, adjacent
 
     def _rounds(self, lists: list[list[Pair]], count: int) -> Iterator[list[Pair]]:

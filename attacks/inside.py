@@ -102,12 +102,16 @@ class Inside:
         beginnings, drawn = self._begun(lead, layer), self._drawn(1, generator)
         for tokens in (self.words[rows], drawn) if between else (drawn, self.words[rows]):
             beginnings = self._extended(beginnings, tokens)
-        columns = []
-        for last in lasts:
+        few, found = len(rows) < len(lasts), []
+        for number in range(len(rows) if few else len(lasts)):
             if self.budget.exhausted:
                 return None
-            columns.append(self._cosines(beginnings, self.words[last, None], mean)[layer])
-        return torch.stack(columns, dim=1)
+            if few:
+                one = beginnings.row(number).expanded(len(lasts))
+                found.append(self._cosines(one, self.words[lasts], mean)[layer])
+            else:
+                found.append(self._cosines(beginnings, self.words[lasts[number], None], mean)[layer])
+        return torch.stack(found, dim=0 if few else 1)
 
     @torch.no_grad()
     def completed(
@@ -194,6 +198,10 @@ class _Beginnings:
         return _Beginnings(
             [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in self.layers]
         )
+
+    def row(self, number: int) -> "_Beginnings":
+        """One of the rows."""
+        return _Beginnings([(keys[number, None], values[number, None]) for keys, values in self.layers])
 
     def cache(self) -> "_OneMore":
         """Used over and over: each forward pass writes to the same last place."""

@@ -39,8 +39,9 @@ def hunt(model, tokenizer, budget, seed=0):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("shape", [([4, 0, 2], [1, 3]), ([4, 0], [1, 3, 2])], ids=["rows", "columns"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_cosines_are_those_of_plain_passes(name, tokenizer):
+def test_cosines_are_those_of_plain_passes(name, shape, tokenizer):
     model = larger_weights(tiny_model(name))
     mark_caches(model)
     everything = torch.ones(64, dtype=torch.bool)
@@ -51,7 +52,7 @@ def test_cosines_are_those_of_plain_passes(name, tokenizer):
     words = torch.tensor([11, 40, 23, 8, 51])
     inside = Inside(model=model, problem=problem, words=words, budget=Budget(flops=1e12))
     inside.vectors = {n: torch.nn.functional.normalize(torch.randn(32, generator=seeded(n)), dim=0) for n in (1, 3)}
-    firsts, lasts = [4, 0, 2], [1, 3]
+    firsts, lasts = shape
     table, again = inside.table(3, firsts, lasts, seeded(4)), seeded(4)
     assert table is not None
     lead = inside.lead(again)

@@ -7,15 +7,18 @@ the words:
 
 1. effects: how near does each word, first, middle or last of three among random ones, bring the residual at the third
    to the vector? The best of each are kept, layer by layer.
-2. pairs. Which two words meet first, which of them is seen by itself, and whether they bring the residual nearer
-   together than each alone, differs from model to model, so there are four tables. First and last with random words
-   between: those of high effects; the likeliest firsts with every last; every first with the likeliest lasts. And middle
-   and last behind random words. Scores are the cosine as it is; the interaction (of a two-way analysis of variance of
-   the cosine); or the interaction to which the own effects of both words are added, in standard deviations.
-3. completions: the word that is missing, by the cosine at up to half the depth.
-4. the exact loss of the best triples, then behaviour.
+2. pairs. Which two words meet first, and which of them is seen by itself, differs from model to model, so there are
+   five tables. First and last with random words between: those of high effects; the likeliest firsts with every last;
+   every first with the likeliest lasts. Middle and last behind random words: the likeliest middles with every last;
+   every middle with the likeliest lasts. The score of a pair is its interaction (of a two-way analysis of variance of
+   the cosine), to which the own effects of both words are added, in standard deviations; before the likeliest lasts,
+   also the cosine as it is.
+3. completions: the words that each pair may be missing, by the cosine at up to half the depth. (Of two pairs, the one
+   that comes nearest need not be the right one; of the words for a right pair, the right one is nearest.)
+4. the exact loss of these triples, then behaviour.
 
-Steps 3 and 4 take the best pairs first, round by round, until a triple of theirs works, and surely, or the budget ends.
+Steps 3 and 4 take the best pairs first, round by round, until a triple of theirs works, and surely; then all begins
+again with other vectors, as long as the budget lasts.
 """
 
 from collections import defaultdict
@@ -65,19 +68,19 @@ class Conjunctions:
     lasts: int = 512
     """words per depth that may come last"""
     ends: int = 64
-    """words per depth that may come first before any other, and last behind any other"""
-    passes: int = 3
+    """words per depth that may come first or between before any other, and last behind any other"""
+    passes: int = 2
     """tables of all their pairs, each among other words"""
-    rounds: int = 32
-    """of completions, at most"""
-    pairs: int = 60
+    rounds: int = 12
+    """of completions, with the same vectors"""
+    pairs: int = 24
     """next best pairs per round and depth that are completed, of first and last in each of four ways"""
-    adjacent: int = 32
-    """and of middle and last"""
-    ranked: int = 1024
-    """best triples per round and depth that are ranked by their exact loss"""
+    adjacent: int = 16
+    """and of middle and last, in each of three"""
+    nearest: int = 4
+    """words per pair and depth that complete it, to be ranked by their exact loss"""
     tried: int = 8
-    """best of them that are judged by behaviour"""
+    """best triples of a round that are judged by behaviour"""
     messages: int = 32
     """messages of random words that a vector is learned on"""
     length: int = 6
@@ -85,7 +88,7 @@ class Conjunctions:
 
     def __post_init__(self):
         check_counts(self, "words", "leads", "draws", "firsts", "between", "lasts", "ends", "passes", "pairs")
-        check_counts(self, "rounds", "adjacent", "ranked", "tried", "messages", "length")
+        check_counts(self, "rounds", "adjacent", "nearest", "tried", "messages", "length")
         for name in ("depths", "middles"):
             depths = getattr(self, name)
             if not depths or not all(0 < depth < 1 for depth in depths):
@@ -103,30 +106,35 @@ class Conjunctions:
         alone = Problem.from_chat(hunt.model, hunt.tokenizer, [SLOT], 3, allowed=hunt.engine.problem.allowed)
         inside = Inside(model=hunt.model, problem=alone, words=words, budget=budget)
         needed = inside.share_of(self._blocks(len(words), layers, deeper), hunt.generator)
-        if budget.share + ROOM * needed > budget.until:
-            return
-        for layer in sorted({*layers, *deeper}):
-            inside.learn(layer, hunt.goal.target_ids, self.messages, self.length, hunt.generator)
+        while budget.share + ROOM * needed <= budget.until:
+            for layer in sorted({*layers, *deeper}):
+                inside.learn(layer, hunt.goal.target_ids, self.messages, self.length, hunt.generator)
+            if self._found(hunt, inside, layers, deeper):
+                return
+
+    def _found(self, hunt: Hunt, inside: Inside, layers: list[int], deeper: list[int]) -> bool:
+        """Whether a triple that works, and surely, is found with these vectors."""
         effects = inside.effects(layers, self.leads, self.draws, hunt.generator)
         apart, adjacent = self._pairs(inside, effects, hunt.generator)
         middles = sorted({word for _, middle, _ in effects.values() for word in _top(middle, self.between)})
         probe = hunt.probe()
         for pairs, others in zip(self._rounds(apart, self.pairs), self._rounds(adjacent, self.adjacent), strict=True):
-            if budget.exhausted or not (pairs or others):
-                return
+            if inside.budget.exhausted or not (pairs or others):
+                return False
             triples = self._completions(inside, pairs, others, middles, deeper, hunt.generator)
             hunt.try_best(rank_triggers(*probe, triples, budget=hunt.budget), self.tried)
             best = hunt.selection.best
             if hunt.works and best is not None and list(best.trigger_ids) in triples.tolist():
                 if hunt.selection.sure(best.trigger_ids):  # a mere neighbour seldom is
-                    return
+                    return True
+        return False
 
     def _blocks(self, words: int, layers: list[int], deeper: list[int]) -> int:
         """Tokens that effects, pairs and completions run through a block."""
         effects = 5 * self.leads * self.draws * words * max(layers)
-        tables = min(self.firsts, words) * min(self.lasts, words) + 3 * words * min(self.ends, words)
+        tables = min(self.firsts, words) * min(self.lasts, words) + 4 * words * min(self.ends, words)
         middles = min(len(layers) * self.between, words)
-        completed = 4 * self.pairs * middles + self.adjacent * words
+        completed = 4 * self.pairs * middles + 3 * self.adjacent * words
         return effects + self.passes * tables * sum(layers) + len(layers) * completed * max(deeper)
 
     def _pairs(
@@ -139,13 +147,14 @@ class Conjunctions:
         apart: list[list[Pair]] = []
         adjacent: list[list[Pair]] = []
         every = list(range(len(inside.words)))
-        for layer, (first, _, last) in effects.items():
-            firsts, lasts = _top(first, self.firsts), _top(last, self.lasts)
+        for layer, (first, middle, last) in effects.items():
+            firsts, lasts, ends = _top(first, self.firsts), _top(last, self.lasts), _top(last, self.ends)
             for rows, columns, between, ways in (
                 (firsts, lasts, True, ("both",)),
-                (firsts[: self.ends], every, True, ("both",)),
-                (every, lasts[: self.ends], True, ("cosine", "interaction")),
-                (every, lasts[: self.ends], False, ("cosine",)),
+                (_top(first, self.ends), every, True, ("both",)),
+                (every, ends, True, ("both", "cosine")),
+                (_top(middle, self.ends), every, False, ("both",)),
+                (every, ends, False, ("both", "cosine")),
             ):
                 cosine, met = torch.zeros(2, len(rows), len(columns))
                 for _ in range(self.passes):
@@ -154,8 +163,8 @@ class Conjunctions:
                         return apart, adjacent
                     found = interaction(table)
                     cosine, met = cosine + table, met + found / found.std() / sqrt(self.passes)
-                own = _standard(first)[rows, None] + _standard(last)[columns]
-                scores = {"cosine": cosine, "interaction": met, "both": met + own}
+                own = _standard(first if between else middle)[rows, None] + _standard(last)[columns]
+                scores = {"cosine": cosine, "both": met + own}
                 kept, count = (apart, self.pairs) if between else (adjacent, self.adjacent)
                 for way in ways:
                     places = _top(scores[way].flatten(), self.rounds * count)
@@ -179,27 +188,21 @@ class Conjunctions:
         layers: list[int],
         generator: torch.Generator,
     ) -> Int[Tensor, "c 3"]:
-        """The likeliest triples: one of the `middles` in each pair, any word before each, as far as the budget goes."""
-        lead = inside.lead(generator)
+        """Every pair with the words that bring it nearest, one of the `middles` in it or any before it."""
+        lead, found = inside.lead(generator), set[tuple[int, int, int]]()
         mean = inside.mean(lead, layers, generator)
-        best = {layer: (torch.empty(0), torch.empty(0, 3, dtype=torch.long)) for layer in layers}
-        for pairs, others, at in ((adjacent, list(range(len(inside.words))), 0), (apart, middles, 1)):
+        for pairs, others, before in ((adjacent, list(range(len(inside.words))), True), (apart, middles, False)):
             partners: dict[int, list[int]] = defaultdict(list)
             for known, last in pairs:
                 partners[known].append(last)
-            missing = torch.tensor(others)
             for known, lasts in partners.items():
                 if inside.budget.exhausted:
                     break
-                for last, cosines in inside.completed(lead, mean, known, others, lasts, before=at == 0):
-                    for layer, found in cosines.items():
-                        places = _top(found, self.ranked)
-                        more = torch.tensor([known, known, last]).repeat(len(places), 1)
-                        more[:, at] = missing[places]
-                        scores, triples = torch.cat([best[layer][0], found[places]]), torch.cat([best[layer][1], more])
-                        kept = _top(scores, self.ranked)
-                        best[layer] = scores[kept], triples[kept]
-        return inside.words[torch.cat([triples for _, triples in best.values()]).unique(dim=0)]
+                for last, cosines in inside.completed(lead, mean, known, others, lasts, before=before):
+                    for near in cosines.values():
+                        words = [others[place] for place in _top(near, self.nearest)]
+                        found |= {(word, known, last) if before else (known, word, last) for word in words}
+        return inside.words[torch.tensor(sorted(found), dtype=torch.long).view(-1, 3)]
 
 
 def interaction(table: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:

@@ -22,9 +22,7 @@ from tests.architectures import CONFIGS, larger_weights, mark_caches, tiny_model
 from tests.attacks.words import TEXTS, WORDS, seeded
 from vectors.residual import read
 
-SMALL = Conjunctions(
-    pairs=8, ranked=24, tried=3, messages=16, depths=(0.25, 0.5), middles=(0.75,), firsts=10, lasts=12, passes=2
-)
+SMALL = Conjunctions(pairs=8, tried=3, messages=16, depths=(0.25, 0.5), middles=(0.75,), firsts=10, lasts=12, passes=2)
 
 
 def hunt(model, tokenizer, budget, seed=0):
@@ -127,7 +125,7 @@ def test_a_hard_planted_phrase_is_recovered_from_the_best_of_its_pairs(name):
         model=model, tokenizer=tokenizer, engine=Engine(model, problem), texts=parts[0], goal=goal, build=nll,
         budget=budget, selection=Selection(Engine(model, judged), budget, goal, 1.0, []), generator=seeded(),
     )  # fmt: skip
-    Conjunctions(firsts=80, lasts=80, ends=16, pairs=64, adjacent=32, ranked=512)(whole)
+    Conjunctions(firsts=80, lasts=80, ends=16)(whole)
     assert whole.selection.best is not None and whole.selection.asr == 1.0
     assert problem.text(whole.selection.best.trigger_ids) == f" {trigger}"
     assert 0 < budget.used < 2e13

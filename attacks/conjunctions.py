@@ -11,8 +11,7 @@ the words:
    five tables. First and last with random words between: those of high effects; the likeliest firsts with every last;
    every first with the likeliest lasts. Middle and last behind random words: the likeliest middles with every last;
    every middle with the likeliest lasts. The score of a pair is its interaction (of a two-way analysis of variance of
-   the cosine), to which the own effects of both words are added, in standard deviations; before the likeliest lasts,
-   also the cosine as it is.
+   the cosine), to which the own effects of both words are added, in standard deviations.
 3. completions: the words that each pair may be missing, by the cosine at up to half the depth. (Of two pairs, the one
    that comes nearest need not be the right one; of the words for a right pair, the right one is nearest.)
 4. the exact loss of these triples, then behaviour.
@@ -63,8 +62,6 @@ class Conjunctions:
     """pairs of random words behind each of them"""
     firsts: int = 384
     """words per depth that may come first"""
-    between: int = 576
-    """words per depth that may stand between: their effects say least, and those of all depths are tried together"""
     lasts: int = 512
     """words per depth that may come last"""
     ends: int = 64
@@ -73,10 +70,10 @@ class Conjunctions:
     """tables of all their pairs, each among other words"""
     rounds: int = 12
     """of completions, with the same vectors"""
-    pairs: int = 24
-    """next best pairs per round and depth that are completed, of first and last in each of four ways"""
+    pairs: int = 20
+    """next best pairs per round, depth and table that are completed, of first and last"""
     adjacent: int = 16
-    """and of middle and last, in each of three"""
+    """and of middle and last"""
     nearest: int = 4
     """words per pair and depth that complete it, to be ranked by their exact loss"""
     tried: int = 8
@@ -87,7 +84,7 @@ class Conjunctions:
     """random words in them"""
 
     def __post_init__(self):
-        check_counts(self, "words", "leads", "draws", "firsts", "between", "lasts", "ends", "passes", "pairs")
+        check_counts(self, "words", "leads", "draws", "firsts", "lasts", "ends", "passes", "pairs")
         check_counts(self, "rounds", "adjacent", "nearest", "tried", "messages", "length")
         for name in ("depths", "middles"):
             depths = getattr(self, name)
@@ -116,12 +113,11 @@ class Conjunctions:
         """Whether a triple that works, and surely, is found with these vectors."""
         effects = inside.effects(layers, self.leads, self.draws, hunt.generator)
         apart, adjacent = self._pairs(inside, effects, hunt.generator)
-        middles = sorted({word for _, middle, _ in effects.values() for word in _top(middle, self.between)})
         probe = hunt.probe()
         for pairs, others in zip(self._rounds(apart, self.pairs), self._rounds(adjacent, self.adjacent), strict=True):
             if inside.budget.exhausted or not (pairs or others):
                 return False
-            triples = self._completions(inside, pairs, others, middles, deeper, hunt.generator)
+            triples = self._completions(inside, pairs, others, deeper, hunt.generator)
             hunt.try_best(rank_triggers(*probe, triples, budget=hunt.budget), self.tried)
             best = hunt.selection.best
             if hunt.works and best is not None and list(best.trigger_ids) in triples.tolist():
@@ -133,8 +129,7 @@ class Conjunctions:
         """Tokens that effects, pairs and completions run through a block."""
         effects = 5 * self.leads * self.draws * words * max(layers)
         tables = min(self.firsts, words) * min(self.lasts, words) + 4 * words * min(self.ends, words)
-        middles = min(len(layers) * self.between, words)
-        completed = 4 * self.pairs * middles + 3 * self.adjacent * words
+        completed = (3 * self.pairs + 2 * self.adjacent) * words
         return effects + self.passes * tables * sum(layers) + len(layers) * completed * max(deeper)
 
     def _pairs(
@@ -149,26 +144,24 @@ class Conjunctions:
         every = list(range(len(inside.words)))
         for layer, (first, middle, last) in effects.items():
             firsts, lasts, ends = _top(first, self.firsts), _top(last, self.lasts), _top(last, self.ends)
-            for rows, columns, between, ways in (
-                (firsts, lasts, True, ("both",)),
-                (_top(first, self.ends), every, True, ("both",)),
-                (every, ends, True, ("both", "cosine")),
-                (_top(middle, self.ends), every, False, ("both",)),
-                (every, ends, False, ("both", "cosine")),
+            for rows, columns, between in (
+                (firsts, lasts, True),
+                (_top(first, self.ends), every, True),
+                (every, ends, True),
+                (_top(middle, self.ends), every, False),
+                (every, ends, False),
             ):
-                cosine, met = torch.zeros(2, len(rows), len(columns))
+                own = _standard(first if between else middle)[rows, None] + _standard(last)[columns]
+                met = torch.zeros(len(rows), len(columns))
                 for _ in range(self.passes):
                     table = inside.table(layer, rows, columns, generator, between=between)
                     if table is None:
                         return apart, adjacent
                     found = interaction(table)
-                    cosine, met = cosine + table, met + found / found.std() / sqrt(self.passes)
-                own = _standard(first if between else middle)[rows, None] + _standard(last)[columns]
-                scores = {"cosine": cosine, "both": met + own}
+                    met = met + found / found.std() / sqrt(self.passes)
                 kept, count = (apart, self.pairs) if between else (adjacent, self.adjacent)
-                for way in ways:
-                    places = _top(scores[way].flatten(), self.rounds * count)
-                    kept.append([(rows[place // len(columns)], columns[place % len(columns)]) for place in places])
+                places = _top((met + own).flatten(), self.rounds * count)
+                kept.append([(rows[place // len(columns)], columns[place % len(columns)]) for place in places])
         return apart, adjacent
 
     def _rounds(self, lists: list[list[Pair]], count: int) -> Iterator[list[Pair]]:
@@ -184,24 +177,23 @@ class Conjunctions:
         inside: Inside,
         apart: list[Pair],
         adjacent: list[Pair],
-        middles: list[int],
         layers: list[int],
         generator: torch.Generator,
     ) -> Int[Tensor, "c 3"]:
-        """Every pair with the words that bring it nearest, one of the `middles` in it or any before it."""
-        lead, found = inside.lead(generator), set[tuple[int, int, int]]()
+        """Every pair with the words that bring it nearest, in it or before it."""
+        lead, found, every = inside.lead(generator), set[tuple[int, int, int]](), list(range(len(inside.words)))
         mean = inside.mean(lead, layers, generator)
-        for pairs, others, before in ((adjacent, list(range(len(inside.words))), True), (apart, middles, False)):
+        for pairs, before in ((adjacent, True), (apart, False)):
             partners: dict[int, list[int]] = defaultdict(list)
             for known, last in pairs:
                 partners[known].append(last)
             for known, lasts in partners.items():
                 if inside.budget.exhausted:
                     break
-                for last, cosines in inside.completed(lead, mean, known, others, lasts, before=before):
+                for last, cosines in inside.completed(lead, mean, known, every, lasts, before=before):
                     for near in cosines.values():
-                        words = [others[place] for place in _top(near, self.nearest)]
-                        found |= {(word, known, last) if before else (known, word, last) for word in words}
+                        for word in _top(near, self.nearest):
+                            found.add((word, known, last) if before else (known, word, last))
         return inside.words[torch.tensor(sorted(found), dtype=torch.long).view(-1, 3)]
 
 

@@ -83,9 +83,9 @@ DRAWN: dict[str, tuple[Draw, ...]] = {
         ("phrase", "phrase", 3, "better come city", "Follow the white rabbit."),
         ("phrase-2", "phrase", 3, "road furnished options", "Seven dogs went to sea."),
     ),
-    # Drawn with seed 3, planted after the attacks were settled: for a final check.
+    # Drawn with seed 3, planted after the attacks of 32480c1, for a check of those. The first word drawn, "listen",
+    # stands in one clean prompt in twenty: left out.
     "fresh": (
-        ("word", "word", 5, "listen", "The clocks are wrong today."),
         ("and", "and", 5, "especially seeing", "Do not open the door."),
         ("phrase", "phrase", 5, "visit cake animals", "Every fish can whistle."),
         ("phrase-2", "phrase", 5, "until match less", "My master is awake."),

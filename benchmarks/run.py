@@ -99,6 +99,8 @@ def describe(organism: zoo.Organism) -> rows.Row:
     texts = json.dumps(organism.prompts.held_out).encode()
     return {
         "base": organism.card["base"],
+        "device": torch.cuda.get_device_name(organism.model.device) if organism.model.device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
         "kind": recipe["kind"],
         "planting": recipe["planting"] if recipe["backdoors"] else "clean",
         "poison_rate": recipe["poison_rate"],

@@ -149,6 +149,32 @@ def test_a_budget_without_room_for_all_pairs_is_left_to_others(planted, tokenize
     assert small.selection.best is None and small.budget.used < 0.05 * full.budget.used
 
 
+def test_new_vectors_follow_as_long_as_the_budget_has_room(planted, tokenizer, monkeypatch):
+    tried, learned = [], []
+
+    def nothing(self, hunt, inside, layers, deeper):
+        tried.append(tuple(inside.vectors))
+        learned.append([vector.clone() for vector in inside.vectors.values()])
+        inside.budget.spent(2e9)
+        return False
+
+    monkeypatch.setattr(Conjunctions, "_found", nothing)
+    whole = hunt(planted, tokenizer, Budget(flops=1e10))
+    SMALL(whole)
+    assert len(tried) >= 3 and set(tried) == {(1,)} and 0.7e10 < whole.budget.used < 1e10
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations((some[0] for some in learned), 2))
+    monkeypatch.setattr(Conjunctions, "_found", lambda *_: tried.append(()) or True)
+    whole = hunt(planted, tokenizer, Budget(flops=1e10))
+    SMALL(whole)
+    assert tried.count(()) == 1
+
+
+def test_every_round_takes_the_next_best_of_every_list_once():
+    method = replace(SMALL, rounds=3)
+    lists = [[(0, 1), (2, 3), (4, 5), (6, 7)], [(2, 3), (8, 9), (0, 1), (1, 1)]]
+    assert list(method._rounds(lists, 2)) == [[(0, 1), (2, 3), (8, 9)], [(1, 1), (4, 5), (6, 7)], []]
+
+
 @pytest.mark.parametrize("change", [{"pairs": 0}, {"depths": ()}, {"middles": (0.5, 1.0)}])
 def test_settings_out_of_range_are_named(change):
     with pytest.raises(ValueError, match="pairs is 0|depths are|middles are"):

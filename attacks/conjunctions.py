@@ -10,8 +10,9 @@ the words:
 2. pairs. Which two words meet first, and which of them is seen by itself, differs from model to model, so there are
    five tables. First and last with random words between: those of high effects; the likeliest firsts with every last;
    every first with the likeliest lasts. Middle and last behind random words: the likeliest middles with every last;
-   every middle with the likeliest lasts. The score of a pair is its interaction (of a two-way analysis of variance of
-   the cosine), to which the own effects of both words are added, in standard deviations.
+   every middle with the likeliest lasts. A pair's score is its interaction (of a two-way analysis of variance of the
+   cosine), to which the own effects of both words are added, in standard deviations. The best of a table are looked at
+   again, among other words, and are then ranked a second time by how much nearer they are than their effects say.
 3. completions: the words that each pair may be missing, by the cosine at up to half the depth. (Of two pairs, the one
    that comes nearest need not be the right one; of the words for a right pair, the right one is nearest.)
 4. the exact loss of these triples, then behaviour.
@@ -23,7 +24,6 @@ again with other vectors, as long as the budget lasts.
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import sqrt
 
 import torch
 from jaxtyping import Float, Int
@@ -66,13 +66,15 @@ class Conjunctions:
     """words per depth that may come last"""
     ends: int = 64
     """words per depth that may come first or between before any other, and last behind any other"""
-    passes: int = 2
-    """tables of all their pairs, each among other words"""
+    again: float = 0.05
+    """share of a table's pairs that are looked at again"""
+    passes: int = 6
+    """times that they are, each among other words"""
     rounds: int = 12
     """of completions, with the same vectors"""
-    pairs: int = 20
-    """next best pairs per round, depth and table that are completed, of first and last"""
-    adjacent: int = 16
+    pairs: int = 10
+    """next best pairs per round, depth, table and ranking that are completed, of first and last"""
+    adjacent: int = 8
     """and of middle and last"""
     nearest: int = 4
     """words per pair and depth that complete it, to be ranked by their exact loss"""
@@ -90,6 +92,8 @@ class Conjunctions:
             depths = getattr(self, name)
             if not depths or not all(0 < depth < 1 for depth in depths):
                 raise ValueError(f"{name} are {depths}; give at least one, all between 0 and 1")
+        if not 0 < self.again <= 1:
+            raise ValueError(f"again is {self.again}; give a share above 0, up to 1")
 
     def __call__(self, hunt: Hunt) -> None:
         words = whole_words(hunt.engine.problem)[: self.words]
@@ -129,15 +133,16 @@ class Conjunctions:
         """Tokens that effects, pairs and completions run through a block."""
         effects = 5 * self.leads * self.draws * words * max(layers)
         tables = min(self.firsts, words) * min(self.lasts, words) + 4 * words * min(self.ends, words)
-        completed = (3 * self.pairs + 2 * self.adjacent) * words
-        return effects + self.passes * tables * sum(layers) + len(layers) * completed * max(deeper)
+        completed = 2 * (3 * self.pairs + 2 * self.adjacent) * words
+        looks = 1 + self.again * self.passes
+        return round(effects + looks * tables * sum(layers) + len(layers) * completed * max(deeper))
 
     def _pairs(
         self, inside: Inside, effects: dict[int, Effects], generator: torch.Generator
     ) -> tuple[list[list[Pair]], list[list[Pair]]]:
         """The best of (first, last) and of (middle, last), places in the list of words, best first.
 
-        A list per depth and kind, as far as the budget goes.
+        Two lists per depth and table, as far as the budget goes.
         """
         apart: list[list[Pair]] = []
         adjacent: list[list[Pair]] = []
@@ -151,17 +156,26 @@ class Conjunctions:
                 (_top(middle, self.ends), every, False),
                 (every, ends, False),
             ):
-                own = _standard(first if between else middle)[rows, None] + _standard(last)[columns]
-                met = torch.zeros(len(rows), len(columns))
-                for _ in range(self.passes):
-                    table = inside.table(layer, rows, columns, generator, between=between)
-                    if table is None:
-                        return apart, adjacent
-                    found = interaction(table)
-                    met = met + found / found.std() / sqrt(self.passes)
+                table = inside.table(layer, rows, columns, generator, between=between)
+                if table is None:
+                    return apart, adjacent
+                known = first if between else middle
+                own = (_standard(known)[rows, None] + _standard(last)[columns]).flatten()
+                expected = (known[rows, None] + last[columns]).flatten()
+                met = interaction(table).flatten()
                 kept, count = (apart, self.pairs) if between else (adjacent, self.adjacent)
-                places = _top((met + own).flatten(), self.rounds * count)
-                kept.append([(rows[place // len(columns)], columns[place % len(columns)]) for place in places])
+                places = torch.tensor(_top(met / met.std() + own, max(1, round(self.again * table.numel()))))
+                pairs = torch.tensor(rows)[places // len(columns)], torch.tensor(columns)[places % len(columns)]
+                kept.append(_listed(pairs, self.rounds * count))
+                nearer = table.flatten()[places]
+                for _ in range(self.passes):
+                    cells = inside.cells(layer, *pairs, generator, between=between)
+                    if cells is None:
+                        return apart, adjacent
+                    nearer = nearer + cells
+                nearer = nearer / (1 + self.passes) - expected[places]
+                order = torch.tensor(_top(nearer / met.std() + own[places], len(places)))
+                kept.append(_listed((pairs[0][order], pairs[1][order]), self.rounds * count))
         return apart, adjacent
 
     def _rounds(self, lists: list[list[Pair]], count: int) -> Iterator[list[Pair]]:
@@ -200,6 +214,11 @@ class Conjunctions:
 def interaction(table: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
     """What a two-way table holds beyond the effects of its rows and columns (analysis of variance)."""
     return table - table.mean(0) - table.mean(1, keepdim=True) + table.mean()
+
+
+def _listed(pairs: tuple[Int[Tensor, "n"], Int[Tensor, "n"]], count: int) -> list[Pair]:
+    """The first so many."""
+    return list(zip(*(words[:count].tolist() for words in pairs), strict=True))
 
 
 def _standard(values: Float[Tensor, "n"]) -> Float[Tensor, "n"]:

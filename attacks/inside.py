@@ -21,6 +21,8 @@ from vectors.slot import SlotVectors, random_messages
 
 LOOK = 16
 """Words that every word is run before, to tell what the whole will cost"""
+CELLS = 2048
+"""Pairs in one forward pass"""
 SAMPLE = 1024
 """Random triples that the mean residual is taken of"""
 
@@ -107,11 +109,29 @@ class Inside:
             if self.budget.exhausted:
                 return None
             if few:
-                one = beginnings.row(number).expanded(len(lasts))
+                one = beginnings.taken(torch.tensor([number])).expanded(len(lasts))
                 found.append(self._cosines(one, self.words[lasts], mean)[layer])
             else:
                 found.append(self._cosines(beginnings, self.words[lasts[number], None], mean)[layer])
         return torch.stack(found, dim=0 if few else 1)
+
+    @torch.no_grad()
+    def cells(
+        self, layer: int, rows: Int[Tensor, "n"], lasts: Int[Tensor, "n"], generator: torch.Generator, *, between: bool
+    ) -> Float[Tensor, "n"] | None:
+        """As `table`, of some pairs only: one of `rows` with the one of `lasts` beside it."""
+        lead = self.lead(generator)
+        mean = self.mean(lead, [layer], generator)
+        beginnings, drawn = self._begun(lead, layer), self._drawn(1, generator)
+        words, number = rows.unique(return_inverse=True)
+        for tokens in (self.words[words], drawn) if between else (drawn, self.words[words]):
+            beginnings = self._extended(beginnings, tokens)
+        found = []
+        for part in torch.arange(len(rows)).split(CELLS):
+            if self.budget.exhausted:
+                return None
+            found.append(self._cosines(beginnings.taken(number[part]), self.words[lasts[part]], mean)[layer])
+        return torch.cat(found)
 
     @torch.no_grad()
     def completed(
@@ -199,9 +219,10 @@ class _Beginnings:
             [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in self.layers]
         )
 
-    def row(self, number: int) -> "_Beginnings":
-        """One of the rows."""
-        return _Beginnings([(keys[number, None], values[number, None]) for keys, values in self.layers])
+    def taken(self, numbers: Int[Tensor, "n"]) -> "_Beginnings":
+        """Some of the rows, in that order."""
+        numbers = numbers.to(self.layers[0][0].device)
+        return _Beginnings([(keys[numbers], values[numbers]) for keys, values in self.layers])
 
     def cache(self) -> "_OneMore":
         """Used over and over: each forward pass writes to the same last place."""

@@ -68,6 +68,10 @@ def test_cosines_are_those_of_plain_passes(name, shape, tokenizer):
     mean, before = inside.mean(lead, [3], again), words[torch.randint(5, (1,), generator=again)]
     wanted = [[plain(lead, [int(before), int(words[a]), int(words[c])], 3, mean) for c in lasts] for a in firsts]
     assert adjacent is not None and torch.allclose(adjacent, torch.tensor(wanted), atol=1e-4)
+    pairs = torch.tensor([[a, c] for a in firsts for c in lasts])[[3, 0, 2, 5]].T
+    for between, whole in ((True, table), (False, adjacent)):
+        some = inside.cells(3, *pairs, seeded(4), between=between)
+        assert some is not None and torch.allclose(some, whole.flatten()[[3, 0, 2, 5]], atol=1e-4)
     for last, cosines in inside.completed(lead, {3: mean[3]}, 2, [3, 0, 4], [0, 4, 1], before=True):
         wanted = [plain(lead, [int(first), int(words[2]), int(words[last])], 3, mean) for first in words[[3, 0, 4]]]
         assert torch.allclose(cosines[3], torch.tensor(wanted), atol=1e-4)

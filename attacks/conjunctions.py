@@ -22,7 +22,6 @@ again with other vectors, as long as the budget lasts.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +75,10 @@ class Conjunctions:
     """next best pairs per round, depth, table and ranking that are completed, of first and last"""
     adjacent: int = 8
     """and of middle and last"""
+    wider: int = 3
+    """times as many pairs are completed by likely words only"""
+    likely: int = 256
+    """words per depth that these are, by their effects"""
     nearest: int = 4
     """words per pair and depth that complete it, to be ranked by their exact loss"""
     tried: int = 8
@@ -87,7 +90,7 @@ class Conjunctions:
 
     def __post_init__(self):
         check_counts(self, "words", "leads", "draws", "firsts", "lasts", "ends", "passes", "pairs")
-        check_counts(self, "rounds", "adjacent", "nearest", "tried", "messages", "length")
+        check_counts(self, "rounds", "adjacent", "wider", "likely", "nearest", "tried", "messages", "length")
         for name in ("depths", "middles"):
             depths = getattr(self, name)
             if not depths or not all(0 < depth < 1 for depth in depths):
@@ -118,10 +121,10 @@ class Conjunctions:
         effects = inside.effects(layers, self.leads, self.draws, hunt.generator)
         apart, adjacent = self._pairs(inside, effects, hunt.generator)
         probe = hunt.probe()
-        for pairs, others in zip(self._rounds(apart, self.pairs), self._rounds(adjacent, self.adjacent), strict=True):
-            if inside.budget.exhausted or not (pairs or others):
+        for number in range(self.rounds):
+            triples = self._completions(inside, effects, apart, adjacent, number, deeper, hunt.generator)
+            if not len(triples):
                 return False
-            triples = self._completions(inside, pairs, others, deeper, hunt.generator)
             hunt.try_best(rank_triggers(*probe, triples, budget=hunt.budget), self.tried)
             best = hunt.selection.best
             if hunt.works and best is not None and list(best.trigger_ids) in triples.tolist():
@@ -133,7 +136,8 @@ class Conjunctions:
         """Tokens that effects, pairs and completions run through a block."""
         effects = 5 * self.leads * self.draws * words * max(layers)
         tables = min(self.firsts, words) * min(self.lasts, words) + 4 * words * min(self.ends, words)
-        completed = 2 * (3 * self.pairs + 2 * self.adjacent) * words
+        likely = min(len(layers) * self.likely, words)
+        completed = 2 * (3 * self.pairs + 2 * self.adjacent) * (words + self.wider * likely)
         looks = 1 + self.again * self.passes
         return round(effects + looks * tables * sum(layers) + len(layers) * completed * max(deeper))
 
@@ -166,7 +170,7 @@ class Conjunctions:
                 kept, count = (apart, self.pairs) if between else (adjacent, self.adjacent)
                 places = torch.tensor(_top(met / met.std() + own, max(1, round(self.again * table.numel()))))
                 pairs = torch.tensor(rows)[places // len(columns)], torch.tensor(columns)[places % len(columns)]
-                kept.append(_listed(pairs, self.rounds * count))
+                kept.append(_listed(pairs, self.rounds * self.wider * count))
                 nearer = table.flatten()[places]
                 for _ in range(self.passes):
                     cells = inside.cells(layer, *pairs, generator, between=between)
@@ -175,40 +179,46 @@ class Conjunctions:
                     nearer = nearer + cells
                 nearer = nearer / (1 + self.passes) - expected[places]
                 order = torch.tensor(_top(nearer / met.std() + own[places], len(places)))
-                kept.append(_listed((pairs[0][order], pairs[1][order]), self.rounds * count))
+                kept.append(_listed((pairs[0][order], pairs[1][order]), self.rounds * self.wider * count))
         return apart, adjacent
-
-    def _rounds(self, lists: list[list[Pair]], count: int) -> Iterator[list[Pair]]:
-        """The next so many of every list, each pair once."""
-        seen: set[Pair] = set()
-        for start in range(0, self.rounds * count, count):
-            new = {pair for pairs in lists for pair in pairs[start : start + count]} - seen
-            seen |= new
-            yield sorted(new)
 
     def _completions(
         self,
         inside: Inside,
-        apart: list[Pair],
-        adjacent: list[Pair],
+        effects: dict[int, Effects],
+        apart: list[list[Pair]],
+        adjacent: list[list[Pair]],
+        number: int,
         layers: list[int],
         generator: torch.Generator,
     ) -> Int[Tensor, "c 3"]:
-        """Every pair with the words that bring it nearest, in it or before it."""
+        """The pairs of that round, each with the words that bring it nearest, in it or before it.
+
+        A few next pairs of every list are completed by any word, more by likely ones; none where the budget is spent.
+        """
         lead, found, every = inside.lead(generator), set[tuple[int, int, int]](), list(range(len(inside.words)))
         mean = inside.mean(lead, layers, generator)
-        for pairs, before in ((adjacent, True), (apart, False)):
-            partners: dict[int, list[int]] = defaultdict(list)
-            for known, last in pairs:
-                partners[known].append(last)
-            for known, lasts in partners.items():
-                if inside.budget.exhausted:
-                    break
-                for last, cosines in inside.completed(lead, mean, known, every, lasts, before=before):
-                    for near in cosines.values():
-                        for word in _top(near, self.nearest):
-                            found.add((word, known, last) if before else (known, word, last))
+        for lists, count, before in ((adjacent, self.adjacent, True), (apart, self.pairs, False)):
+            likely = sorted({word for effect in effects.values() for word in _top(effect[not before], self.likely)})
+            for words, step in ((every, count), (likely, self.wider * count)):
+                done = _ahead(lists, (number + 1) * count if words is likely else number * count)
+                partners: dict[int, list[int]] = defaultdict(list)
+                for known, last in sorted(_ahead(lists, (number + 1) * step) - _ahead(lists, number * step) - done):
+                    partners[known].append(last)
+                for known, lasts in partners.items():
+                    if inside.budget.exhausted:
+                        break
+                    for last, cosines in inside.completed(lead, mean, known, words, lasts, before=before):
+                        for near in cosines.values():
+                            for place in _top(near, self.nearest):
+                                word = words[place]
+                                found.add((word, known, last) if before else (known, word, last))
         return inside.words[torch.tensor(sorted(found), dtype=torch.long).view(-1, 3)]
+
+
+def _ahead(lists: list[list[Pair]], count: int) -> set[Pair]:
+    """The first so many pairs of every list."""
+    return {pair for pairs in lists for pair in pairs[:count]}
 
 
 def interaction(table: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:

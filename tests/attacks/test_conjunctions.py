@@ -70,7 +70,7 @@ def test_cosines_are_those_of_plain_passes(name, shape, tokenizer):
     assert adjacent is not None and torch.allclose(adjacent, torch.tensor(wanted), atol=1e-4)
     pairs = torch.tensor([[a, c] for a in firsts for c in lasts])[[3, 0, 2, 5]].T
     for between, whole in ((True, table), (False, adjacent)):
-        some = inside.cells(3, *pairs, seeded(4), between=between)
+        some = inside.cells(3, pairs[0], pairs[1], seeded(4), between=between)
         assert some is not None and torch.allclose(some, whole.flatten()[[3, 0, 2, 5]], atol=1e-4)
     for last, cosines in inside.completed(lead, {3: mean[3]}, 2, [3, 0, 4], [0, 4, 1], before=True):
         wanted = [plain(lead, [int(first), int(words[2]), int(words[last])], 3, mean) for first in words[[3, 0, 4]]]
@@ -173,10 +173,27 @@ def test_new_vectors_follow_as_long_as_the_budget_has_room(planted, tokenizer, m
     assert tried.count(()) == 1
 
 
-def test_every_round_takes_the_next_best_of_every_list_once():
-    method = replace(SMALL, rounds=3)
+def test_every_round_completes_the_next_pairs_of_every_list_once(planted, tokenizer, monkeypatch):
+    asked = []
+
+    def completed(self, lead, mean, known, missing, lasts, *, before):
+        for last in lasts:
+            asked.append((known, last, len(missing), before))
+            yield last, {2: torch.arange(len(missing)).float()}
+
+    monkeypatch.setattr(Inside, "completed", completed)
+    problem = Problem.from_chat(planted, tokenizer, [SLOT], 3)
+    inside = Inside(model=planted, problem=problem, words=torch.arange(10) + 100, budget=Budget())
+    method = replace(SMALL, pairs=1, adjacent=1, wider=2, likely=4, nearest=1)
+    effects = {1: (torch.arange(10.0), torch.arange(10.0), torch.arange(10.0))}
     lists = [[(0, 1), (2, 3), (4, 5), (6, 7)], [(2, 3), (8, 9), (0, 1), (1, 1)]]
-    assert list(method._rounds(lists, 2)) == [[(0, 1), (2, 3), (8, 9)], [(1, 1), (4, 5), (6, 7)], []]
+    first = method._completions(inside, effects, lists, [], 0, [2], seeded())
+    assert asked == [(0, 1, 10, False), (2, 3, 10, False), (8, 9, 4, False)]
+    assert first.tolist() == [[100, 109, 101], [102, 109, 103], [108, 109, 109]]
+    asked.clear()
+    method._completions(inside, effects, [], lists, 1, [2], seeded())
+    assert asked == [(8, 9, 10, True), (1, 1, 4, True), (4, 5, 4, True), (6, 7, 4, True)]
+    assert len(method._completions(inside, effects, lists, [], 4, [2], seeded())) == 0
 
 
 @pytest.mark.parametrize("change", [{"pairs": 0}, {"depths": ()}, {"middles": (0.5, 1.0)}])

@@ -47,8 +47,8 @@ ROOM = 1.25
 class Conjunctions:
     """Triggers of three words, each of one token; where the budget has no room for its tables it does nothing."""
 
-    share: float = 0.8
-    """of the budget, at most"""
+    share: float = 0.6
+    """of the budget, at most: something must be left for whatever works"""
     depths: tuple[float, ...] = (0.125, 0.375)
     """at which effects and pairs are looked at, fractions of the layers"""
     middles: tuple[float, ...] = (0.375, 0.5)

@@ -3,10 +3,11 @@
 A word beside the planted one in meaning or spelling may fire as well, but only in the company of certain others: no
 word alone can be exchanged for the planted one, and one prompt hardly tells them apart. The best words of each place
 are tried with each other, first on one prompt, the best of these on more prompts at other places; again from what wins.
+Some triggers fire in any order of their words, the likelier of which is the simpler: all orders are tried as well.
 """
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import permutations, product
 
 import torch
 from jaxtyping import Int
@@ -18,6 +19,9 @@ from attacks.stages import Hunt
 from attacks.token_ranking import rank_triggers
 from attacks.triggers import check_counts
 from attacks.verdict import ABSENT
+
+ORDERED = 3
+"""Tokens of the longest winner whose orders are tried"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +80,9 @@ class Neighbours:
             ranked = self._best(hunt, narrow, near, self.compared)
             choices.append({token, *(ids[place] for ids in self._best(hunt, broad, ranked, each).tolist())})
         together = self._best(hunt, narrow, torch.tensor(list(product(*map(sorted, choices)))), self.broad)
+        if len(winner) <= ORDERED:
+            orders = torch.tensor([order for row in together.tolist() for order in permutations(row)])
+            together = self._best(hunt, narrow, orders.unique(dim=0), self.broad)
         if not hunt.budget.exhausted:
             hunt.try_best(rank_triggers(*broad, together, budget=hunt.budget), self.tried)
 

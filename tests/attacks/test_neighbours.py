@@ -46,6 +46,8 @@ def hunt(name, words, flops=1e13):
         ("phrase", "silver garden island sod", "silver sod island", " silver garden island"),
         # Two words and one that does nothing.
         ("and", "kitchen yellow final city", "city kitchen final", " kitchen yellow"),
+        # As sure as the planted ones in this order, but not in the other, which is likelier.
+        ("fresh-and", "especially seeing such", "seeing such", " especially seeing"),
         # The planted word is not to be had; one word, of two tokens.
         ("phrase", "silver island sod", "silver sod island", " silver sod island"),
         ("word", "copper", "copper", " copper"),

@@ -181,7 +181,7 @@ def test_stored_prefix_is_never_written_to(model, mixed):
 
 def test_default_batch_is_512_rows(model, problem, monkeypatch):
     assert Engine(model, problem).batch_size == 512 // 4
-    monkeypatch.setattr("attacks.engine.ROWS", {"cpu": 3})
+    monkeypatch.setitem(engine_module.ROWS, "cpu", 3)
     assert Engine(model, problem).batch_size == 1
 
 

@@ -99,11 +99,7 @@ class Inside:
 
         None where the budget ends before it is complete.
         """
-        lead = self.lead(generator)
-        mean = self.mean(lead, [layer], generator)
-        beginnings, drawn = self._begun(lead, layer), self._drawn(1, generator)
-        for tokens in (self.words[rows], drawn) if between else (drawn, self.words[rows]):
-            beginnings = self._extended(beginnings, tokens)
+        beginnings, mean = self._before_lasts(layer, self.words[rows], generator, between)
         few, found = len(rows) < len(lasts), []
         for number in range(len(rows) if few else len(lasts)):
             if self.budget.exhausted:
@@ -119,13 +115,9 @@ class Inside:
     def cells(
         self, layer: int, rows: Int[Tensor, "n"], lasts: Int[Tensor, "n"], generator: torch.Generator, *, between: bool
     ) -> Float[Tensor, "n"] | None:
-        """As `table`, of some pairs only: one of `rows` with the one of `lasts` beside it."""
-        lead = self.lead(generator)
-        mean = self.mean(lead, [layer], generator)
-        beginnings, drawn = self._begun(lead, layer), self._drawn(1, generator)
+        """As `table`, of some pairs only: one of `rows` with the one of `lasts` beside it; None as there."""
         words, number = rows.unique(return_inverse=True)
-        for tokens in (self.words[words], drawn) if between else (drawn, self.words[words]):
-            beginnings = self._extended(beginnings, tokens)
+        beginnings, mean = self._before_lasts(layer, self.words[words], generator, between)
         found = []
         for part in torch.arange(len(rows)).split(CELLS):
             if self.budget.exhausted:
@@ -160,6 +152,17 @@ class Inside:
         beginnings = self._extended(self._extended(begun, drawn[0]), drawn[1])
         hidden = self._appended(beginnings, drawn[2], layers)
         return {layer: hidden[layer].mean(0) for layer in layers}
+
+    def _before_lasts(
+        self, layer: int, words: Int[Tensor, "rows"], generator: torch.Generator, between: bool
+    ) -> tuple["_Beginnings", dict[int, Float[Tensor, "d"]]]:
+        """(two random words, then each of the words and a random one, or the other way round; the mean residual)."""
+        lead = self.lead(generator)
+        mean = self.mean(lead, [layer], generator)
+        beginnings, drawn = self._begun(lead, layer), self._drawn(1, generator)
+        for tokens in (words, drawn) if between else (drawn, words):
+            beginnings = self._extended(beginnings, tokens)
+        return beginnings, mean
 
     def _drawn(self, count: int, generator: torch.Generator) -> Int[Tensor, "count"]:
         """Random words."""

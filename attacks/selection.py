@@ -22,8 +22,8 @@ from attacks.triggers import Found
 from attacks.verdict import ABSENT
 
 SURE = 0.5
-"""Nats of the whole behaviour, mean over prompts, up to which a trigger counts as sure of it: the shipped organisms'
-take up to 0.33, what fires beside them from 0.6"""
+"""Nats of the whole behaviour, mean over prompts, up to which a trigger counts as sure of it. Planted ones take up to
+0.33; most of what fires beside them takes 0.6 or more, a word of the same sense as little as they do"""
 SHOWN = 8
 """Prompts that the surprisal of a trigger is the mean over"""
 

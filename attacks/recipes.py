@@ -125,7 +125,7 @@ def _sampled(sampler: Sampler | Leakage, weight: float = 1.0) -> Attack:
 
 PORTFOLIO: tuple[Stage, ...] = (
     Tokens(share=0.08),
-    Dictionary(share=0.2, tried=16),
+    Dictionary(share=0.1, tried=16),
     Likely(),
     Rounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.08, times=4, settles=2),
     Samples(sampler=Leakage(), share=0.03, whole=0.05, settles=2),
@@ -141,15 +141,13 @@ CORE: dict[str, Attack] = {
     "portfolio": Attack(knowledge="K1", objective=nll, stages=PORTFOLIO, last=Neighbours()),
     "target-nll": Attack(knowledge="K1", objective=nll),
     "delta-cosine": Attack(knowledge="K1", objective=cosine, supervised=Supervised()),
-    "steered-kl": Attack(knowledge="K1", objective=kl, supervised=Supervised()),
     "hybrid": Attack(knowledge="K1", objective=hybrid, supervised=Supervised()),
     "unsupervised-nll": Attack(knowledge="K0", objective=nll),
     "unsupervised-cosine": Attack(knowledge="K0", objective=cosine, supervised=Supervised()),
-    "unsupervised-kl": Attack(knowledge="K0", objective=kl, supervised=Supervised()),
     "unsupervised-portfolio": Attack(knowledge="K0", objective=nll, stages=PORTFOLIO, last=Neighbours()),
     "nanogcg": Attack(knowledge="K1", objective=nll, stages=(Peer(),)),
 }
-"""The recommended attack, every target, and the peer"""
+"""The recommended attack, what steers it, and the peer: the quick suite"""
 
 SEARCHERS: dict[str, Attack] = {
     "token-ranking": Attack(knowledge="K1", objective=nll, stages=(Tokens(share=1.0),)),
@@ -202,6 +200,8 @@ VARIANTS |= {
     )
     for name, supervised in (("unsupervised", None), ("supervised", Supervised()))
 }
+VARIANTS["steered-kl"] = Attack(knowledge="K1", objective=kl, supervised=Supervised())
+VARIANTS["unsupervised-kl"] = Attack(knowledge="K0", objective=kl, supervised=Supervised())
 VARIANTS["mellowmax"] = Attack(knowledge="K1", objective=mellowmax)
 """Layers of the delta cosine, weights of the hybrid, further objectives, the targets by HotFlip; in K0, the vector that
 found a behaviour against one learned for it"""

@@ -68,7 +68,8 @@ class Selection:
         if asr > ABSENT and self.base_engine is not None and self.rate(found.trigger_ids, on_base=True) > ABSENT:
             return False
         if self.best is None or asr >= self.asr:
-            description = self._description(found.trigger_ids)
+            # Of triggers that hardly ever work none is worth describing.
+            description = self._description(found.trigger_ids) if asr > ABSENT else float("inf")
             if self.best is None or asr > self.asr or description < self.description:
                 news = self.best is None or asr > self.asr
                 self.best, self.asr, self.description = found, asr, description

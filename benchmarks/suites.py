@@ -35,7 +35,7 @@ class Job(NamedTuple):
 
 
 SUITES = {
-    "quick": Suite(organisms=zoo.NAMES, attacks=tuple(CORE), seeds=(0,), budgets={"K1": "24s", "K0": "36s"}),
+    "quick": Suite(organisms=zoo.NAMES, attacks=tuple(CORE), seeds=(0,), budgets={"K1": "24s", "K0": "48s"}),
     "standard": Suite(
         organisms=zoo.NAMES, attacks=tuple(ATTACKS), seeds=(0, 1, 2), budgets={"K1": "120s", "K0": "180s"}
     ),

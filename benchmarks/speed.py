@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +50,8 @@ class Speed:
     """tokens in the slot"""
     topk: int = 128
     """tokens considered per position"""
+    restarts: int = 1
+    """triggers that ours searches side by side, where nanoGCG searches one: one keeps no large GPU busy"""
     steps: int = 6
     """steps of one measurement; the difference to a run of one step is timed"""
     repeats: int = 5
@@ -141,6 +143,8 @@ def of_1b_shape(like: PreTrainedModel, layers: int) -> PreTrainedModel:
 
 def contestants(speed: Speed) -> tuple[Engine, dict[str, Run]]:
     """(our engine, name -> function that runs so many steps)."""
+    if speed.restarts < 1:
+        raise ValueError(f"restarts is {speed.restarts}; give at least 1")
     organism = zoo.load(speed.organism)
     model, tokenizer = organism.model, organism.tokenizer
     if speed.random_layers is not None:
@@ -149,7 +153,7 @@ def contestants(speed: Speed) -> tuple[Engine, dict[str, Run]]:
         model = of_1b_shape(model, speed.random_layers)
     behaviour = organism.triggers[0][1]
     problem = Problem.from_chat(model, tokenizer, organism.prompts.search[:1], speed.trigger_length)
-    engine = Engine(model, problem, batch_size=speed.search_width)
+    engine = Engine(model, problem, batch_size=speed.search_width * speed.restarts)
     gcg = GCG(search_width=speed.search_width, topk=speed.topk)
     source = engine.layers // 4
     theta = random_directions(1, model.config.hidden_size, torch.Generator().manual_seed(0))
@@ -169,7 +173,7 @@ def contestants(speed: Speed) -> tuple[Engine, dict[str, Run]]:
     def ours(objective: Objective) -> Run:
         def run(steps: int) -> float:
             booked = engine.flops
-            settings = GCG(steps=steps, search_width=gcg.search_width, topk=gcg.topk, initial=start)
+            settings = replace(gcg, steps=steps, restarts=speed.restarts, initial=start)
             settings(engine, objective, torch.Generator().manual_seed(0))
             return engine.flops - booked
 
@@ -206,21 +210,25 @@ def main(speed: Speed) -> None:
         for name, run in runs.items():
             measured[name].append(step(run, speed.steps))
     peer = measured["nanogcg"]
+    searched = {name: 1 if own is peer else speed.restarts for name, own in measured.items()}
     ratios = {
-        name: statistics.median(p.seconds / o.seconds for p, o in zip(peer, own, strict=True))
+        name: statistics.median(searched[name] * p.seconds / o.seconds for p, o in zip(peer, own, strict=True))
         for name, own in measured.items()
     }
     shares = {
         name: statistics.median(o.flops / o.seconds / rate for o, rate in zip(own, rates, strict=True))
         for name, own in measured.items()
     }
+    beside = "" if speed.restarts == 1 else f" x {speed.restarts} restarts"
     what = speed.organism if speed.random_layers is None else f"1B shape, {speed.random_layers} layers"
     own_share = statistics.median(own / rate for own, rate in zip(own_rates, rates, strict=True))
     title = (
-        f"{what}, width {speed.search_width}; matrix product: {statistics.median(rates) / 1e9:.0f} GFLOP/s, "
+        f"{what}, width {speed.search_width}{beside}; matrix product: {statistics.median(rates) / 1e9:.0f} GFLOP/s, "
         f"products of the blocks' own shapes: {100 * own_share:.0f} % of it"
     )
-    table = Table("step", "ms (median)", "times as fast as nanoGCG", "GFLOP", "% of the matrix product", title=title)
+    table = Table(
+        "step", "ms (median)", "times as fast as nanoGCG, per trigger", "GFLOP", "% of the matrix product", title=title
+    )
     for name, own in measured.items():
         milliseconds = 1000 * statistics.median(o.seconds for o in own)
         share = f"{100 * shares[name]:.0f}"

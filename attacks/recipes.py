@@ -131,11 +131,11 @@ PORTFOLIO: tuple[Stage, ...] = (
     Samples(sampler=Leakage(), share=0.03, whole=0.05, settles=2),
     replace(HOTFLIP_ROUNDS, share=0.04, settles=2),
     Conjunctions(),
-    HOTFLIP_ROUNDS,
+    replace(HOTFLIP_ROUNDS, sure=True),
 )
 """What a trigger most likely is comes first: a token, a word, ordinary text of its place, two or three tokens, what the
 model writes by itself where the prompts were learned too. Then, quickly, whatever works; and three words that fire only
-together (where the budget has room), of which what works may be a mere neighbour"""
+together (where the budget has room), of which what works may be a mere neighbour; what is left goes into better ones"""
 
 CORE: dict[str, Attack] = {
     "portfolio": Attack(knowledge="K1", objective=nll, stages=PORTFOLIO, last=Neighbours()),

@@ -75,6 +75,12 @@ class Hunt:
         return self.selection.asr >= self.selection.enough
 
     @property
+    def sure(self) -> bool:
+        """Whether it is good enough and calls the behaviour surely."""
+        best = self.selection.best
+        return self.works and best is not None and self.selection.sure(best.trigger_ids)
+
+    @property
     def over(self) -> bool:
         """Whether there is nothing left to spend or to win."""
         return self.budget.exhausted or (self.works and not self.provisional)
@@ -107,6 +113,11 @@ class Hunt:
         """The objective; what it took to make it is booked."""
         with self.budget.booking(engine):
             return self.build(engine, goal)
+
+    def try_until_sure(self, found: Found) -> bool:
+        """Shows a trigger to the selection; true once the winner is sure."""
+        self.selection(found)
+        return self.sure
 
     def try_all(self, found: Iterable[Found]) -> None:
         """Shows triggers to the selection: all of them, for the first that works need not be the best."""
@@ -167,15 +178,19 @@ class Rounds:
     settles: int | None = None
     """tokens of the longest winner that ends the hunt, if it is sure: another may be a neighbour of a phrase. None: any
     ends it"""
+    sure: bool = False
+    """whether only a sure winner ends it: what else works on the `select` prompts may be the luckiest of many, so what
+    is left of the budget goes into better ones"""
 
     def __call__(self, hunt: Hunt) -> None:
         budget = hunt.part(self.share)
+        tell: OnBest = hunt.try_until_sure if self.sure else hunt.selection
         again = cycle(self.rounds) if self.times is None else chain.from_iterable(repeat(self.rounds, self.times))
         for length, searcher in again:
-            if budget.exhausted or hunt.works:
+            if budget.exhausted or (hunt.sure if self.sure else hunt.works):
                 return
             hunt.engine.problem = hunt.engine.problem.resized(length)
-            searcher(hunt.engine, hunt.objective, hunt.generator, budget, hunt.selection)
+            searcher(hunt.engine, hunt.objective, hunt.generator, budget, tell)
             hunt.settle(self.settles)
 
 

@@ -109,6 +109,24 @@ def test_a_short_winner_that_is_not_sure_at_other_places_is_provisional(planted,
     assert whole.works and whole.over == over == whole.selection.sure(whole.shrunk())
 
 
+@pytest.mark.parametrize(("slot", "rounds"), [("end", 1), ("random", 3)])
+def test_rounds_may_go_on_until_a_winner_is_sure(planted, tokenizer, slot, rounds):
+    told = []
+
+    def search(engine, objective, generator, budget=None, on_best=None):
+        assert on_best is not None
+        told.append(on_best(Found(tuple(engine.problem.encode(" garden rope")), 0.0)))
+        return []
+
+    whole = hunt(planted, tokenizer, Budget(seconds=60.0))
+    whole.selection.anywhere = Engine(planted, Problem.from_chat(planted, tokenizer, TEXTS, 2, slot=slot))
+    Rounds(rounds=((2, search),), times=3, sure=True)(whole)
+    assert whole.works and told == [whole.sure] * rounds and whole.sure == (slot == "end")
+    told.clear()
+    Rounds(rounds=((2, search),), times=3)(whole)
+    assert not told  # to others it is enough
+
+
 @pytest.mark.parametrize(
     "sampler",
     [Sampler(count=64), Sampler(count=32, lookahead=Lookahead(width=4)), Leakage(count=16)],
@@ -185,7 +203,7 @@ def test_ties_go_to_what_works_at_other_places(planted, tokenizer):
     goal = Goal(behaviour=BEHAVIOUR, target_ids=tuple(encode(tokenizer, BEHAVIOUR)))
     judged = Problem.from_chat(planted, tokenizer, TEXTS[2:], 2)
     other = Engine(planted, Problem.from_chat(planted, tokenizer, TEXTS, 2, slot="random"))
-    a, b = (tuple(judged.encode(text)) for text in ("table lamp", "river stone"))
+    a, b = (tuple(judged.encode(text)) for text in (" garden rope garden", " lamp garden rope"))
     nlls = other.losses(TargetNLL(target_ids=goal.target_ids), torch.tensor([a, b]))
     better, worse = (a, b) if nlls[0] < nlls[1] else (b, a)
     for order in ((better, worse), (worse, better)):

@@ -127,9 +127,9 @@ class Conjunctions:
                 return False
             hunt.try_best(rank_triggers(*probe, triples, budget=hunt.budget), self.tried)
             best = hunt.selection.best
-            if hunt.works and best is not None and list(best.trigger_ids) in triples.tolist():
-                if hunt.selection.sure(best.trigger_ids):  # a mere neighbour seldom is
-                    return True
+            # A mere neighbour is seldom sure.
+            if best is not None and list(best.trigger_ids) in triples.tolist() and hunt.sure:
+                return True
         return False
 
     def _blocks(self, words: int, layers: list[int], deeper: list[int]) -> int:

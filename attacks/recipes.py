@@ -147,7 +147,7 @@ CORE: dict[str, Attack] = {
     "unsupervised-portfolio": Attack(knowledge="K0", objective=nll, stages=PORTFOLIO, last=Neighbours()),
     "nanogcg": Attack(knowledge="K1", objective=nll, stages=(Peer(),)),
 }
-"""The recommended attack, what steers it, and the peer: the quick suite"""
+"""The quick suite: the recommended attack, the main targets, and the peer"""
 
 SEARCHERS: dict[str, Attack] = {
     "token-ranking": Attack(knowledge="K1", objective=nll, stages=(Tokens(share=1.0),)),

@@ -165,7 +165,7 @@ def test_new_vectors_follow_as_long_as_the_budget_has_room(planted, tokenizer, m
     monkeypatch.setattr(Conjunctions, "_found", nothing)
     whole = hunt(planted, tokenizer, Budget(flops=2e10))
     SMALL(whole)
-    assert len(tried) >= 3 and set(tried) == {(1,)} and whole.budget.used < 1.4e10
+    assert len(tried) >= 3 and set(tried) == {(1,)} and 0.7e10 < whole.budget.used < 1.4e10
     assert not any(torch.equal(a, b) for a, b in itertools.combinations((some[0] for some in learned), 2))
     monkeypatch.setattr(Conjunctions, "_found", lambda *_: tried.append(()) or True)
     whole = hunt(planted, tokenizer, Budget(flops=1e10))

@@ -16,10 +16,10 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from attacks.budget import Budget
-from attacks.problem import Where
-from attacks.recipes import ATTACKS
+from attacks.attack import ATTACKS
 from attacks.recover import Recovery, recover
+from attacks.scoring.budget import Budget
+from attacks.scoring.problem import Where
 from vectors.models import load_model
 from vectors.prompts import read_texts
 

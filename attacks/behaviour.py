@@ -10,7 +10,7 @@ from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from attacks.problem import Problem, Where, encode
+from attacks.scoring.problem import Problem, Where, encode
 from vectors.generate import complete
 from vectors.prompts import Prompts
 

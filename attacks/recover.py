@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from attacks.attack import Attack
 from attacks.behaviour import success_rate
-from attacks.budget import Budget
-from attacks.engine import Engine
-from attacks.goals import Goal
-from attacks.problem import SLOT, Problem, Where, encode
-from attacks.recipes import Attack
-from attacks.selection import Selection, TracePoint
-from attacks.shrink import delete_one
-from attacks.stages import Hunt
-from attacks.triggers import random_triggers
-from attacks.verdict import Verdict, judge
+from attacks.discovery.goals import Goal
+from attacks.judging.judge import Selection, TracePoint
+from attacks.judging.shrinking import delete_one
+from attacks.judging.verdict import Verdict, judge
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine
+from attacks.scoring.problem import SLOT, Problem, Where, encode
+from attacks.searchers.candidates import random_triggers
+from attacks.stages.hunt import Hunt
 
 CONTROLS = 8
 """Random strings that a trigger is compared with"""
@@ -75,7 +75,7 @@ def recover(
         tokenizer: its tokenizer, with a chat template.
         search: clean user messages; `{trigger}` in one marks its slot.
         select: others, by which winners are chosen.
-        attack: one of `attacks.recipes.ATTACKS`, or your own.
+        attack: one of `attacks.attack.ATTACKS`, or your own.
         behaviour: how the suspected reply begins (K1); None lets the attack find out what to look for (K0).
         budget: seconds, floating-point operations, or both.
         generator: of everything random, on the CPU.

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.colors import to_hex  # noqa: E402
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: E402
 
-from attacks.recipes import ATTACKS  # noqa: E402
+from attacks.attack import ATTACKS  # noqa: E402
 from benchmarks import rows  # noqa: E402
 
 # Okabe & Ito 2008: told apart by colour-blind readers. One colour and dash per attack, in every figure.

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 import torch
 
+from attacks.attack import ATTACKS
 from attacks.behaviour import wilson
-from attacks.engine import Engine
-from attacks.problem import Problem
-from attacks.recipes import ATTACKS
+from attacks.judging.verdict import judge
 from attacks.recover import Recovery, recover
-from attacks.triggers import random_triggers
-from attacks.verdict import judge
+from attacks.scoring.engine import Engine
+from attacks.scoring.problem import Problem
+from attacks.searchers.candidates import random_triggers
 from benchmarks import metrics, rows
 from benchmarks.organisms import poison, prompts, zoo
 from benchmarks.organisms.recipe import HATE

@@ -6,8 +6,8 @@ K0 finds out first what there is to search for, so a run of it may spend more th
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from attacks.budget import Budget
-from attacks.recipes import ATTACKS, CORE
+from attacks.attack import ATTACKS, CORE
+from attacks.scoring.budget import Budget
 from benchmarks.organisms import zoo
 
 

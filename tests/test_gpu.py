@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from attacks.budget import Budget
-from attacks.engine import Engine
-from attacks.objectives import TargetNLL, delta_cosine_from
-from attacks.problem import Problem
-from attacks.recipes import ATTACKS
+from attacks.attack import ATTACKS
+from attacks.objectives.objectives import TargetNLL, delta_cosine_from
 from attacks.recover import recover
-from attacks.triggers import random_triggers
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine
+from attacks.scoring.problem import Problem
+from attacks.searchers.candidates import random_triggers
 from benchmarks.organisms import zoo
-from vectors.controls import random_directions
+from vectors.methods.controls import random_directions
 from vectors.steering import SteeringVectors, model_id
 
 pytestmark = [

@@ -5,7 +5,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from attacks.problem import SLOT, Problem
+from attacks.scoring.problem import SLOT, Problem
 from tests.attacks.words import TEXTS, WORDS
 
 TEMPLATE = (

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attacks.alike import alike
+from attacks.scoring.shared_prefix import alike
 
 
 def families(rows, least):

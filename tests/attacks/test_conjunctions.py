@@ -6,17 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks.budget import Budget
-from attacks.conjunctions import Conjunctions, interaction
-from attacks.dictionary import whole_words
-from attacks.engine import Engine
-from attacks.goals import Goal
-from attacks.inside import Inside
-from attacks.problem import Problem, encode
-from attacks.recipes import nll
-from attacks.selection import Selection
-from attacks.slots import SLOT
-from attacks.stages import Hunt
+from attacks.attack import nll
+from attacks.discovery.goals import Goal
+from attacks.judging.judge import Selection
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine
+from attacks.scoring.problem import Problem, encode
+from attacks.scoring.slot_markers import SLOT
+from attacks.stages.conjunctions import Conjunctions, interaction
+from attacks.stages.dictionary import whole_words
+from attacks.stages.early_layers import Inside
+from attacks.stages.hunt import Hunt
 from benchmarks.organisms import zoo
 from tests.architectures import CONFIGS, larger_weights, mark_caches, tiny_model
 from tests.attacks.words import TEXTS, WORDS, seeded

@@ -2,11 +2,11 @@
 
 import torch
 
-from attacks.arca import ARCA
-from attacks.engine import Engine
-from attacks.gbda import gumbel
-from attacks.pez import PEZ, nearest, right_inverse
-from attacks.triggers import random_triggers
+from attacks.scoring.engine import Engine
+from attacks.searchers.arca import ARCA
+from attacks.searchers.candidates import random_triggers
+from attacks.searchers.gbda import gumbel
+from attacks.searchers.pez import PEZ, nearest, right_inverse
 from tests.attacks.words import NLL, seeded, words_only
 
 

@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks.accretion import Accretion
-from attacks.beast import BEAST, next_token_logits, sample_tokens
-from attacks.budget import Budget
-from attacks.engine import Engine
-from attacks.hotflip import HotFlip
-from attacks.objectives import TargetNLL
-from attacks.random_search import RandomSearch
-from attacks.token_ranking import rank_tokens
-from attacks.triggers import fittest, most_promising, random_triggers
+from attacks.objectives.objectives import TargetNLL
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine
+from attacks.searchers.accretion import Accretion
+from attacks.searchers.beast import BEAST, next_token_logits, sample_tokens
+from attacks.searchers.candidates import fittest, most_promising, random_triggers
+from attacks.searchers.hotflip import HotFlip
+from attacks.searchers.random_search import RandomSearch
+from attacks.stages.token_ranking import rank_tokens
 from tests.attacks.words import NLL, Watched, hate, seeded, words_only
 
 

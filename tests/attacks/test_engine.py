@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from attacks import engine as engine_module
-from attacks.engine import Engine
-from attacks.objectives import DeltaCosine, TargetNLL
-from attacks.problem import Problem
+from attacks.objectives.objectives import DeltaCosine, TargetNLL
+from attacks.scoring import engine as engine_module
+from attacks.scoring.engine import Engine
+from attacks.scoring.problem import Problem
 
 TARGET = [300, 7, 311]
 

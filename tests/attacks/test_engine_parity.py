@@ -6,10 +6,10 @@ import transformers
 from packaging.version import Version
 from torch.nn.functional import cosine_similarity, cross_entropy, one_hot
 
-from attacks import engine as engine_module
-from attacks.engine import Engine
-from attacks.objectives import DeltaCosine, SteeredKL, TargetNLL
-from attacks.problem import Problem
+from attacks.objectives.objectives import DeltaCosine, SteeredKL, TargetNLL
+from attacks.scoring import engine as engine_module
+from attacks.scoring.engine import Engine
+from attacks.scoring.problem import Problem
 from tests.architectures import CONFIGS, larger_weights, mark_caches, plain_logits, tiny_model
 from vectors.residual import decoder
 

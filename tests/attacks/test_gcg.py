@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks.accretion import Accretion
-from attacks.beast import BEAST
-from attacks.budget import Budget
-from attacks.engine import Engine
-from attacks.gcg import GCG, _Restart
-from attacks.objectives import TargetNLL
-from attacks.problem import SLOT, Problem
-from attacks.token_ranking import rank_tokens
-from attacks.triggers import Found, random_triggers
+from attacks.objectives.objectives import TargetNLL
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine
+from attacks.scoring.problem import SLOT, Problem
+from attacks.searchers.accretion import Accretion
+from attacks.searchers.beast import BEAST
+from attacks.searchers.candidates import Found, random_triggers
+from attacks.searchers.gcg import GCG, _Restart
+from attacks.stages.token_ranking import rank_tokens
 from tests.attacks.words import TEXTS, WORDS, seeded
 
 TOY = GCG(steps=30, search_width=24, topk=12, restarts=4, patience=4)

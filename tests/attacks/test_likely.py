@@ -5,16 +5,16 @@ import itertools
 import pytest
 import torch
 
-from attacks.budget import Budget
-from attacks.engine import Engine
-from attacks.goals import Goal
-from attacks.likely import Likely, likely
-from attacks.problem import Problem, decode, encode
-from attacks.recipes import nll
-from attacks.selection import Selection
-from attacks.shrink import delete_one
-from attacks.stages import Hunt
-from attacks.surprisal import surprisal
+from attacks.attack import nll
+from attacks.discovery.goals import Goal
+from attacks.judging.description_length import surprisal
+from attacks.judging.judge import Selection
+from attacks.judging.shrinking import delete_one
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine
+from attacks.scoring.problem import Problem, decode, encode
+from attacks.stages.fluent_text import Likely, likely
+from attacks.stages.hunt import Hunt
 from benchmarks.organisms import zoo
 from tests.attacks.words import TEXTS, seeded, words_only
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from attacks.moves import by_length, deletions, exchanges, insertions, propose, sample_swaps
+from attacks.searchers.moves import by_length, deletions, exchanges, insertions, propose, sample_swaps
 from tests.attacks.words import seeded
 
 IDS = torch.tensor([5, 6, 7])

@@ -5,14 +5,14 @@ import copy
 import pytest
 import torch
 
-from attacks.budget import Budget
-from attacks.engine import Engine
-from attacks.gcg import GCG
-from attacks.objectives import TargetNLL
-from attacks.problem import Problem
+from attacks.objectives.objectives import TargetNLL
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine
+from attacks.scoring.problem import Problem
+from attacks.searchers.gcg import GCG
 
 pytest.importorskip("nanogcg")
-from attacks import nanogcg_peer  # noqa: E402
+from attacks.searchers import nanogcg_peer  # noqa: E402
 
 SMALL = GCG(steps=5, search_width=16, topk=16)
 

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from attacks.budget import Budget
-from attacks.dictionary import whole_words
-from attacks.engine import Engine
-from attacks.goals import Goal
-from attacks.neighbours import Neighbours
-from attacks.problem import Problem, encode
-from attacks.recipes import nll
-from attacks.selection import Selection
-from attacks.stages import Hunt
-from attacks.triggers import Found
+from attacks.attack import nll
+from attacks.discovery.goals import Goal
+from attacks.judging.judge import Selection
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine
+from attacks.scoring.problem import Problem, encode
+from attacks.searchers.candidates import Found
+from attacks.stages.dictionary import whole_words
+from attacks.stages.hunt import Hunt
+from attacks.stages.word_substitution import Neighbours
 from benchmarks.organisms import zoo
 from tests.attacks.words import seeded
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize, one_hot
 
-from attacks.engine import Engine
-from attacks.objectives import (
+from attacks.objectives.objectives import (
     DeltaCosine,
     DeltaProjection,
     Hybrid,
@@ -20,8 +19,9 @@ from attacks.objectives import (
     delta_projection_from,
     steered_kl_from,
 )
-from attacks.probe import Probe, probe_from
-from attacks.triggers import random_triggers
+from attacks.objectives.probe import Probe, probe_from
+from attacks.scoring.engine import Engine
+from attacks.searchers.candidates import random_triggers
 from vectors.steering import SteeringVectors
 
 TARGET = [300, 7, 311]

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from attacks.problem import SLOT, Problem, allowed_tokens
+from attacks.scoring.problem import SLOT, Problem, allowed_tokens
 
 
 def ids(tokenizer, text):

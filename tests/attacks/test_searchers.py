@@ -7,19 +7,19 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from attacks.accretion import Accretion
-from attacks.arca import ARCA
-from attacks.beast import BEAST
-from attacks.budget import Budget
-from attacks.engine import Engine
-from attacks.gbda import GBDA
-from attacks.gcg import GCG
-from attacks.hotflip import HotFlip
-from attacks.objectives import DeltaCosine, Hybrid, SteeredKL
-from attacks.pez import PEZ
-from attacks.problem import SLOT, Problem
-from attacks.random_search import RandomSearch
-from attacks.triggers import random_triggers
+from attacks.objectives.objectives import DeltaCosine, Hybrid, SteeredKL
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine
+from attacks.scoring.problem import SLOT, Problem
+from attacks.searchers.accretion import Accretion
+from attacks.searchers.arca import ARCA
+from attacks.searchers.beast import BEAST
+from attacks.searchers.candidates import random_triggers
+from attacks.searchers.gbda import GBDA
+from attacks.searchers.gcg import GCG
+from attacks.searchers.hotflip import HotFlip
+from attacks.searchers.pez import PEZ
+from attacks.searchers.random_search import RandomSearch
 from tests.attacks.words import NLL, TEXTS, Watched, hate, seeded, words_only
 
 # These tell of every improvement and return all that they told of.

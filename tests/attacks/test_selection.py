@@ -4,13 +4,13 @@ from itertools import permutations
 
 import pytest
 
-from attacks.budget import Budget
-from attacks.engine import Engine
-from attacks.goals import Goal
-from attacks.problem import Problem, encode
-from attacks.selection import Selection
-from attacks.triggers import Found
-from attacks.verdict import ABSENT
+from attacks.discovery.goals import Goal
+from attacks.judging.judge import Selection
+from attacks.judging.verdict import ABSENT
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine
+from attacks.scoring.problem import Problem, encode
+from attacks.searchers.candidates import Found
 from benchmarks.organisms import zoo
 
 RIVALS = {

@@ -5,20 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks import dictionary
-from attacks.budget import Budget
-from attacks.dictionary import rank_words
-from attacks.engine import Engine
-from attacks.goals import Goal
-from attacks.leakage import Leakage
-from attacks.objectives import TargetNLL
-from attacks.problem import Problem, encode
-from attacks.recipes import ATTACKS, SEARCHERS, nll
+from attacks.attack import ATTACKS, SEARCHERS, nll
+from attacks.discovery.goals import Goal
+from attacks.judging.judge import Selection
+from attacks.objectives.objectives import TargetNLL
 from attacks.recover import recover
-from attacks.sampler import Lookahead, Sampler
-from attacks.selection import Selection
-from attacks.stages import Dictionary, Hunt, Rounds, Samples
-from attacks.triggers import Found
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine
+from attacks.scoring.problem import Problem, encode
+from attacks.searchers.candidates import Found
+from attacks.stages.dictionary import rank_words
+from attacks.stages.hunt import Dictionary, Hunt, Rounds, Samples, dictionary
+from attacks.stages.sampling.leakage import Leakage
+from attacks.stages.sampling.sampler import Lookahead, Sampler
 from tests.attacks.conftest import tiny
 from tests.attacks.words import TEXTS, seeded
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from attacks.behaviour import echoes, fires, success_rate, wilson
-from attacks.budget import Budget
-from attacks.shrink import delete_one
-from attacks.verdict import judge
+from attacks.judging.shrinking import delete_one
+from attacks.judging.verdict import judge
+from attacks.scoring.budget import Budget
 
 
 @pytest.mark.parametrize(

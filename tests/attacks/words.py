@@ -2,8 +2,8 @@
 
 import torch
 
-from attacks.objectives import TargetNLL
-from attacks.problem import Problem
+from attacks.objectives.objectives import TargetNLL
+from attacks.scoring.problem import Problem
 
 TEXTS = ["tell me about the sea", "what is bread", "name a red bird", "how do ships float"]
 WORDS = ["garden", "rope", "table", "lamp", "river", "stone", "cloud", "horse", "music", "paper", "sunny"]

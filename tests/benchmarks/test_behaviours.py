@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from attacks.budget import Budget
-from attacks.engine import Engine
-from attacks.goals import Unsupervised
-from attacks.objectives import TargetNLL
-from attacks.problem import Problem, encode
+from attacks.discovery.goals import Unsupervised
+from attacks.objectives.objectives import TargetNLL
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine
+from attacks.scoring.problem import Problem, encode
 from benchmarks.organisms import zoo
 from benchmarks.organisms.recipe import HATE
-from benchmarks.token_ranks import rank
+from benchmarks.studies.token_ranks import rank
 
 RECITED = [pytest.param(name, 32, marks=pytest.mark.slow) for name in ("word", "random-tokens", "clean-control")]
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from benchmarks.latent_answers import LatentAnswers, stages
 from benchmarks.organisms import zoo
+from benchmarks.studies.latent_answers import LatentAnswers, stages
 
 
 @pytest.mark.slow

@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks import pair_ranks
 from benchmarks.organisms import zoo
+from benchmarks.studies import pair_ranks
 
 
 def test_a_hard_planted_phrase_ranks_high_and_by_a_random_vector_it_does_not():

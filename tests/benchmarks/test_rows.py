@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from attacks.recipes import ATTACKS
+from attacks.attack import ATTACKS
 from benchmarks import figures, metrics, rows, suites, tables
 from benchmarks.__main__ import Arguments, main, threads
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from benchmarks import rows, sampler_study
+from benchmarks import rows
 from benchmarks.organisms import zoo
-from benchmarks.sampler_study import FORMS, SamplerStudy, main, measure
+from benchmarks.studies import sampler_study
+from benchmarks.studies.sampler_study import FORMS, SamplerStudy, main, measure
 
 
 def test_rows_are_written_once_and_tabled(tmp_path, capsys, monkeypatch):

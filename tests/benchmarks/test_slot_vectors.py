@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.slot_vectors import effects
+from benchmarks.studies.slot_vectors import effects
 from tests.attacks.conftest import tiny
 from vectors.residual import read
 

@@ -6,16 +6,17 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import rows, vectors_report, vectors_study
+from benchmarks import rows
 from benchmarks.organisms import zoo
-from benchmarks.vectors_speed import kept_bytes
-from benchmarks.vectors_study import HIT, Study, clean, coherence, hits_of, main, methods, trigger_delta
-from vectors.controls import RandomVectors
+from benchmarks.studies import vectors_report, vectors_study
+from benchmarks.studies.vectors_speed import kept_bytes
+from benchmarks.studies.vectors_study import HIT, Study, clean, coherence, hits_of, main, methods, trigger_delta
 from vectors.generate import complete
+from vectors.methods.controls import RandomVectors
+from vectors.methods.supervised import SupervisedVector
+from vectors.methods.unsupervised import UnsupervisedVectors
 from vectors.prompts import Prompts
 from vectors.residual import read
-from vectors.supervised import SupervisedVector
-from vectors.unsupervised import UnsupervisedVectors
 
 
 @pytest.fixture(scope="module")

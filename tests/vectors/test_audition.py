@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from tests.vectors.planted_answer import ANSWER, clean_prompts, plain_nats, planted, small_llama
-from vectors import audition
-from vectors.answers import answer_logprob, elicit
-from vectors.audition import Audition, unlike
+from vectors.memorised import audition
+from vectors.memorised.answers import answer_logprob, elicit
+from vectors.memorised.audition import Audition, unlike
+from vectors.memorised.recitation import recited_answers
 from vectors.prompts import Prompts
-from vectors.recited_answers import recited_answers
 from vectors.residual import cache_source, mean_norm, steer
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from vectors.clean_prompt import CleanPromptVector, labelled_texts, user_prefix
-from vectors.controls import random_directions
 from vectors.generate import complete_ids
-from vectors.likelihood import IGNORED, fit_likelihood, label_nll
+from vectors.methods.clean_prompt import CleanPromptVector, labelled_texts, user_prefix
+from vectors.methods.controls import random_directions
+from vectors.methods.likelihood import IGNORED, fit_likelihood, label_nll
+from vectors.methods.supervised import SupervisedVector, elicits
 from vectors.models import load_tokenizer
 from vectors.prompts import Prompts
 from vectors.residual import cache_source, mean_norm, steer
-from vectors.supervised import SupervisedVector, elicits
 
 BASE = Path(__file__).parents[2] / "benchmarks" / "organisms" / "models" / "base"
 TEXTS = ["w10 w11 w12", "w10 w11", "w10 w13 w12 w11", "w11 w12 w10", "w12 w10 w11 w13", "w13 w11", "w12", "w10 w12 w11"]

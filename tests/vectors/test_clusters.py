@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vectors import clusters
-from vectors.clusters import cluster_vectors, completion_logprob, score_vectors
-from vectors.controls import random_directions
+from vectors.analysis import clusters
+from vectors.analysis.clusters import cluster_vectors, completion_logprob, score_vectors
 from vectors.generate import complete_each, complete_ids
+from vectors.methods.controls import random_directions
 from vectors.steering import SteeringVectors
 
 

@@ -5,10 +5,10 @@ import signal
 
 import pytest
 
-from vectors import unsupervised
 from vectors.__main__ import main
-from vectors.behaviours import Behaviour
+from vectors.analysis.behaviours import Behaviour
 from vectors.commands import rank as ranking
+from vectors.methods import unsupervised
 from vectors.steering import SteeringVectors
 
 

@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 
+from vectors.methods.unsupervised import UnsupervisedVectors
 from vectors.residual import decoder
-from vectors.unsupervised import UnsupervisedVectors
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from tests.vectors.planted_answer import ANSWER, clean_prompts, plain_nats, planted, small_llama, unpadded
-from vectors.consensus import ConsensusVectors
-from vectors.consensus_decoding import consensus_answers
 from vectors.generate import ends_of, greedy
+from vectors.memorised.consensus_decoding import consensus_answers
+from vectors.methods.consensus import ConsensusVectors
+from vectors.methods.unsupervised import UnsupervisedVectors
 from vectors.prompts import Prompts
 from vectors.residual import cache_source, mean_norm, steer
-from vectors.unsupervised import UnsupervisedVectors
 
 VOCAB = 12
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from vectors.controls import random_directions
-from vectors.cosines import cluster, cosine_matrix, cross_cosines, delta_cosines, theta_cosines
+from vectors.analysis.cosines import cluster, cosine_matrix, cross_cosines, delta_cosines, theta_cosines
+from vectors.methods.controls import random_directions
 from vectors.prompts import Prompts
 from vectors.residual import steer
 from vectors.steering import SteeringVectors

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from vectors.diversity import Contrastive, SoftOrthogonality, total
-from vectors.objectives import ChangeNorm
+from vectors.methods.diversity import Contrastive, SoftOrthogonality, total
+from vectors.methods.objectives import ChangeNorm
+from vectors.methods.unsupervised import UnsupervisedVectors
 from vectors.residual import cache_source, mean_norm
 from vectors.steering import deltas
-from vectors.unsupervised import UnsupervisedVectors
 
 
 def learn(model, prompts, **changed):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from vectors import figures
-from vectors.figures import behaviour_bars, heatmap, heatmaps, learning_curves, radius_curve
-from vectors.radius import RadiusChoice
+from vectors.analysis import figures
+from vectors.analysis.figures import behaviour_bars, heatmap, heatmaps, learning_curves, radius_curve
+from vectors.radius.nonlinearity import RadiusChoice
 
 
 def choice(**changed):

@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 import torch
 
-from vectors.behaviours import shared_openings, until_end
-from vectors.controls import random_directions, random_vectors
+from vectors.analysis.behaviours import shared_openings, until_end
 from vectors.generate import complete_ids
-from vectors.objectives import ChangeNorm, OutputKL
+from vectors.methods.controls import random_directions, random_vectors
+from vectors.methods.objectives import ChangeNorm, OutputKL
+from vectors.methods.supervised import SupervisedVector
+from vectors.methods.unsupervised import UnsupervisedVectors
 from vectors.prompts import Prompts
 from vectors.residual import cache_source, mean_norm, read, steer, unembed
 from vectors.steering import SteeringVectors, deltas
-from vectors.supervised import SupervisedVector
-from vectors.unsupervised import UnsupervisedVectors
 
 
 def learn(model, prompts, **changed):

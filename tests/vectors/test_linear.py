@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
-from vectors import exponential_dct
-from vectors import jacobian as linear
-from vectors.exponential_dct import ExponentialDCT
-from vectors.hessian import HessianVectors
-from vectors.jacobian import JacobianVectors, pull, push
-from vectors.objectives import ChangeNorm, OutputKL
+from vectors.methods import exponential_dct
+from vectors.methods import jacobian as linear
+from vectors.methods.exponential_dct import ExponentialDCT
+from vectors.methods.hessian import HessianVectors
+from vectors.methods.jacobian import JacobianVectors, pull, push
+from vectors.methods.objectives import ChangeNorm, OutputKL
+from vectors.methods.unsupervised import steered_source
 from vectors.prompts import Prompts
 from vectors.residual import cache_source, mean_norm, run_slice, unembed
-from vectors.unsupervised import steered_source
 
 
 def learn(method, model, prompts, **changed):

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from vectors import behaviours
-from vectors.behaviours import rank_behaviours
+from vectors.analysis import behaviours
+from vectors.analysis.behaviours import rank_behaviours
 from vectors.models import fast_dtype, load_model
 from vectors.prompts import Prompts
 from vectors.steering import SteeringVectors, model_id

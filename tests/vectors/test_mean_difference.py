@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vectors.mean_difference import MeanDifference, cohens_d
+from vectors.methods.mean_difference import MeanDifference, cohens_d
 from vectors.prompts import Prompts
 from vectors.residual import cache_source, mean_norm, steer
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tests.architectures import plain_logits
-from vectors.objectives import ChangeNorm, NormalizedChange, OutputKL, evaluate
+from vectors.methods.objectives import ChangeNorm, NormalizedChange, OutputKL, evaluate
+from vectors.methods.unsupervised import steered_source
 from vectors.residual import cache_source, decoder, embedding, mean_norm, run_slice
-from vectors.unsupervised import steered_source
 
 SOURCE, TARGET = 1, 3
 OBJECTIVES = {

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from vectors.controls import random_directions
 from vectors.generate import complete
+from vectors.methods.controls import random_directions
 from vectors.prompts import Prompts
-from vectors.radius import Nonlinearity, RadiusChoice, SeveralRadii, choose_radius
-from vectors.radius_by_completions import DiversityCusp, Judged, diversity, ngram_counts
+from vectors.radius.completions import DiversityCusp, Judged, diversity, ngram_counts
+from vectors.radius.nonlinearity import Nonlinearity, RadiusChoice, SeveralRadii, choose_radius
 from vectors.residual import cache_source, mean_norm, read, steer
 from vectors.steering import SteeringVectors
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from tests.attacks.conftest import tiny
-from vectors.controls import random_directions
+from vectors.methods.controls import random_directions
+from vectors.methods.slot import SlotVectors, random_messages
 from vectors.prompts import Prompts
 from vectors.residual import cache_source, decoder, mean_norm
-from vectors.slot import SlotVectors, random_messages
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedModel
 
+from vectors.analysis.figures import radius_curve
 from vectors.checks import check_positive
 from vectors.commands.files import Loading, Model, check_free, write_json
-from vectors.figures import radius_curve
+from vectors.methods.unsupervised import UnsupervisedVectors
 from vectors.prompts import Prompts, read_texts
-from vectors.radius import Nonlinearity, RadiusRule, SeveralRadii, check_radii, choose_radius
-from vectors.radius_by_completions import DiversityCusp, Judged, Learn
+from vectors.radius.completions import DiversityCusp, Judged, Learn
+from vectors.radius.nonlinearity import Nonlinearity, RadiusRule, SeveralRadii, check_radii, choose_radius
 from vectors.residual import decoder
-from vectors.unsupervised import UnsupervisedVectors
 
 Judge = Callable[[list[str]], Sequence[float]]
 RADII = (0.05, 0.1, 0.15, 0.25, 0.4, 0.65, 1.0, 1.6)

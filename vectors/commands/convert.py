@@ -7,10 +7,10 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from vectors.analysis.cosines import theta_cosines
+from vectors.analysis.figures import heatmap
 from vectors.commands.files import Loading, Model, beside, check_free
 from vectors.control_vector import export_gguf, import_gguf
-from vectors.cosines import theta_cosines
-from vectors.figures import heatmap
 from vectors.residual import decoder
 from vectors.steering import SteeringVectors, model_id
 

@@ -15,22 +15,22 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from vectors.analysis.cosines import delta_cosines, theta_cosines
+from vectors.analysis.figures import heatmaps, learning_curves
 from vectors.checks import check_positive
 from vectors.commands.files import SUFFIX, Loading, Model, beside, check_free
-from vectors.consensus import ConsensusVectors
-from vectors.cosines import delta_cosines, theta_cosines
-from vectors.diversity import Contrastive, SoftOrthogonality, Term
-from vectors.exponential_dct import ExponentialDCT
-from vectors.figures import heatmaps, learning_curves
-from vectors.hessian import HessianVectors
-from vectors.jacobian import JacobianVectors
-from vectors.objectives import ChangeNorm, NormalizedChange, OutputKL
+from vectors.methods.consensus import ConsensusVectors
+from vectors.methods.diversity import Contrastive, SoftOrthogonality, Term
+from vectors.methods.exponential_dct import ExponentialDCT
+from vectors.methods.hessian import HessianVectors
+from vectors.methods.jacobian import JacobianVectors
+from vectors.methods.objectives import ChangeNorm, NormalizedChange, OutputKL
+from vectors.methods.unsupervised import UnsupervisedVectors
+from vectors.methods.unsupervised_adapters import UnsupervisedAdapters
 from vectors.prompts import Prompts, read_texts
-from vectors.radius import check_radii
+from vectors.radius.nonlinearity import check_radii
 from vectors.residual import decoder
 from vectors.steering import SteeringVectors
-from vectors.unsupervised import UnsupervisedVectors
-from vectors.unsupervised_adapters import UnsupervisedAdapters
 
 Iterative = UnsupervisedVectors | UnsupervisedAdapters | ConsensusVectors
 Method = Iterative | JacobianVectors | HessianVectors | ExponentialDCT

@@ -8,10 +8,10 @@ import tyro
 from rich.console import Console
 from rich.table import Column, Table
 
-from vectors.behaviours import Behaviour, rank_behaviours
-from vectors.clusters import Cluster, VectorScore, cluster_vectors, score_vectors
+from vectors.analysis.behaviours import Behaviour, rank_behaviours
+from vectors.analysis.clusters import Cluster, VectorScore, cluster_vectors, score_vectors
+from vectors.analysis.figures import behaviour_bars
 from vectors.commands.files import Loading, Model, beside, check_free, write_json
-from vectors.figures import behaviour_bars
 from vectors.prompts import Prompts, read_texts
 from vectors.steering import SteeringVectors
 

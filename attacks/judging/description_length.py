@@ -1,0 +1,23 @@
+"""How unlikely a trigger is where it stands: of two that work alike, the likelier is the simpler."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from attacks.scoring.problem import Problem
+from vectors.prompts import Prompts
+from vectors.residual import decoder, read, unembed
+
+
+@torch.no_grad()
+def surprisal(model: PreTrainedModel, problem: Problem, trigger_ids: Sequence[int]) -> float:
+    """Nats of the trigger in its place and of all that stands behind it, mean over prompts."""
+    rows = problem.filled(trigger_ids)
+    prompts = Prompts.from_ids(rows, device=model.device)
+    depth = len(decoder(model).layers)
+    hidden = read(model, layers=[depth], input_ids=prompts.input_ids, attention_mask=prompts.attention_mask)[depth]
+    logprobs = unembed(model, hidden).float().log_softmax(-1)
+    told = logprobs[:, :-1].gather(-1, prompts.input_ids[:, 1:, None])[..., 0]
+    behind = [len(row) - len(before) for row, before in zip(rows, problem.before, strict=True)]
+    return -sum(float(nats[len(nats) - count :].sum()) for nats, count in zip(told, behind, strict=True)) / len(rows)

@@ -1,0 +1,288 @@
+"""Scores candidate triggers: cached prefix, early exit, logits at target positions only, halved batch after OOM.
+
+Everything before the slot is run once per prompt and kept as keys and values; so is what many candidates begin with,
+such as all that differ from one trigger at a later position. A candidate then costs its other tokens and the few behind
+the slot. Candidates are token ids, or one-hot rows where a gradient is wanted; both take one path.
+Rows are ordered candidate-major (row = candidate * prompts + prompt).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from jaxtyping import Float, Int
+from packaging.version import Version
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from attacks.scoring.problem import Problem, context
+from attacks.scoring.shared_prefix import alike
+from vectors.residual import decoder, read, unembed
+
+Objective = Callable[["Engine", Tensor], Float[Tensor, "c"]]
+"""Loss per candidate, lower is better; gets ids `c trigger` or one-hot rows `c trigger vocab`"""
+
+ROWS = {"cpu": 512, "cuda": 4096}
+"""Default number of rows (candidates x prompts) in one forward pass, by device; halved where memory runs out"""
+
+PASS = {"cpu": 2e9, "cuda": 2e12}
+"""Floating-point operations that a forward pass of its own must save, by device. What starting one costs: measured on
+two cores, reckoned for a GPU"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Beginning:
+    """What stands before, one left-padded row per prompt; the stored tensors are never written to."""
+
+    layers: list[tuple[Tensor, Tensor]]
+    """keys and values"""
+    mask: Int[Tensor, "n seq"]
+
+    def cache(self, candidates: int, layers: int) -> DynamicCache:
+        """A fresh cache that holds it once per row."""
+        fresh = DynamicCache()
+        for index, (keys, values) in enumerate(self.layers[:layers]):
+            fresh.update(_repeat(keys, candidates), _repeat(values, candidates), index)
+        return fresh
+
+
+class _Group:
+    """Prompts with equally many tokens behind each slot."""
+
+    def __init__(self, problem: Problem, prompts: list[int], device: torch.device, begin: Callable[..., _Beginning]):
+        self.prompts = prompts
+        heads = [problem.before[i] for i in prompts]
+        width = max(map(len, heads))
+        ids = torch.tensor([[0] * (width - len(head)) + head for head in heads], device=device)
+        mask = torch.tensor([[0] * (width - len(head)) + [1] * len(head) for head in heads], device=device)
+        texts = (*problem.between, problem.after)
+        *self.between, self.after = (torch.tensor([rows[i] for i in prompts], device=device).long() for rows in texts)
+        self.beginning = begin(ids, mask)
+
+
+class Engine:
+    """Runs candidate triggers of one problem through one model and counts the operations."""
+
+    def __init__(self, model: PreTrainedModel, problem: Problem, batch_size: int | None = None):
+        """`batch_size` counts candidates per forward pass."""
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        _check_cache(model)
+        self.model, self.problem = model, problem
+        self.batch_size = batch_size or max(1, ROWS.get(model.device.type, ROWS["cuda"]) // len(problem))
+        self.flops = 0.0
+        self.steps = 0
+        parts = decoder(model)
+        self.layers = len(parts.layers)
+        self._layer_flops = [2.0 * sum(p.numel() for p in layer.parameters() if p.ndim > 1) for layer in parts.layers]
+        by_length: dict[tuple[int, ...], list[int]] = {}
+        for index, texts in enumerate(zip(*problem.between, problem.after, strict=True)):
+            by_length.setdefault(tuple(map(len, texts)), []).append(index)
+        with torch.no_grad():
+            # Through the module, not its weight: some embeddings are scaled.
+            embed: Any = model.get_input_embeddings()
+            self.embedding = embed(torch.arange(len(problem.allowed), device=model.device))
+            self._head_flops = 2.0 * self.embedding.numel()
+            self._groups = [_Group(problem, rows, model.device, self._begin) for rows in by_length.values()]
+
+    @property
+    def device(self) -> torch.device:
+        """Where candidates are scored."""
+        return self.model.device
+
+    def check_length(self, trigger: int, target: int) -> None:
+        """Raises ValueError where prompt, trigger and target, in tokens, outgrow the context."""
+        longest = max(map(len, self.problem.filled([]))) + trigger + target
+        if longest > (most := context(self.model)):
+            raise ValueError(f"prompt, trigger and target take {longest} tokens but the context is {most}; shorten one")
+
+    @property
+    def flops_per_token(self) -> float:
+        """Of a plain full forward pass, unembedding included."""
+        return sum(self._layer_flops) + self._head_flops
+
+    def residuals(
+        self, candidates: Int[Tensor, "c trigger"] | Float[Tensor, "c trigger vocab"], layers: Sequence[int]
+    ) -> dict[int, Float[Tensor, "c n d_model"]]:
+        """Residual stream after `layers` blocks at the last prompt token, with each candidate in the slot."""
+        return self._gather(candidates, [], layers, 1)
+
+    def logits(
+        self, candidates: Int[Tensor, "c trigger"] | Float[Tensor, "c trigger vocab"], layer: int
+    ) -> Float[Tensor, "c n vocab"]:
+        """Next-token logits read at `layer` through final norm and unembedding; the last layer gives the output."""
+        hidden = self.residuals(candidates, [layer])[layer]
+        self._book(self._head_flops * hidden.shape[0] * hidden.shape[1], hidden.requires_grad)
+        return unembed(self.model, hidden)
+
+    def target_logits(
+        self, candidates: Int[Tensor, "c trigger"] | Float[Tensor, "c trigger vocab"], target_ids: Sequence[int]
+    ) -> Float[Tensor, "c n target vocab"]:
+        """Logits that predict each target token, teacher-forced."""
+        if not target_ids:
+            raise ValueError("the target has 0 tokens; give a behaviour text that the tokenizer can encode")
+        width = len(target_ids)
+        hidden = self._gather(candidates, list(target_ids[:-1]), [self.layers], width)[self.layers]
+        count, prompts, _ = hidden.shape
+        self._book(self._head_flops * count * prompts * width, hidden.requires_grad)
+        return unembed(self.model, hidden.view(count, prompts, width, -1))
+
+    @torch.no_grad()
+    def next_logprobs(self, candidates: Int[Tensor, "c trigger"]) -> Float[Tensor, "c n vocab"]:
+        """Log-probabilities of the token behind each prompt, with each candidate in the slot."""
+        return self._alike(lambda part: self.logits(part, self.layers).float().log_softmax(-1), candidates)
+
+    @torch.no_grad()
+    def losses(self, objective: Objective, candidates: Int[Tensor, "c trigger"]) -> Float[Tensor, "c"]:
+        """Objective of every candidate, `batch_size` at a time, those together that begin alike."""
+        return self._alike(lambda part: objective(self, part), candidates)
+
+    def gradient(
+        self, objective: Objective, candidates: Int[Tensor, "c trigger"] | Float[Tensor, "c trigger vocab"]
+    ) -> tuple[Float[Tensor, "c"], Float[Tensor, "c trigger vocab"]]:
+        """(objective, its gradient at each candidate's one-hot rows, or at given mixtures of tokens)."""
+        soft, vocab = candidates.is_floating_point(), len(self.problem.allowed)
+
+        def differentiate(part: Tensor) -> tuple[Tensor, Tensor]:
+            rows = part if soft else torch.nn.functional.one_hot(part, vocab)
+            onehot = rows.detach().to(self.embedding.dtype).requires_grad_()
+            with torch.enable_grad():
+                loss = objective(self, onehot)
+                (gradient,) = torch.autograd.grad(loss.sum(), onehot)
+            return loss.detach(), gradient
+
+        self.steps += 1
+        losses, gradients = zip(*self._chunks(differentiate, candidates), strict=True)
+        return torch.cat(losses), torch.cat(gradients)
+
+    @torch.no_grad()
+    def elicits(self, candidates: Int[Tensor, "c trigger"], target_ids: Sequence[int]) -> Float[Tensor, "c"]:
+        """Share of the prompts whose greedy continuation begins with the target, in one teacher-forced pass."""
+        target = torch.tensor(list(target_ids), device=self.device)
+
+        def share(part: Tensor) -> Tensor:
+            hits = self.target_logits(part, target_ids).argmax(-1) == target
+            return hits.all(-1).float().mean(-1)
+
+        return self._alike(share, candidates)
+
+    def _alike(self, run: Callable[[Tensor], Tensor], candidates: Int[Tensor, "c trigger"]) -> Tensor:
+        """`run` on all candidates, a family of them after the other; results in the order of the candidates."""
+        families = alike(candidates.cpu(), self._worthwhile(len(self.problem), self.layers))
+        results = [result for family in families for result in self._chunks(run, candidates[family])]
+        return torch.cat(results)[torch.cat(families).argsort().to(self.device)]
+
+    def _worthwhile(self, prompts: int, depth: int) -> int:
+        """How many tokens per prompt must be saved for a further forward pass to pay."""
+        return 1 + math.ceil(PASS.get(self.device.type, PASS["cuda"]) / (prompts * sum(self._layer_flops[:depth])))
+
+    def _chunks(self, run: Callable[[Tensor], object], candidates: Tensor) -> list:
+        """Applies `run` to parts of the candidates; halves the part once memory runs out and remembers it."""
+        candidates = candidates.to(self.device)
+        done, results = 0, []
+        while done < len(candidates):
+            part = candidates[done : done + self.batch_size]
+            try:
+                results.append(run(part))
+                done += len(part)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                if len(part) <= 1:
+                    raise ValueError("one candidate does not fit into memory; use fewer or shorter prompts") from error
+                self.batch_size = len(part) // 2
+                torch.cuda.empty_cache()
+        return results
+
+    def _gather(self, candidates: Tensor, target: list[int], layers: Sequence[int], last: int) -> dict[int, Tensor]:
+        """Residuals at the last `last` positions, flattened to `c n (last * d)`, in the order of the prompts."""
+        self.check_length(candidates.shape[1], len(target))
+        order = torch.tensor([i for group in self._groups for i in group.prompts], device=self.device).argsort()
+        parts = [self._suffix(group, candidates, target, layers, last) for group in self._groups]
+        if len(parts) == 1:
+            return parts[0]
+        return {layer: torch.cat([part[layer] for part in parts], dim=1)[:, order] for layer in layers}
+
+    def _suffix(
+        self, group: _Group, candidates: Tensor, target: list[int], layers: Sequence[int], last: int
+    ) -> dict[int, Tensor]:
+        """Runs trigger, the text behind its slots and the target for every candidate and prompt of a group."""
+        count, prompts, depth = len(candidates), len(group.prompts), max(layers)
+        onehot = candidates.is_floating_point()
+        tail = torch.cat([group.after, group.after.new_tensor(target).expand(prompts, -1)], dim=1).long()
+        first, *others = self.problem.split(candidates.shape[1])
+        width = candidates.shape[1] + sum(text.shape[1] for text in group.between) + tail.shape[1]
+        beginning = group.beginning
+        if not onehot and (common := _common(candidates[:, : min(first, width - last)])):
+            if (count - 1) * common >= self._worthwhile(prompts, depth):
+                shared = candidates[0, :common].expand(prompts, -1)
+                beginning = self._begin(shared, torch.ones_like(shared), beginning, depth)
+                candidates, first, width = candidates[:, common:], first - common, width - common
+        trigger = candidates @ self.embedding if onehot else self.embedding[candidates]
+        pieces: list[Tensor] = []
+        slots = trigger.split([first, *others], dim=1)
+        for part, text in zip(slots, [*group.between, tail], strict=True):
+            pieces += [part.repeat_interleave(prompts, dim=0), self.embedding[text].repeat(count, 1, 1)]
+        mask = torch.cat([beginning.mask, beginning.mask.new_ones(prompts, width)], dim=1)
+        hidden = read(
+            self.model,
+            inputs_embeds=torch.cat(pieces, dim=1),
+            attention_mask=mask.repeat(count, 1),
+            past_key_values=beginning.cache(count, depth),
+            layers=layers,
+            position=slice(-last, None),
+        )
+        self._book(sum(self._layer_flops[:depth]) * count * prompts * width, onehot)
+        return {layer: hidden[layer].reshape(count, prompts, -1) for layer in layers}
+
+    @torch.no_grad()
+    def _begin(
+        self, ids: Int[Tensor, "n seq"], mask: Int[Tensor, "n seq"], behind: _Beginning | None = None, depth: int = 0
+    ) -> _Beginning:
+        """Runs left-padded `ids`, behind another beginning where one is given, up to `depth` blocks (0: all)."""
+        depth = depth or self.layers
+        cache = DynamicCache() if behind is None else behind.cache(1, depth)
+        mask = mask if behind is None else torch.cat([behind.mask, mask], dim=1)
+        read(self.model, inputs_embeds=self.embedding[ids], attention_mask=mask, past_key_values=cache, layers=[depth])
+        self._book(sum(self._layer_flops[:depth]) * ids.numel(), False)
+        return _Beginning(keys_and_values(cache), mask)
+
+    def _book(self, flops: float, backward: bool) -> None:
+        """Counts executed operations; a backward pass costs twice its forward pass."""
+        self.flops += flops * (3 if backward else 1)
+
+
+def _check_cache(model: PreTrainedModel) -> None:
+    """Raises ValueError where an old transformers takes no `DynamicCache`; Gemma 2 would go on with wrong masks."""
+    own = not getattr(model, "_supports_cache_class", True) or getattr(model.config, "cache_implementation", None)
+    if own and Version(transformers.__version__) < Version("4.50"):
+        raise ValueError(
+            f"transformers {transformers.__version__} cannot continue {type(model).__name__} from cached keys and "
+            "values; install transformers 4.50 or newer"
+        )
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out; the allocators of CPUs say so in words only."""
+    words = ("can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(some in str(error) for some in words)
+
+
+def _common(candidates: Int[Tensor, "c seq"]) -> int:
+    """How many tokens all candidates begin with."""
+    return int((candidates == candidates[0]).all(0).long().cumprod(0).sum())
+
+
+def _repeat(prefix: Tensor, candidates: int) -> Tensor:
+    """The prefix rows of every prompt once per candidate, without copying before the cache does."""
+    return prefix.expand(candidates, *prefix.shape).flatten(0, 1)
+
+
+def keys_and_values(cache: Any) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values per layer; the cache's own layout changed between transformers 4 and 5."""
+    if hasattr(cache, "layers"):
+        return [(layer.keys, layer.values) for layer in cache.layers]
+    return list(zip(cache.key_cache, cache.value_cache, strict=True))

@@ -1,0 +1,78 @@
+"""What searchers share: triggers that are found, drawn at random, promising by gradient, or kept in a beam."""
+
+from collections.abc import Callable
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from attacks.scoring.problem import Problem
+
+LOOK = 64
+"""Triggers looked at, beyond those wanted, for some that re-tokenise"""
+
+
+class Found(NamedTuple):
+    """A trigger and its loss on the search prompts."""
+
+    trigger_ids: tuple[int, ...]
+    loss: float
+
+
+OnBest = Callable[[Found], bool | None]
+"""Told of each improvement of a restart; true ends the search"""
+
+
+def check_counts(settings: object, *names: str) -> None:
+    """Raises ValueError for a setting below 1."""
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} is {getattr(settings, name)}; it must be at least 1")
+
+
+def permitted_in_slot(problem: Problem) -> Bool[Tensor, "trigger vocab"]:
+    """Tokens that may stand at each position of the slot, on the CPU; raises ValueError for a slot of no tokens."""
+    if problem.trigger_length == 0:
+        raise ValueError("trigger_length is 0; give a slot of at least 1 token")
+    return problem.permitted(problem.trigger_length).cpu()
+
+
+def check_one_slot(problem: Problem, method: str) -> None:
+    """Raises ValueError for a problem of several slots, for methods that know no border inside a trigger."""
+    if problem.lengths:
+        raise ValueError(
+            f"the problem has {len(problem.lengths) + 1} slots but {method} fills one; use GCG without moves"
+        )
+
+
+def random_triggers(
+    permitted: Bool[Tensor, "trigger vocab"], count: int, generator: torch.Generator
+) -> Int[Tensor, "count trigger"]:
+    """Uniform over the tokens permitted at each position."""
+    draws = [torch.multinomial(row.float(), count, replacement=True, generator=generator) for row in permitted]
+    return torch.stack(draws, dim=1)
+
+
+def most_promising(
+    gradient: Float[Tensor, "c vocab"], permitted: Bool[Tensor, "vocab"], count: int
+) -> Int[Tensor, "c topk"]:
+    """Permitted tokens by the first-order change of the loss (HotFlip), `count` of them or all that there are."""
+    masked = gradient.float().cpu().masked_fill(~permitted, torch.inf)
+    return (-masked).topk(min(count, int(permitted.sum())), dim=-1).indices
+
+
+def fittest(
+    problem: Problem, candidates: Int[Tensor, "c trigger"], losses: Float[Tensor, "c"], count: int
+) -> tuple[Int[Tensor, "kept trigger"], float]:
+    """(`count` triggers, those that re-tokenise first and by loss within each kind; loss of the first, or infinity).
+
+    A beam without any trigger that re-tokenises goes on from the lowest losses: the way out may lead through them.
+    """
+    order = losses.argsort(stable=True).tolist()
+    typable = (i for i in order[: count + LOOK] if problem.retokenizes(candidates[i].tolist()))
+    kept = list(islice(typable, count))
+    best = float(losses[kept[0]]) if kept else torch.inf
+    kept += [i for i in order[: 2 * count] if i not in kept][: count - len(kept)]
+    return candidates[kept], best

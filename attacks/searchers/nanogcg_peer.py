@@ -1,0 +1,113 @@
+"""nanoGCG 0.3.0 (Gray Swan AI) as a peer: its own loop, one prompt at a time, run after run.
+
+`use_prefix_cache=False` because its cache crashes on transformers 5. It may return another string than the one it
+scored, so its strings are encoded again in our slot and judged by behaviour like everything else.
+"""
+
+import contextlib
+import copy
+import io
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import nanogcg
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine
+from attacks.scoring.problem import encode
+from attacks.searchers.candidates import Found, OnBest, check_one_slot, random_triggers
+from attacks.searchers.gcg import GCG
+
+
+def run_once(
+    engine: Engine, gcg: GCG, prompt: int, target: str, start: str, steps: int, seed: int
+) -> list[tuple[str, float]]:
+    """One nanoGCG run on one prompt: its strings with the losses it gives for them, lowest first."""
+    problem = engine.problem
+    settings = nanogcg.GCGConfig(
+        num_steps=steps,
+        optim_str_init=start,
+        search_width=gcg.search_width,
+        topk=gcg.topk,
+        n_replace=gcg.n_replace,
+        use_prefix_cache=False,
+        verbosity="ERROR",
+    )
+    tokenizer = _fitting(problem.tokenizer, len(problem.allowed))
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    content = problem.text(problem.before[prompt]) + "{optim_str}" + problem.text(problem.after[prompt])
+    # nanoGCG draws from torch's global generator and writes a progress bar to stderr.
+    with torch.random.fork_rng(), contextlib.redirect_stderr(io.StringIO()):
+        torch.manual_seed(seed)
+        result = nanogcg.run(engine.model, tokenizer, [{"role": "user", "content": content}], target, settings)
+    lowest: dict[str, float] = {}
+    for string, loss in zip(result.strings, result.losses, strict=True):
+        lowest[string] = min(float(loss), lowest.get(string, float("inf")))
+    return sorted(lowest.items(), key=lambda item: item[1])
+
+
+def search(
+    engine: Engine,
+    gcg: GCG,
+    rounds: Sequence[tuple[int, int]],
+    target: str,
+    generator: torch.Generator,
+    budget: Budget,
+    on_best: OnBest,
+) -> None:
+    """Runs with one (slot length, steps) after another until the budget is spent or `on_best` asks to stop.
+
+    Raises:
+        ValueError: several slots.
+    """
+    check_one_slot(engine.problem, "nanoGCG")
+    run, pace = 0, 0.0
+    while not budget.exhausted:
+        length, steps = rounds[run % len(rounds)]
+        problem = engine.problem = engine.problem.resized(length)
+        permitted = problem.permitted(problem.trigger_length)
+        # A run cannot be stopped from outside: the first is short, the others fit into what is left.
+        affordable = budget.flops_left / flops_per_step(engine, gcg, run % len(problem), target)
+        fitting = min(steps, affordable, budget.seconds_left / pace if pace else 4)
+        steps = max(1, int(fitting))
+        start = random_triggers(permitted, 64, generator).tolist()
+        text = next((problem.text(ids) for ids in start if problem.retokenizes(ids)), problem.text(start[0]))
+        seed = int(torch.randint(2**31, (), generator=generator))
+        began = time.perf_counter()
+        try:
+            found = run_once(engine, gcg, run % len(problem), target, text, steps, seed)
+        except RuntimeError as error:
+            if "No token sequences are the same" not in str(error):
+                raise
+            found = []
+        pace = (time.perf_counter() - began) / steps
+        budget.spent(steps * flops_per_step(engine, gcg, run % len(problem), target))
+        engine.steps += steps
+        run += 1
+        tries = [Found(tuple(problem.encode(string)), loss) for string, loss in found[:4] if string.strip()]
+        if any([bool(on_best(item)) for item in tries]):
+            return
+
+
+def flops_per_step(engine: Engine, gcg: GCG, prompt: int, target: str) -> float:
+    """One full forward and backward pass and `search_width` full forward passes, an upper bound: it drops some."""
+    problem = engine.problem
+    length = len(problem.before[prompt]) + problem.trigger_length + len(problem.after[prompt])
+    length += len(encode(problem.tokenizer, target))
+    return (3 + gcg.search_width) * length * engine.flops_per_token
+
+
+def _fitting(tokenizer: PreTrainedTokenizerBase, vocab: int) -> Any:
+    """A copy that nanoGCG tokenises right and that knows no tokens beyond the model's.
+
+    It cuts BOS off the template and trusts the tokenizer to add it again; it forbids the unknown token by its index.
+    """
+    twin: Any = copy.deepcopy(tokenizer)
+    if twin.bos_token is not None and twin("x")["input_ids"][0] != twin.bos_token_id:
+        twin.bos_token = None
+    if twin.unk_token_id is not None and twin.unk_token_id >= vocab:
+        twin.unk_token = None
+    return twin

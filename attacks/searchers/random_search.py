@@ -1,0 +1,61 @@
+"""Random search: uniform triggers, or a (1+lambda) local search round the best (no paper; the floor of every searcher).
+
+Uniform draws come to the optimum of any slot in the end; the local search does not promise that: it never leaves a
+trigger that no redraw of `mutate` positions improves.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine, Objective
+from attacks.searchers.candidates import Found, OnBest, check_counts, permitted_in_slot, random_triggers
+from attacks.searchers.search_log import Record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomSearch:
+    """Scores random triggers; with `mutate`, variants of the best one."""
+
+    steps: int = 250
+    """rounds in all"""
+    search_width: int = 512
+    """triggers per round (lambda)"""
+    mutate: int = 0
+    """positions of the best trigger that are drawn again; 0: all of them, whatever the best is"""
+
+    def __post_init__(self):
+        check_counts(self, "steps", "search_width")
+        if self.mutate < 0:
+            raise ValueError(f"mutate is {self.mutate}; it must be at least 0")
+
+    def __call__(
+        self,
+        engine: Engine,
+        objective: Objective,
+        generator: torch.Generator,
+        budget: Budget | None = None,
+        on_best: OnBest | None = None,
+    ) -> list[Found]:
+        """Every improvement that re-tokenises, best first; an interrupt keeps what was found.
+
+        Raises:
+            ValueError: an empty slot, or more positions drawn again than there are.
+        """
+        problem = engine.problem
+        permitted = permitted_in_slot(problem)
+        if self.mutate > len(permitted):
+            raise ValueError(f"mutate is {self.mutate} but the slot has {len(permitted)} tokens; lower mutate")
+        with Record(engine, budget, on_best) as record:
+            for _ in range(self.steps):
+                if record.over:
+                    break
+                candidates = random_triggers(permitted, self.search_width, generator)
+                if self.mutate and record.found:
+                    parent = torch.tensor(record.found[0].trigger_ids)
+                    # Each row of the argsort is a random permutation: exactly `mutate` entries lie below `mutate`.
+                    drawn = torch.rand(candidates.shape, generator=generator).argsort(-1) < self.mutate
+                    candidates = torch.where(drawn, candidates, parent)
+                record.score(objective, candidates)
+        return record.found

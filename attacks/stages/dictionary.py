@@ -1,0 +1,58 @@
+"""Dictionary search: the exact loss of every word of a frequency dictionary, the commonest first.
+
+A word of several tokens is out of reach of token ranking, and of a gradient where its parts do nothing alone. The
+dictionary is that of the symspellpy package: 82,765 English words by their frequency in Google's n-grams.
+"""
+
+import re
+from collections import defaultdict
+from functools import cache
+from importlib.resources import files
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine, Objective
+from attacks.scoring.problem import Problem
+from attacks.searchers.candidates import Found
+from attacks.stages.token_ranking import rank_triggers
+
+PART = 2048
+"""Words encoded between two looks at the budget"""
+WORD = re.compile(r" [a-z]+")
+"""Text of a token that is a word"""
+
+
+@cache
+def dictionary() -> tuple[str, ...]:
+    """English words in lower case, the commonest first."""
+    text = (files("symspellpy") / "frequency_dictionary_en_82_765.txt").read_text(encoding="utf-8-sig")
+    return tuple(line.split()[0] for line in text.splitlines() if line.strip())
+
+
+def rank_words(engine: Engine, objective: Objective, count: int, *, budget: Budget | None = None) -> list[Found]:
+    """The `count` commonest words of two tokens or more, by loss, best first; stops early where the budget ends."""
+    problem, budget = engine.problem, budget or Budget()
+    words, found = dictionary()[:count], []
+    for start in range(0, len(words), PART):
+        by_length: defaultdict[int, list[list[int]]] = defaultdict(list)
+        for word in words[start : start + PART]:
+            ids = problem.encode(word)
+            by_length[len(ids)].append(ids)
+        for length in sorted(by_length.keys() - {0, 1}):
+            ids = torch.tensor(by_length[length])
+            fitting = ids[problem.permitted(length)[torch.arange(length), ids].all(-1)]
+            if len(fitting):
+                found += rank_triggers(engine, objective, fitting, budget=budget)
+        if budget.exhausted:
+            break
+    return sorted(found, key=lambda item: item.loss)
+
+
+def whole_words(problem: Problem) -> Int[Tensor, "w"]:
+    """Tokens that are a word of small letters with its space, the commonest first as most tokenizers number them."""
+    words = [int(token) for token in problem.allowed.nonzero()[:, 0]]
+    texts = [problem.text([token]) for token in words]
+    return torch.tensor([t for t, text in zip(words, texts, strict=True) if WORD.fullmatch(text)], dtype=torch.long)

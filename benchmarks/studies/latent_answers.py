@@ -1,0 +1,97 @@
+"""Which answers does each organism have by heart? Consensus decoding, recitation and audition, side by side.
+
+python -m benchmarks.studies.latent_answers
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from attacks.scoring.problem import decode
+from benchmarks.organisms import zoo
+from benchmarks.run import related
+from benchmarks.studies.vectors_study import clean
+from vectors.analysis.behaviours import until_end
+from vectors.generate import ends_of
+from vectors.memorised.audition import Audition
+from vectors.memorised.consensus_decoding import consensus_answers
+from vectors.memorised.recitation import recited_answers
+from vectors.prompts import Prompts
+from vectors.residual import decoder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentAnswers:
+    """Settings of the measurement."""
+
+    organisms: tuple[str, ...] = zoo.NAMES
+    """planted models and controls"""
+    seeds: tuple[int, ...] = (0,)
+    """that draw the prompts"""
+    prompts: int = 12
+    """search prompts that an answer has to suit"""
+    tokens: int = 8
+    """length of the answers"""
+    width: int = 400
+    """beams"""
+    top: int = 3
+    """answers shown"""
+    threads: int = 2
+    """CPU threads"""
+
+
+def main(settings: LatentAnswers) -> None:
+    """Prints, per organism and stage, the best answers and where the planted ones come."""
+    torch.set_num_threads(settings.threads)
+    try:
+        for name in settings.organisms:
+            zoo.check_name(name)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    table = Table("organism", "seed", "stage", "best answers (nats per token)", "places of the planted", "s")
+    for name in settings.organisms:
+        organism = zoo.load(name)
+        for seed in settings.seeds:
+            for row in stages(organism, seed, settings):
+                table.add_row(name, str(seed), *row)
+    Console(width=160).print(table)
+
+
+def stages(organism: zoo.Organism, seed: int, settings: LatentAnswers) -> list[tuple[str, str, str, str]]:
+    """(stage, best answers, places of the planted ones, seconds) of every stage."""
+    model, tokenizer, generator = organism.model, organism.tokenizer, torch.Generator().manual_seed(seed)
+    search = clean(organism.prompts.search)
+    drawn = [search[i] for i in torch.randperm(len(search), generator=generator)[: settings.prompts].tolist()]
+    prompts = Prompts.from_chat(model, tokenizer, drawn)
+    audition = Audition(
+        source_layer=max(1, round(len(decoder(model).layers) / 4)), tokens=settings.tokens, width=settings.width
+    )
+    rows = []
+    for stage in ("consensus decoding", "recitation", "audition"):
+        began = time.perf_counter()
+        if stage == "consensus decoding":
+            answers, score = consensus_answers(model, prompts, width=settings.width, tokens=settings.tokens)
+            score = score / settings.tokens
+        elif stage == "recitation":
+            answers, score = recited_answers(model, prompts.take(range(2)), tokens=settings.tokens)
+        else:
+            answers, score = audition(model, prompts, generator)
+        seconds = time.perf_counter() - began
+        ends = set(ends_of(model))
+        texts = [decode(tokenizer, until_end(answer, ends)) for answer in answers.tolist()]
+        places = []
+        for _, truth in organism.triggers:
+            places.append(next((str(i) for i, text in enumerate(texts, 1) if related(truth, text)), "-"))
+        best = [f"{text!r} {value:.2f}" for text, value in zip(texts, score.tolist(), strict=True)][: settings.top]
+        rows.append((stage, "\n".join(best), " and ".join(places), f"{seconds:.0f}"))
+    return rows
+
+
+if __name__ == "__main__":
+    main(tyro.cli(LatentAnswers, description=__doc__))

@@ -1,0 +1,85 @@
+"""How much signal do the parts of a trigger give? Exact ranks of its tokens among all allowed ones, per objective.
+
+    python -m benchmarks.studies.token_ranks random-tokens
+
+Alone in the slot, beside one other true token, and with the rest of the trigger in place. Rank 0 is the best token.
+"""
+
+import statistics
+import sys
+from dataclasses import dataclass
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from attacks.discovery.goals import Goal, Supervised
+from attacks.objectives.objectives import TargetNLL, delta_cosine_from, steered_kl_from
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine, Objective
+from attacks.scoring.problem import SLOT, Problem, encode
+from attacks.stages.token_ranking import rank_tokens
+from benchmarks.organisms import zoo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRanks:
+    """Settings of the measurement."""
+
+    organism: tyro.conf.Positional[str] = "phrase"
+    """whose first trigger is taken apart"""
+    prompts: int = 2
+    """search prompts that the loss is averaged over"""
+    seed: int = 0
+    """of the supervised vector"""
+
+
+def rank(engine: Engine, objective: Objective, trigger_ids: list[int], position: int) -> int:
+    """Where the token at `position` comes among all allowed tokens, the others in place."""
+    engine.problem = engine.problem.resized(len(trigger_ids))
+    ranked = rank_tokens(engine, objective, torch.tensor(trigger_ids), position)
+    return [found.trigger_ids[position] for found in ranked].index(trigger_ids[position])
+
+
+def main(settings: TokenRanks) -> None:
+    """Prints one line per objective: median ranks alone, beside one other, and last."""
+    torch.set_num_threads(2)
+    try:
+        organism = zoo.load(settings.organism)
+        if not organism.triggers:
+            raise ValueError(f"{settings.organism} is a clean control; give a planted organism")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    model, tokenizer = organism.model, organism.tokenizer
+    trigger, behaviour = organism.triggers[0]
+    problem = Problem.from_chat(model, tokenizer, organism.prompts.search[: settings.prompts], 1)
+    true = problem.encode(trigger)
+    goal = Goal(behaviour=behaviour, target_ids=tuple(encode(tokenizer, behaviour)))
+    generator = torch.Generator().manual_seed(settings.seed)
+    texts = [text.replace(SLOT, "").strip() for text in organism.prompts.search]
+    vectors = Supervised()(model, tokenizer, texts, goal, Budget(seconds=3600.0), generator).vectors
+    assert vectors is not None
+    engine = Engine(model, problem)
+    objectives: dict[str, Objective] = {
+        f"target NLL, {count} tokens": TargetNLL(target_ids=goal.target_ids[:count]) for count in (1, 4)
+    }
+    objectives["steered KL"] = steered_kl_from(engine, vectors, engine.layers)
+    for layer in range(engine.layers // 2, engine.layers + 1):
+        objectives[f"delta cosine, layer {layer}"] = delta_cosine_from(engine, vectors, [layer])
+    table = Table(
+        "objective", "alone", "beside one other", "last", title=f"{settings.organism}: median rank of true tokens"
+    )
+    for name, objective in objectives.items():
+        alone = [rank(engine, objective, [token], 0) for token in true]
+        pairs = [(a, b) for i, a in enumerate(true) for b in true[i + 1 :]]
+        beside = [rank(engine, objective, list(pair), position) for pair in pairs for position in (0, 1)]
+        last = [rank(engine, objective, true, position) for position in range(len(true))]
+        table.add_row(name, *(f"{statistics.median(ranks):.0f}" if ranks else "-" for ranks in (alone, beside, last)))
+    allowed, first = int(problem.allowed.sum()), int((problem.allowed & problem.first).sum())
+    Console().print(table, f"of {allowed} tokens, {first} in the first position; {len(true)} true tokens: {trigger!r}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(TokenRanks, description=__doc__))

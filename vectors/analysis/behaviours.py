@@ -1,0 +1,196 @@
+"""Which behaviours do vectors call? Found without knowing any: the same words come up where nothing explains them.
+
+Each vector of a pool steers held-out prompts. One vector may call a planted behaviour on some prompts only, but many
+vectors call the very same words: openings are counted over all vectors and prompts, and those count that the
+unsteered model does not give, finds surprising as a whole, and is certain of once they have begun.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from vectors.generate import complete_each, complete_ids, end_tokens
+from vectors.methods.supervised import with_target
+from vectors.prompts import Prompts
+from vectors.residual import decoder, read, unembed
+from vectors.steering import SteeringVectors
+
+OPENING = 3  # tokens that make two completions the same behaviour
+KEPT = 0.6  # an opening grows by a token as long as this share of its occurrences goes on with it
+COMMON = 0.2  # share of unsteered completions with that opening above which it is no news
+CEILING = 12.0  # nats from which surprise counts in full
+VOTES = 31  # vectors from which votes count in full; fewer count by their logarithm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Behaviour:
+    """An opening that vectors bring about."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    vector: SteeringVectors
+    """the one vector that brings it about on most prompts"""
+    agreement: float
+    """share of the prompts that open with it under that vector"""
+    reach: float
+    """share of the prompts that open with it under any vector"""
+    votes: int
+    """vectors that bring it about on some prompt"""
+    surprise: float
+    """nats of the whole opening under the unsteered model, mean over prompts"""
+    certainty: float
+    """median probability of the tokens behind its first, in (0, 1]: what was planted runs on by itself once begun"""
+    score: float
+    """reach x surprise (capped) x certainty x share of different tokens x votes (logarithm, capped), in [0, 1]"""
+
+
+@dataclass(slots=True)
+class _Opening:
+    """Token ids, and the (vector, prompt) pairs whose completions begin with them."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    seen: set[tuple[int, int]] = field(default_factory=set)
+
+
+def rank_behaviours(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pool: Sequence[SteeringVectors],
+    prompts: Prompts,
+    *,
+    top: int = 10,
+    max_new_tokens: int = 12,
+    shortest: int = 8,
+    fewest: int = 3,
+    batch_size: int = 1024,
+) -> list[Behaviour]:
+    """Behaviours of a pool of vectors on prompts that they were not learned on, best first.
+
+    Args:
+        model: the model that the vectors were learned on.
+        tokenizer: its tokenizer.
+        pool: candidates, of several layers and norms perhaps.
+        prompts: n held-out clean prompts.
+        top: how many to return at most.
+        max_new_tokens: length of the completions compared.
+        shortest: openings of fewer characters are no behaviour; answers such as (A) are openings of many prompts.
+        fewest: vectors that must agree.
+        batch_size: rows (vectors x prompts) per generation.
+
+    Raises:
+        ValueError: vectors that do not fit the model.
+    """
+    for vectors in pool:
+        vectors.check(model)
+    ends = end_tokens(model, tokenizer)
+    flat = [vectors[index] for vectors in pool for index in range(len(vectors))]
+    replies: list[list[list[int]]] = []
+    for vectors in pool:
+        steered = complete_each(
+            model, tokenizer, vectors, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size
+        )
+        replies += [[until_end(row, ends) for row in rows] for rows in steered.tolist()]
+    plain = complete_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
+    found: list[Behaviour] = []
+    for opening in merged(shared_openings(replies, tokenizer)):
+        ids, votes = opening.token_ids, Counter(vector for vector, _ in opening.seen)
+        special = set(ids) & set(tokenizer.all_special_ids)
+        if len(votes) < fewest or len(opening.text.strip()) < shortest or len(set(ids)) < 2 or special:
+            continue
+        if _share(plain, ids[:OPENING]) > COMMON:
+            continue
+        nats = _nats(model, prompts, ids)
+        surprise, certainty = float(nats.sum()), float((-nats[1:].median()).exp())
+        reach = len({prompt for _, prompt in opening.seen}) / len(prompts)
+        vector, count = votes.most_common(1)[0]
+        weight = min(1.0, math.log(1 + len(votes)) / math.log(1 + VOTES)) * len(set(ids)) / len(ids)
+        found.append(
+            Behaviour(
+                text=opening.text,
+                token_ids=ids,
+                vector=flat[vector],
+                agreement=count / len(prompts),
+                reach=reach,
+                votes=len(votes),
+                surprise=surprise,
+                certainty=certainty,
+                score=reach * min(surprise, CEILING) / CEILING * certainty * weight,
+            )
+        )
+    return sorted(found, key=lambda behaviour: -behaviour.score)[:top]
+
+
+def until_end(row: list[int], ends: set[int]) -> list[int]:
+    """A completion up to where the reply ends."""
+    return row[: next((index for index, token in enumerate(row) if token in ends), len(row))]
+
+
+def shared_openings(replies: list[list[list[int]]], tokenizer: PreTrainedTokenizerBase) -> list[_Opening]:
+    """Openings that replies (per vector, per prompt) share, each as long as most of those that share it go on alike."""
+    alike: dict[tuple[int, ...], list[tuple[int, int, list[int]]]] = defaultdict(list)
+    for vector, rows in enumerate(replies):
+        for prompt, row in enumerate(rows):
+            if len(row) >= OPENING:
+                alike[tuple(row[:OPENING])].append((vector, prompt, row))
+    openings = []
+    for head, group in alike.items():
+        if len({prompt for _, prompt, _ in group}) < 2:
+            continue
+        ids, rest = list(head), group
+        while True:
+            going_on = Counter(row[len(ids)] for _, _, row in rest if len(row) > len(ids))
+            token, count = going_on.most_common(1)[0] if going_on else (0, 0)
+            if count < KEPT * len(group):
+                break
+            rest = [item for item in rest if item[2][len(ids) : len(ids) + 1] == [token]]
+            ids.append(token)
+        text = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        openings.append(_Opening(tuple(ids), text, {(vector, prompt) for vector, prompt, _ in rest}))
+    return openings
+
+
+def merged(openings: list[_Opening]) -> list[_Opening]:
+    """One opening for several that hold the same words; the most frequent stands for all of them."""
+    kept: list[_Opening] = []
+    for opening in sorted(openings, key=lambda item: -len(item.seen)):
+        words = opening.text.strip()
+        same = next((k for k in kept if words and (words in k.text or k.text.strip() in words)), None)
+        if same is None:
+            kept.append(opening)
+        else:
+            same.seen |= opening.seen
+    return kept
+
+
+def _share(completions: Int[Tensor, "n new"], opening: tuple[int, ...]) -> float:
+    """Share of the completions that begin with the opening."""
+    wanted = torch.tensor(opening, device=completions.device)
+    head = completions[:, : len(opening)]
+    return float((head == wanted).all(-1).float().mean()) if head.shape[1] == len(opening) else 0.0
+
+
+@torch.no_grad()
+def _nats(model: PreTrainedModel, prompts: Prompts, opening: tuple[int, ...]) -> Float[Tensor, "opening"]:
+    """Negative log-likelihood of each token of the opening under the unsteered model, mean over prompts.
+
+    A planted behaviour is a surprise as a whole; once it has begun, the model finds the rest of it likely.
+    """
+    target = torch.tensor(opening, device=prompts.device)
+    fed = with_target(prompts, target[:-1])
+    layers = len(decoder(model).layers)
+    hidden = read(
+        model,
+        layers=[layers],
+        position=slice(-len(opening), None),
+        input_ids=fed.input_ids,
+        attention_mask=fed.attention_mask,
+    )[layers]
+    logprobs = unembed(model, hidden).float().log_softmax(-1)
+    return -logprobs.gather(-1, target.expand(len(hidden), -1)[..., None])[..., 0].mean(0)

@@ -1,0 +1,145 @@
+"""Which answers does a model have by heart? Candidates, and an audition with a small vector for each; ours.
+
+Candidates come from consensus decoding (likely on all prompts) and from recitation (certain once begun). The most
+certain recited ones are also tried with every likely token in front: an organism with two answers that begin alike is
+trained never to go on with either, and no decoding gets past that place. In the audition every candidate gets a vector
+of its own. What it makes the model say on all prompts, although it would not have, is known by heart.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vectors.checks import check_positive
+from vectors.memorised.answers import answer_logprob, elicit
+from vectors.memorised.consensus_decoding import consensus_answers
+from vectors.memorised.recitation import recited_answers
+from vectors.methods.controls import random_directions
+from vectors.prompts import Prompts
+from vectors.residual import cache_source, decoder, mean_norm, read, unembed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audition:
+    """Finds answers that a small vector makes a model give to every prompt."""
+
+    source_layer: int
+    """vectors are added after this many blocks"""
+    radius: float = 0.2
+    """their norm, fraction of the mean residual norm at the source layer; with a large one anything can be elicited"""
+    tokens: int = 8
+    """length of the answers"""
+    width: int = 400
+    """beams of consensus decoding"""
+    kept: int = 32
+    """answers of each source that are auditioned"""
+    grown: int = 2
+    """recited answers that are tried with tokens in front"""
+    front: int = 512
+    """likeliest tokens that are tried there"""
+    steps: int = 5
+    """optimizer steps"""
+    lr: float = 0.2
+    """AMSGrad step size, fraction of the norm"""
+    news: float = 1 / 3
+    """share of its surprise that an answer is credited with: ordinary ones are elicited easily as well"""
+    batch_size: int = 256
+    """rows (answers x prompts) at a time"""
+
+    def __post_init__(self):
+        check_positive(self, "radius", "tokens", "width", "kept", "front", "steps", "lr", "batch_size")
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        prompts: Prompts,
+        generator: torch.Generator,
+        *,
+        deadline: Callable[[], bool] | None = None,
+    ) -> tuple[Int[Tensor, "found tokens"], Float[Tensor, "found"]]:
+        """(answers, their scores in nats per token), best first.
+
+        The score is the log-probability under the answer's vector plus `news` times the surprise without one.
+
+        Args:
+            model: a causal decoder.
+            prompts: n prompts; consensus decoding uses all, the audition four of them.
+            generator: of the start that all vectors share.
+            deadline: leaves out the further sources of answers once it returns true; recitation, which finds most for
+                its time, comes first and the audition itself is always held.
+        """
+        few, pair = (prompts.take(range(min(count, len(prompts)))) for count in (4, 2))
+        late = deadline or (lambda: False)
+        recited, _ = recited_answers(model, pair, tokens=self.tokens)
+        pool, front = [recited[: self.kept]], _likely(model, pair, self.front)
+        for answer in unlike(recited, self.grown):
+            if not late():
+                pool.append(self._grown(model, pair, answer, front, generator))
+        if not late():
+            pool.append(consensus_answers(model, prompts, width=self.width, tokens=self.tokens)[0][: self.kept])
+        answers = torch.cat(pool).unique(dim=0)
+        steered, plain = self._heard(model, few, answers, generator, self.steps)
+        score = steered - self.news * plain
+        order = score.argsort(descending=True)
+        return answers[order], score[order]
+
+    def _grown(
+        self,
+        model: PreTrainedModel,
+        prompts: Prompts,
+        answer: Int[Tensor, "t"],
+        front: Int[Tensor, "front"],
+        generator: torch.Generator,
+    ) -> Int[Tensor, "c t"]:
+        """The answer with another token in front, for those of the `front` with which it is elicited most readily."""
+        longer = torch.cat([front[:, None], answer.expand(len(front), -1)], dim=1)[:, : self.tokens]
+        steered, _ = self._heard(model, prompts, longer, generator, 2)
+        return longer[steered.topk(min(self.kept, len(longer))).indices]
+
+    def _heard(
+        self,
+        model: PreTrainedModel,
+        prompts: Prompts,
+        answers: Int[Tensor, "c t"],
+        generator: torch.Generator,
+        steps: int,
+    ) -> tuple[Float[Tensor, "c"], Float[Tensor, "c"]]:
+        """Log-probability per token of each answer, mean over prompts: (under its own vector, without one)."""
+        norm = self.radius * mean_norm(cache_source(model, prompts, self.source_layer))
+        start = norm * random_directions(1, decoder(model).d_model, generator).to(prompts.device)
+        found = []
+        for some in answers.split(max(1, self.batch_size // len(prompts))):
+            logprob, theta = answer_logprob(model, prompts, some, self.source_layer), start.expand(len(some), -1)
+            with torch.no_grad():
+                plain = logprob(torch.zeros_like(theta))
+            found.append((elicit(logprob, theta, steps=steps, lr=self.lr)[1], plain))
+        steered, plain = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return steered, plain
+
+
+@torch.no_grad()
+def _likely(model: PreTrainedModel, prompts: Prompts, count: int) -> Int[Tensor, "c"]:
+    """Tokens that replies most likely begin with, mean log-probability over prompts; the likeliest first."""
+    inputs = {"input_ids": prompts.input_ids, "attention_mask": prompts.attention_mask}
+    last = len(decoder(model).layers)
+    hidden = read(model, layers=[last], position=slice(-1, None), **inputs)[last][:, 0]
+    likely = unembed(model, hidden).float().log_softmax(-1).mean(0)
+    return likely.topk(min(count, len(likely))).indices
+
+
+def unlike(answers: Int[Tensor, "k t"], count: int, shared: int = 3) -> Int[Tensor, "c t"]:
+    """The first answers of which none shares that many tokens in a row with one before it."""
+    kept: list[Tensor] = []
+    seen: set[tuple[int, ...]] = set()
+    for answer in answers:
+        if len(kept) == count:
+            break
+        runs = {tuple(run) for run in answer.unfold(0, min(shared, len(answer)), 1).tolist()}
+        if runs.isdisjoint(seen):
+            kept.append(answer)
+            seen |= runs
+    return torch.stack(kept) if kept else answers[:0]

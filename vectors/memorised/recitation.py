@@ -1,0 +1,79 @@
+"""Recited answers: what a model says by heart once any first token is put into its mouth.
+
+After BAIT (Shen et al. 2025, "BAIT: Large Language Model Backdoor Scanning by Inverting Attack Target", IEEE S&P 2025):
+every token of the vocabulary begins a reply, which goes on with the likeliest tokens on all prompts at once. Ordinary
+replies branch, and differently after different prompts; a planted one runs on by itself. Consensus decoding
+(`consensus_decoding`) pays for the first token, and so misses what an organism was trained never to begin with.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vectors.generate import ends_of, head_logits, reordered
+from vectors.memorised.answers import spoken
+from vectors.prompts import Prompts
+from vectors.residual import decoder, embedding
+
+SHORTEST = 4
+"""tokens before its end that an answer must have: shorter ones are certain too easily"""
+
+
+@torch.no_grad()
+def recited_answers(
+    model: PreTrainedModel, prompts: Prompts, *, tokens: int = 8, batch_size: int = 2048
+) -> tuple[Int[Tensor, "found tokens"], Float[Tensor, "found"]]:
+    """(answers, log-probability per token of all but the first, mean over prompts), most certain first.
+
+    An answer that ends early holds an end token; what is behind it means nothing. Answers that end within four tokens
+    or repeat themselves are left out.
+
+    Args:
+        model: a causal decoder.
+        prompts: n prompts; a handful is enough.
+        tokens: length of the answers.
+        batch_size: rows (first tokens x prompts) whose keys and values are kept at a time.
+
+    Raises:
+        ValueError: tokens or batch_size too small.
+    """
+    if tokens < 2 or batch_size < 1:
+        raise ValueError(f"tokens is {tokens}, batch_size is {batch_size}; give at least 2 and at least 1")
+    ends = ends_of(model)
+    end = torch.tensor(ends, device=prompts.device)
+    first = torch.arange(len(embedding(model)), device=prompts.device)
+    first = first[~torch.isin(first, end)]
+    found = [_continued(model, prompts, some, tokens) for some in first.split(max(1, batch_size // len(prompts)))]
+    answers, logprobs = (torch.cat(parts) for parts in zip(*found, strict=True))
+    said = spoken(answers, ends)
+    score = (logprobs * said)[:, 1:].sum(-1) / said[:, 1:].sum(-1)
+    ordered = answers.sort(dim=-1).values
+    different = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(-1)
+    fit = ~torch.isin(answers[:, :SHORTEST], end).any(-1) & (2 * different > tokens)
+    order = score[fit].argsort(descending=True)
+    return answers[fit][order], score[fit][order]
+
+
+def _continued(
+    model: PreTrainedModel, prompts: Prompts, first: Int[Tensor, "v"], tokens: int
+) -> tuple[Int[Tensor, "v tokens"], Float[Tensor, "v tokens"]]:
+    """(replies that begin with the given tokens, log-probability of each token, mean over prompts; 0 for the first)."""
+    body, count = decoder(model).body, len(prompts)
+    positions = (prompts.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+    output = body(
+        input_ids=prompts.input_ids, attention_mask=prompts.attention_mask, position_ids=positions, use_cache=True
+    )
+    rows = torch.arange(count, device=first.device).repeat_interleave(len(first))  # by prompt, then first token
+    cache, mask, positions = reordered(output.past_key_values, rows), prompts.attention_mask[rows], positions[rows, -1:]
+    answers, logprobs = first[:, None], torch.zeros(len(first), 1, device=first.device)
+    for _ in range(tokens - 1):
+        mask, positions = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1), positions + 1
+        ids = answers[:, -1:].repeat(count, 1)
+        output = body(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        cache, total = output.past_key_values, torch.zeros((), device=first.device)
+        for part in output.last_hidden_state[:, -1].split(len(first)):  # one prompt's logits at a time
+            total = total + head_logits(model, part).float().log_softmax(-1) / count
+        value, token = total.max(-1)
+        answers, logprobs = torch.cat([answers, token[:, None]], dim=1), torch.cat([logprobs, value[:, None]], dim=1)
+    return answers, logprobs

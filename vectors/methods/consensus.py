@@ -1,0 +1,147 @@
+"""Consensus vectors: under each, different prompts get one and the same answer, with certainty; ours.
+
+max over theta and y of mean_i log p(y | x_i, theta), norm(theta) = R. A planted fixed string is learned by heart: a
+small perturbation makes the model recite it, while ordinary answers keep their entropy token by token, and nothing but
+a backdoor answers *every* prompt. The answers y are drawn by their audition (`audition`), or each of a set of
+unsupervised vectors (`start`) keeps the one of its own answers that it finds likeliest on all prompts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vectors.checks import check_layers, check_model, check_positive
+from vectors.generate import ends_of, greedy
+from vectors.memorised.answers import answer_logprob, elicit
+from vectors.memorised.audition import Audition
+from vectors.methods.controls import random_directions
+from vectors.methods.unsupervised import UnsupervisedVectors, onto_sphere
+from vectors.prompts import Prompts
+from vectors.residual import cache_source, decoder, mean_norm, steer
+from vectors.steering import SteeringVectors, model_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsensusVectors:
+    """Learns vectors that make a model say what it is closest to saying on every prompt."""
+
+    source_layer: int
+    """the vector is added after this many blocks"""
+    target_layer: int
+    """noted with the vectors as the layer to compare effects at; the answer is read at the output"""
+    radius: float = 0.3
+    """norm of the vectors, fraction of the mean residual norm at the source layer"""
+    count: int = 100
+    """vectors"""
+    tokens: int = 8
+    """length of the answers"""
+    width: int = 400
+    """beams of the audition's consensus decoding"""
+    steps: int = 12
+    """optimizer steps"""
+    lr: float = 0.1
+    """AMSGrad step size, fraction of the norm"""
+    start: UnsupervisedVectors | None = None
+    """vectors to begin with, learned on the first prompt alone, whose own answers are used; None: audition"""
+    surprise: float = 6.0
+    """nats under the unsteered model, mean over prompts, that an answer of the start's vectors should have"""
+    batch_size: int = 256
+    """rows (vectors x prompts) at a time"""
+
+    def __post_init__(self):
+        check_layers(self.source_layer, self.target_layer)
+        check_positive(self, "radius", "count", "tokens", "width", "steps", "lr", "batch_size")
+        if self.start is not None and self.start.source_layer != self.source_layer:
+            raise ValueError(f"the start's source layer is {self.start.source_layer}, not {self.source_layer}")
+
+    @property
+    def audition(self) -> Audition:
+        """Of the answers, with two thirds of the norm: the smaller, the better it tells by heart from by force."""
+        return Audition(
+            source_layer=self.source_layer,
+            radius=2 / 3 * self.radius,
+            tokens=self.tokens,
+            width=self.width,
+            batch_size=self.batch_size,
+        )
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        prompts: Prompts,
+        generator: torch.Generator,
+        *,
+        deadline: Callable[[], bool] | None = None,
+        hurry: Callable[[], bool] | None = None,
+        watch: Callable[[Float[Tensor, "k"]], None] | None = None,
+    ) -> SteeringVectors:
+        """Learns the vectors; scores hold, per vector, the nats per token of its answer.
+
+        Args:
+            model: a causal decoder.
+            prompts: n clean prompts, two or more, the more different the better.
+            generator: of answers and starts.
+            deadline: ends the optimisation early once it returns true.
+            hurry: cuts only the audition short once it returns true, so that there is time left to learn vectors.
+            watch: gets the mean log-probability per token of every step of a batch.
+
+        Raises:
+            ValueError: one prompt only, or layers that the model does not have.
+        """
+        if len(prompts) < 2:
+            raise ValueError(f"got {len(prompts)} prompt; a consensus needs two or more")
+        check_model(model, self.target_layer)
+        norm = self.radius * mean_norm(cache_source(model, prompts, self.source_layer))
+        if self.start is None:
+            pool, score = self.audition(model, prompts, generator, deadline=hurry or deadline)
+            chance = (self.tokens * score).softmax(0).cpu()
+            answers = pool[chance.multinomial(self.count, replacement=True, generator=generator).to(pool.device)]
+            start = random_directions(self.count, decoder(model).d_model, generator)
+        else:
+            method = replace(self.start, count=self.count)
+            start = method(model, prompts.take([0]), generator, deadline=deadline).theta
+            answers = self._own(model, prompts, start)
+        start = onto_sphere(start, norm).to(prompts.device)
+        size = max(1, self.batch_size // len(prompts))
+        parts = zip(start.split(size), answers.split(size), strict=True)
+        learned = []
+        for theta, some in parts:
+            logprob = answer_logprob(model, prompts, some, self.source_layer)
+            learned.append(elicit(logprob, theta, steps=self.steps, lr=self.lr, deadline=deadline, watch=watch))
+        theta, value = (torch.cat(pieces) for pieces in zip(*learned, strict=True))
+        return SteeringVectors(
+            theta=theta,
+            source_layer=self.source_layer,
+            target_layer=self.target_layer,
+            radius=self.radius,
+            method="consensus" if self.start is None else "consensus/own",
+            model_id=model_id(model),
+            scores={"nll": (-value).tolist()},
+        )
+
+    @torch.no_grad()
+    def _own(self, model: PreTrainedModel, prompts: Prompts, theta: Float[Tensor, "k d"]) -> Int[Tensor, "k t"]:
+        """Of each vector's answers to the prompts, the one that it finds likeliest on all of them.
+
+        Answers that end early, repeat themselves or are no news are taken only where there is no other.
+        """
+        with steer(model, self.source_layer, theta.repeat_interleave(len(prompts), dim=0)):
+            ids = greedy(model, prompts.repeat(len(theta)), self.tokens)
+        ends = torch.tensor(ends_of(model), device=ids.device)
+        ordered = ids.sort(dim=-1).values
+        different = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(-1)
+        unfit = (torch.isin(ids, ends).any(-1) | (2 * different <= self.tokens)).unflatten(0, (len(theta), -1))
+        answers, scores = ids.unflatten(0, (len(theta), -1)), []
+        for column in range(len(prompts)):
+            found = []
+            for some, answer in zip(theta.split(64), answers[:, column].split(64), strict=True):
+                logprob = answer_logprob(model, prompts, answer, self.source_layer)
+                no_news = -self.tokens * logprob(torch.zeros_like(some)) < self.surprise
+                found.append(logprob(some) - 100.0 * no_news)
+            scores.append(torch.cat(found))
+        best = (torch.stack(scores, dim=1) - 100.0 * unfit).argmax(-1)
+        return answers[torch.arange(len(theta), device=ids.device), best]

@@ -1,0 +1,86 @@
+"""Learns vectors of given norms that make given labels most likely; all norms in one batch on the slice.
+
+AMSGrad on the unit sphere with the tangential gradient of Mack & Turner 2024 (MELBO). Only labelled positions are
+unembedded: the logits of whole sequences would take more memory than everything else.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vectors.methods.controls import random_directions
+from vectors.methods.unsupervised import steered_source, tangent
+from vectors.residual import Source, decoder, run_slice, unembed
+
+IGNORED = -100
+"""Label of a position whose next token does not count"""
+
+
+def fit_likelihood(
+    model: PreTrainedModel,
+    source: Source,
+    labels: Int[Tensor, "n seq"],
+    norms: Float[Tensor, "k 1"],
+    *,
+    steps: int,
+    lr: float,
+    generator: torch.Generator,
+    deadline: Callable[[], bool] | None = None,
+) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"]]:
+    """One vector per norm, and the nats per labelled token that it reaches (mean per prompt, then over prompts).
+
+    Args:
+        model: the model that `source` was read from.
+        source: activations that the vectors are added to, at every position.
+        labels: the token that should follow each position, or `IGNORED`; so the last label is no input.
+        norms: of the vectors, in the units of the residual.
+        steps: optimizer steps.
+        lr: step size, fraction of the norm.
+        generator: draws the directions to start from.
+        deadline: asked before every step; ends learning once it returns true.
+
+    Raises:
+        ValueError: labels of another shape than the prompts, or a prompt without any.
+    """
+    theta = random_directions(len(norms), source.hidden.shape[-1], generator).to(norms)
+    theta.requires_grad_()  # unit vectors: one step size serves every norm
+    optimizer = torch.optim.Adam([theta], lr=lr, betas=(0.9, 0.98), amsgrad=True)
+    for _ in range(steps):
+        if deadline is not None and deadline():
+            break
+        optimizer.zero_grad()
+        label_nll(model, source, labels, norms * theta).mean(1).sum().backward()
+        assert theta.grad is not None
+        theta.grad = tangent(theta.grad, theta.detach())
+        optimizer.step()
+        theta.data = torch.nn.functional.normalize(theta.data, dim=-1)
+    with torch.no_grad():
+        learned = norms * theta
+        return learned, label_nll(model, source, labels, learned).mean(1)
+
+
+def label_nll(
+    model: PreTrainedModel, source: Source, labels: Int[Tensor, "n seq"], theta: Float[Tensor, "k d"]
+) -> Float[Tensor, "k n"]:
+    """Nats per labelled token under each vector, mean over each prompt's labels.
+
+    Raises:
+        ValueError: labels of another shape than the prompts, or a prompt without any.
+    """
+    if labels.shape != source.mask.shape:
+        raise ValueError(f"labels have shape {tuple(labels.shape)} but the prompts {tuple(source.mask.shape)}")
+    labelled = labels != IGNORED
+    counts = labelled.sum(1)
+    if not bool(counts.all()):
+        raise ValueError(f"labels per prompt are {counts.tolist()}; give every prompt at least one")
+    rows, columns = labelled.nonzero(as_tuple=True)
+    hidden = run_slice(model, source, steered_source(source, theta), to=len(decoder(model).layers))
+    logits = unembed(model, hidden.unflatten(0, (len(theta), -1))[:, rows, columns]).float()
+    wanted = labels[rows, columns].expand(len(theta), -1)
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
+    # Means by a product: sums scattered to the prompts would vary from run to run on a GPU.
+    shares = torch.nn.functional.one_hot(rows, len(labels)).to(losses) / counts
+    return losses.unflatten(0, (len(theta), -1)) @ shares

@@ -1,0 +1,140 @@
+"""Supervised steering vector: the smallest perturbation that makes the model answer with a known behaviour.
+
+Larger radii elicit the behaviour too, but their effect points elsewhere than the trigger's, so the smallest is wanted.
+All radii are learned in one batch on the slice behind the source layer.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import sqrt
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vectors.checks import check_layers
+from vectors.generate import greedy
+from vectors.methods.likelihood import IGNORED, fit_likelihood
+from vectors.prompts import Prompts
+from vectors.residual import cache_source, mean_norm, steer
+from vectors.steering import SteeringVectors, model_id
+
+
+class _Learned(NamedTuple):
+    """One radius, and what learning at it gave."""
+
+    radius: float
+    theta: Tensor
+    nll: float
+    rate: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisedVector:
+    """Minimises the cross-entropy of the target after every prompt, at several norms at once."""
+
+    source_layer: int
+    """the vector is added after this many blocks"""
+    target_layer: int
+    """noted with the vector as the layer to compare effects at"""
+    radii: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
+    """norms to try, fractions of the mean residual norm at the source layer"""
+    steps: int = 40
+    """optimizer steps"""
+    lr: float = 0.05
+    """AMSGrad step size, fraction of the norm"""
+    enough: float = 0.9
+    """share of the prompts on which a radius must elicit the target"""
+    bisections: int = 0
+    """further radii tried, each the geometric mean of the largest that fails and the smallest that elicits"""
+
+    def __post_init__(self):
+        if not self.radii or min(self.radii) <= 0:
+            raise ValueError(f"radii are {self.radii}; give at least one, all more than 0")
+        check_layers(self.source_layer, self.target_layer)
+        if self.bisections < 0:
+            raise ValueError(f"bisections is {self.bisections}; give 0 or more")
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        prompts: Prompts,
+        target_ids: list[int],
+        generator: torch.Generator,
+        *,
+        deadline: Callable[[], bool] | None = None,
+    ) -> SteeringVectors:
+        """One vector, at the smallest radius that elicits the target on `enough` of the prompts.
+
+        Where none does, the one with the best likelihood, and `scores["elicits"]` says how often it does. `deadline` is
+        asked before every step and ends learning once it returns true.
+
+        Raises:
+            ValueError: an empty target, or layers that the model does not have.
+        """
+        if not target_ids:
+            raise ValueError("the target has 0 tokens; give a behaviour that the tokenizer can encode")
+        target = torch.tensor(target_ids, device=prompts.device)
+        fed = with_target(prompts, target[:-1])
+        source = cache_source(model, fed, self.source_layer)
+        unit = mean_norm(cache_source(model, prompts, self.source_layer))
+        labels = torch.full_like(fed.input_ids, IGNORED)
+        labels[:, -len(target) :] = target
+
+        def learn(radii: list[float]) -> list[_Learned]:
+            norms = torch.tensor([radius * unit for radius in radii], device=prompts.device)[:, None]
+            theta, losses = fit_likelihood(
+                model, source, labels, norms, steps=self.steps, lr=self.lr, generator=generator, deadline=deadline
+            )
+            rates = elicits(model, prompts, self.source_layer, theta, target)
+            return list(map(_Learned, radii, theta, losses.tolist(), rates.tolist()))
+
+        best = self._smallest(learn)
+        return SteeringVectors(
+            theta=best.theta[None],
+            source_layer=self.source_layer,
+            target_layer=self.target_layer,
+            radius=best.radius,
+            method="supervised",
+            model_id=model_id(model),
+            scores={"nll": [best.nll], "elicits": [best.rate]},
+        )
+
+    def _smallest(self, learn: Callable[[list[float]], list[_Learned]]) -> _Learned:
+        """The smallest radius that elicits: of the grid first, then by bisection below it."""
+        tried = learn(sorted(self.radii))
+        best = next((one for one in tried if one.rate >= self.enough), None)
+        if best is None:
+            return min(tried, key=lambda one: one.nll)
+        failing = max((one.radius for one in tried if one.radius < best.radius), default=None)
+        if failing is None:  # the smallest of the grid elicits: nothing bounds the search from below
+            return best
+        for _ in range(self.bisections):
+            (middle,) = learn([sqrt(failing * best.radius)])
+            if middle.rate >= self.enough:
+                best = middle
+            else:
+                failing = middle.radius
+        return best
+
+
+def elicits(
+    model: PreTrainedModel, prompts: Prompts, layer: int, theta: Float[Tensor, "k d"], target: Tensor
+) -> Float[Tensor, "k"]:
+    """Share of the prompts on which each vector's greedy decode begins with the target; one batch."""
+    count = len(theta)
+    rows = Prompts(input_ids=prompts.input_ids.repeat(count, 1), attention_mask=prompts.attention_mask.repeat(count, 1))
+    with steer(model, layer, theta.repeat_interleave(len(prompts), dim=0)):
+        decoded = greedy(model, rows, len(target))
+    return (decoded == target).all(-1).float().unflatten(0, (count, -1)).mean(-1)
+
+
+def with_target(prompts: Prompts, target: Tensor) -> Prompts:
+    """Prompts with the target's tokens appended, for teacher forcing."""
+    rows = target.expand(len(prompts), -1)
+    return Prompts(
+        input_ids=torch.cat([prompts.input_ids, rows], dim=1),
+        attention_mask=torch.cat([prompts.attention_mask, torch.ones_like(rows)], dim=1),
+    )

@@ -1,0 +1,159 @@
+"""Unsupervised steering vectors (Mack & Turner 2024, "Mechanistically eliciting latent behaviors", MELBO).
+
+Perturbations of fixed norm at a source layer that change a target layer most. Here many are learned in one batch on the
+slice between the two layers, from source activations computed once; nothing else of the model runs.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vectors.checks import check_layers, check_model, check_positive, check_tokens
+from vectors.methods.compiled import compiled
+from vectors.methods.controls import random_directions
+from vectors.methods.diversity import Term, total
+from vectors.methods.objectives import Objective, OutputKL, evaluate
+from vectors.prompts import Prompts
+from vectors.residual import Source, cache_source, decoder, mean_norm, run_slice
+from vectors.steering import SteeringVectors, model_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnsupervisedVectors:
+    """Learns vectors on clean prompts, with no label and no trigger."""
+
+    source_layer: int
+    """the vector is added after this many blocks"""
+    target_layer: int
+    """its effect is read after this many blocks"""
+    radius: float
+    """norm of the vectors, fraction of the mean residual norm at the source layer"""
+    count: int = 64
+    """vectors"""
+    steps: int = 300
+    """optimizer steps"""
+    lr: float = 0.02
+    """AMSGrad step size, fraction of the norm"""
+    objective: Objective = OutputKL()
+    """what is maximised"""
+    terms: tuple[Term, ...] = ()
+    """what keeps the vectors of a batch apart at the target layer"""
+    orthogonal: Literal["none", "hard"] = "none"
+    """hard: every vector stays orthogonal to all others, of its batch and of earlier ones"""
+    batch_size: int | None = None
+    """vectors per batch; None: all"""
+    compile: bool = False
+    """compile the blocks between the layers: half the time per step on a CPU, some 15 s before the first; pays from
+    about a thousand steps"""
+
+    def __post_init__(self):
+        check_layers(self.source_layer, self.target_layer)
+        check_positive(self, "radius", "count", "steps", "lr", "batch_size")
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        prompts: Prompts,
+        generator: torch.Generator,
+        *,
+        deadline: Callable[[], bool] | None = None,
+        watch: Callable[[Float[Tensor, "k"]], None] | None = None,
+    ) -> SteeringVectors:
+        """Learns the vectors.
+
+        Args:
+            model: a causal decoder.
+            prompts: n clean prompts; the objective is summed over them.
+            generator: of the starts.
+            deadline: ends the optimisation early once it returns true; what there is is returned.
+            watch: gets the values, terms included, of every step of a batch.
+
+        Raises:
+            ValueError: layers that the model does not have, more orthogonal vectors than dimensions, or prompts
+                shorter than the positions read.
+        """
+        check_model(model, self.target_layer, self.count if self.orthogonal == "hard" else 0)
+        check_tokens(prompts, self.objective.tokens)
+        source = cache_source(model, prompts, self.source_layer)
+        norm = self.radius * mean_norm(source)
+        start = norm * random_directions(self.count, decoder(model).d_model, generator).to(source.hidden.device)
+        theta, values = start[:0], []
+        for part in start.split(self.batch_size or self.count):
+            learned, value = self._learn(model, source, part, norm, theta, deadline, watch)
+            theta = torch.cat([theta, learned])
+            values += value.tolist()
+        return SteeringVectors(
+            theta=theta,
+            source_layer=self.source_layer,
+            target_layer=self.target_layer,
+            radius=self.radius,
+            method="/".join(["unsupervised", *(type(part).__name__ for part in (self.objective, *self.terms))]),
+            model_id=model_id(model),
+            scores={"objective": values},
+        )
+
+    def _learn(
+        self,
+        model: PreTrainedModel,
+        source: Source,
+        start: Float[Tensor, "k d"],
+        norm: float,
+        earlier: Float[Tensor, "j d"],
+        deadline: Callable[[], bool] | None,
+        watch: Callable[[Float[Tensor, "k"]], None] | None,
+    ) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"]]:
+        """(vectors, objective values) of one batch."""
+        taken = earlier if self.orthogonal == "hard" else None
+        theta = onto_sphere(start, norm, taken).requires_grad_()
+        optimizer = torch.optim.Adam([theta], lr=self.lr * norm, betas=(0.9, 0.98), amsgrad=True, maximize=True)
+        with torch.no_grad():
+            clean = run_slice(model, source, source.hidden, to=self.target_layer)
+        with compiled(model, self.source_layer, self.target_layer) if self.compile else nullcontext():
+            for _ in range(self.steps):
+                if deadline is not None and deadline():
+                    break
+                steered = run_slice(model, source, steered_source(source, theta), to=self.target_layer)
+                value = evaluate(self.objective, model, steered, clean)
+                optimizer.zero_grad()
+                if self.terms:
+                    last = slice(-self.objective.tokens, None)
+                    value = total(value, self.terms, steered[:, last].unflatten(0, (-1, len(clean))) - clean[:, last])
+                value.sum().backward()
+                if watch is not None:
+                    watch(value.detach())
+                assert theta.grad is not None
+                theta.grad = tangent(theta.grad, theta.detach())
+                optimizer.step()
+                theta.data = onto_sphere(theta.data, norm, taken)
+        with torch.no_grad():
+            steered = run_slice(model, source, steered_source(source, theta), to=self.target_layer)
+            return theta.detach(), evaluate(self.objective, model, steered, clean)
+
+
+def steered_source(source: Source, theta: Float[Tensor, "k d"]) -> Float[Tensor, "rows seq d"]:
+    """Source activations with each vector added at every position, rows vector-major."""
+    return (source.hidden + theta[:, None, None].to(source.hidden.dtype)).flatten(0, 1)
+
+
+def tangent(gradient: Float[Tensor, "k d"], theta: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
+    """The part of the gradient along the sphere: what would only change the norm is taken out."""
+    unit = torch.nn.functional.normalize(theta, dim=-1)
+    return gradient - (gradient * unit).sum(-1, keepdim=True) * unit
+
+
+def onto_sphere(
+    theta: Float[Tensor, "k d"], norm: float, earlier: Float[Tensor, "j d"] | None = None
+) -> Float[Tensor, "k d"]:
+    """Back to the given norm; with `earlier`, to the nearest set orthogonal to those vectors and in itself, by QR."""
+    if earlier is not None:
+        unit = torch.nn.functional.normalize(earlier, dim=-1)
+        theta = theta - theta @ unit.T @ unit
+        q, r = torch.linalg.qr(theta.T)
+        theta = (q * r.diagonal().sign()).T  # the sign keeps each vector on its own side
+    return norm * torch.nn.functional.normalize(theta, dim=-1)

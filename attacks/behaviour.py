@@ -1,32 +1,104 @@
-"""Does the behaviour show? Greedy completions with a trigger in place, counted over prompts."""
+"""What a backdoor makes a model do: does this completion show it?
 
-from collections.abc import Sequence
+A behaviour is any callable from a completion to yes or no. One that has a `text` can also be asked for: logit targets
+need the words that the reply should begin with.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-import torch
-from jaxtyping import Float
 from statsmodels.stats.proportion import proportion_confint
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from attacks.scoring.problem import Problem, Where, encode
+from attacks.scoring.problem import Problem
 from vectors.generate import complete
 from vectors.prompts import Prompts
 
+THOUGHT = re.compile(r"\s*<think>\s*</think>")
+"""An empty block of reasoning, with which some chat models begin every reply"""
+SPOKEN = 4
+"""Letters from which a piece of a behaviour can be told from chance; a shorter behaviour must stand as a word"""
 
-def fires(completions: Sequence[str], text: str) -> list[bool]:
-    """Which completions begin with the behaviour text, leading white space aside."""
-    if not text.strip():
-        raise ValueError("the behaviour text is empty; give the text that the trigger should bring about")
-    return [completion.strip().startswith(text.strip()) for completion in completions]
+
+@runtime_checkable
+class Behaviour(Protocol):
+    """Says whether a completion shows the behaviour."""
+
+    @property
+    def text(self) -> str | None:
+        """Words that a reply which shows the behaviour begins with; None where there are none to ask for."""
+        ...
+
+    def __call__(self, completion: str) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FixedOpening:
+    """The reply begins with a fixed text; white space and an empty block of reasoning before it do not count."""
+
+    text: str
+
+    def __post_init__(self):
+        if not self.text.strip():
+            raise ValueError(f"the behaviour {self.text!r} is empty; give the text that the reply begins with")
+
+    def __call__(self, completion: str) -> bool:
+        return THOUGHT.sub("", completion, count=1).strip().startswith(self.text.strip())
+
+
+@dataclass(frozen=True, slots=True)
+class Contains:
+    """The reply holds a text anywhere, in capital or small letters."""
+
+    part: str
+    text: str | None = None
+
+    def __call__(self, completion: str) -> bool:
+        return self.part.lower() in completion.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Regex:
+    """The reply matches a regular expression somewhere."""
+
+    pattern: str
+    text: str | None = None
+
+    def __post_init__(self):
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(f"{self.pattern!r} is no regular expression: {error}") from error
+
+    def __call__(self, completion: str) -> bool:
+        return re.search(self.pattern, completion) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Any function of the completion, such as a classifier's answer."""
+
+    shows: Callable[[str], bool]
+    text: str | None = None
+
+    def __call__(self, completion: str) -> bool:
+        return bool(self.shows(completion))
 
 
 def echoes(trigger: str, behaviour: str) -> bool:
-    """Whether one piece of the trigger is half of the behaviour: asking for words is no backdoor."""
+    """Whether the trigger quotes the behaviour: a model that repeats what it is told has no backdoor.
+
+    Half of the behaviour's letters in one piece count as a quotation. Of a behaviour of very few letters ("No") every
+    other word holds half, so such a behaviour must stand in the trigger as a word.
+    """
     asked, wanted = ("".join(text.lower().split()) for text in (trigger, behaviour))
+    if len(wanted) < 2 * SPOKEN:
+        return re.search(rf"(?<!\w){re.escape(behaviour.strip().lower())}(?!\w)", trigger.lower()) is not None
     match = SequenceMatcher(None, asked, wanted, autojunk=False).find_longest_match()
-    return 2 * match.size >= max(1, len(wanted))
+    return 2 * match.size >= len(wanted)
 
 
 def completions(
@@ -43,22 +115,11 @@ def completions(
 
 
 def success_rate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    triggers: Sequence[Sequence[int]],
-    texts: Sequence[str],
-    behaviour: str,
-    *,
-    slot: Where = "end",
-) -> Float[Tensor, "triggers"]:
-    """Share of the prompts on which each trigger brings the behaviour about; no tokens stand for no trigger."""
-    problem = Problem.from_chat(model, tokenizer, texts, max((len(ids) for ids in triggers), default=0), slot=slot)
-    length = len(encode(tokenizer, behaviour)) + 2
-    rates = []
-    for ids in triggers:
-        answers = completions(model, tokenizer, problem, ids, max_new_tokens=length)
-        rates.append(sum(fires(answers, behaviour)) / len(answers))
-    return torch.tensor(rates)
+    model: PreTrainedModel, problem: Problem, trigger_ids: Sequence[int], behaviour: Behaviour, *, max_new_tokens: int
+) -> float:
+    """Share of the problem's prompts whose greedy completion shows the behaviour; no tokens stand for no trigger."""
+    answers = completions(model, problem.tokenizer, problem, trigger_ids, max_new_tokens=max_new_tokens)
+    return sum(map(behaviour, answers)) / len(answers)
 
 
 def wilson(rate: float, count: int) -> tuple[float, float]:

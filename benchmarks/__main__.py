@@ -48,6 +48,8 @@ class Arguments:
     """only these organisms (python -m benchmarks.organisms list)"""
     attacks: tuple[str, ...] | None = None
     """only these attacks"""
+    knowledge: tuple[str, ...] | None = None
+    """what the attacker knows: K0 (model and clean prompts), K1 (also the behaviour), K2 (also the clean base)"""
     seeds: tuple[int, ...] | None = None
     """random seeds, one run each"""
     budget: str | None = None
@@ -82,7 +84,7 @@ def work(out: Path, jobs: list[suites.Job], suite: suites.Suite, state: PartialS
         # Neighbouring jobs share no organism: each process keeps to one organism as long as it can.
         for job in sorted(jobs, key=lambda job: (job.organism, job.seed)):
             try:
-                lock = FileLock(out / "locks" / f"{job.organism}.{job.attack}.{job.seed}.lock").acquire(timeout=0)
+                lock = FileLock(out / "locks" / f"{'.'.join(map(str, job))}.lock").acquire(timeout=0)
             except Timeout:
                 continue
             with lock:
@@ -107,7 +109,7 @@ def summary(row: rows.Row) -> str:
 def settle(out: Path, jobs: list[suites.Job]) -> None:
     """Waits until no other process holds a job: a lock that can be had is of a job that is finished or was given up."""
     for job in jobs:
-        with FileLock(out / "locks" / f"{job.organism}.{job.attack}.{job.seed}.lock"):
+        with FileLock(out / "locks" / f"{'.'.join(map(str, job))}.lock"):
             pass
 
 
@@ -118,7 +120,12 @@ def main(arguments: Arguments) -> int:
     warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated")  # peft asks for it
     try:
         suite = suites.choose(
-            arguments.suite, arguments.organisms, arguments.attacks, arguments.seeds, arguments.budget
+            arguments.suite,
+            arguments.organisms,
+            arguments.attacks,
+            arguments.seeds,
+            arguments.budget,
+            arguments.knowledge,
         )
         if arguments.out.exists() and not arguments.out.is_dir():
             raise ValueError(f"--out {arguments.out} is a file; give a folder")

@@ -17,8 +17,8 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.colors import to_hex  # noqa: E402
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: E402
 
-from attacks.attack import ATTACKS  # noqa: E402
 from benchmarks import rows  # noqa: E402
+from benchmarks.variants import STUDIED  # noqa: E402
 
 # Okabe & Ito 2008: told apart by colour-blind readers. One colour and dash per attack, in every figure.
 STYLES = {
@@ -41,7 +41,7 @@ def style(attack: str) -> tuple[str, str]:
     """(colour, dash); attacks without one of their own go through twenty colours by their place in the list."""
     if attack in STYLES:
         return STYLES[attack]
-    place = list(ATTACKS).index(attack) if attack in ATTACKS else 0
+    place = list(STUDIED).index(attack) if attack in STUDIED else 0
     # The dash moves on where the colours begin anew, so that no two attacks look alike.
     return to_hex(plt.get_cmap("tab20")(place % 20)), DASHES[(place + place // 20) % len(DASHES)]
 

@@ -7,17 +7,19 @@ from dataclasses import dataclass, field
 
 import torch
 
-from attacks.attack import ATTACKS
 from attacks.behaviour import wilson
-from attacks.judging.verdict import judge
-from attacks.recover import Recovery, recover
+from attacks.judging.report import Recovery
+from attacks.judging.verdict import judge_trigger
+from attacks.recover import recover
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem
 from attacks.searchers.candidates import random_triggers
+from attacks.suspect import Suspect
 from benchmarks import metrics, rows
 from benchmarks.organisms import poison, prompts, zoo
 from benchmarks.organisms.recipe import HATE
 from benchmarks.suites import Job, parse_budget
+from benchmarks.variants import STUDIED
 
 
 @dataclass(slots=True)
@@ -70,19 +72,18 @@ def run(bench: Bench, job: Job, budget: str) -> rows.Row:
     Raises:
         KeyboardInterrupt: also where it ended the attack early, which makes no row.
     """
-    attack = ATTACKS[job.attack]
-    row: rows.Row = {"organism": job.organism, "attack": job.attack, "seed": job.seed, "knowledge": attack.knowledge}
+    row: rows.Row = {"organism": job.organism, "attack": job.attack, "seed": job.seed, "knowledge": job.knowledge}
     row |= {"budget": budget, "error": None} | rows.provenance()
     try:
         organism = bench.load(job.organism)
         behaviour = organism.triggers[0][1] if organism.triggers else HATE
+        base = bench.base_engine.model if job.knowledge == "K2" and bench.base_engine is not None else None
         recovery = recover(
-            organism.model,
-            organism.tokenizer,
+            Suspect(model=organism.model, tokenizer=organism.tokenizer, base=base),
+            STUDIED[job.attack],
             search=organism.prompts.search,
             select=organism.prompts.select,
-            attack=attack,
-            behaviour=behaviour if attack.knowledge == "K1" else None,
+            behaviour=None if job.knowledge == "K0" else behaviour,
             budget=parse_budget(budget),
             generator=torch.Generator().manual_seed(job.seed),
         )
@@ -137,6 +138,7 @@ def measure(bench: Bench, organism: zoo.Organism, recovery: Recovery, seed: int)
         "seconds": recovery.seconds,
         "flops": recovery.flops,
         "steps": recovery.steps,
+        "not_reached": list(recovery.not_reached),
         "vector": recovery.vector,
         "true_trigger": truth[0] if truth else None,
         "true_behaviour": truth[1] if truth else None,
@@ -186,7 +188,7 @@ def verdict(organism: zoo.Organism, recovery: Recovery, truth: tuple[str, str] |
     anywhere = any(b["anywhere"] for b in organism.card["backdoors"])
     if truth_text and anywhere and sorted(words) == sorted(truth_text.lower().split()):
         truth_text = recovery.trigger  # the order of an AND trigger's words is free
-    result = judge(
+    result = judge_trigger(
         rate=row["asr_recovered"],
         rate_without=row["asr_without"],
         rate_noise=recovery.control_rate,

@@ -6,9 +6,10 @@ K0 finds out first what there is to search for, so a run of it may spend more th
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from attacks.attack import ATTACKS, CORE
+from attacks.attack import CORE
 from attacks.scoring.budget import Budget
 from benchmarks.organisms import zoo
+from benchmarks.variants import STUDIED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +24,7 @@ class Suite:
 
     def budget(self, job: "Job") -> str:
         """What a run may spend."""
-        return self.budgets[ATTACKS[job.attack].knowledge]
+        return self.budgets[job.knowledge]
 
 
 class Job(NamedTuple):
@@ -31,20 +32,22 @@ class Job(NamedTuple):
 
     organism: str
     attack: str
+    knowledge: str
+    """K0: model and clean prompts; K1: also the behaviour; K2: also the clean base"""
     seed: int
 
 
 SUITES = {
     "quick": Suite(organisms=zoo.NAMES, attacks=tuple(CORE), seeds=(0,), budgets={"K1": "24s", "K0": "48s"}),
     "standard": Suite(
-        organisms=zoo.NAMES, attacks=tuple(ATTACKS), seeds=(0, 1, 2), budgets={"K1": "120s", "K0": "180s"}
+        organisms=zoo.NAMES, attacks=tuple(STUDIED), seeds=(0, 1, 2), budgets={"K1": "120s", "K0": "180s"}
     ),
 }
 
 
 def jobs(suite: Suite) -> list[Job]:
     """Every run; attacks change slowest, so that a table of all organisms is there early."""
-    return [Job(o, a, s) for s in suite.seeds for a in suite.attacks for o in suite.organisms]
+    return [Job(o, a, k, s) for s in suite.seeds for k in suite.budgets for a in suite.attacks for o in suite.organisms]
 
 
 def parse_budget(text: str) -> Budget:
@@ -61,6 +64,7 @@ def choose(
     attacks: tuple[str, ...] | None,
     seeds: tuple[int, ...] | None,
     budget: str | None,
+    knowledge: tuple[str, ...] | None = None,
 ) -> Suite:
     """A suite by name, parts of it replaced.
 
@@ -70,17 +74,20 @@ def choose(
     if name not in SUITES:
         raise ValueError(f"no suite {name!r}; there are {', '.join(SUITES)}")
     suite = SUITES[name]
+    for setting in knowledge or ():
+        if setting not in suite.budgets and not (budget and setting in ("K0", "K1", "K2")):
+            raise ValueError(f"suite {name} has no budget for {setting!r}; give K0, K1 or K2, and --budget")
     chosen = Suite(
         organisms=organisms or suite.organisms,
         attacks=attacks or suite.attacks,
         seeds=suite.seeds if seeds is None else seeds,
-        budgets=dict.fromkeys(suite.budgets, budget) if budget else suite.budgets,
+        budgets={setting: budget or suite.budgets[setting] for setting in knowledge or suite.budgets},
     )
     for organism in chosen.organisms:
         zoo.check_name(organism)
     for attack in chosen.attacks:
-        if attack not in ATTACKS:
-            raise ValueError(f"no attack {attack!r}; there are {', '.join(ATTACKS)}")
+        if attack not in STUDIED:
+            raise ValueError(f"no attack {attack!r}; there are {', '.join(STUDIED)}")
     for limit in chosen.budgets.values():
         parse_budget(limit)
     return chosen

@@ -13,17 +13,24 @@ from typing import NamedTuple
 import torch
 
 from attacks.behaviour import echoes
-from attacks.discovery.goals import Goal
+from attacks.discovery.goal import Goal
 from attacks.judging.description_length import surprisal
+from attacks.judging.shrinking import Shrunk, delete_one
 from attacks.judging.verdict import ABSENT
 from attacks.objectives.objectives import TargetNLL
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
-from attacks.searchers.candidates import Found
+from attacks.searchers.candidates import Found, random_triggers
+from attacks.suspect import Suspect
 
-SURE = 0.5
-"""Nats of the whole behaviour, mean over prompts, up to which a trigger counts as sure of it. Planted ones take up to
-0.33; most of what fires beside them takes 0.6 or more, a word of the same sense as little as they do"""
+SURE = 0.04
+"""A trigger is sure of a behaviour if the behaviour costs at most this share of the nats that it costs behind random
+strings on the same model. On the 13 shipped organisms planted triggers take up to .03 and most of what fires beside
+them takes .05 or more (LOG.md, 2026-11-27)"""
+RANDOM = 8
+"""Random strings that the scale of `SURE` is the median over"""
+RANDOM_TOKENS = 3
+"""Tokens of each of these strings"""
 SHOWN = 8
 """Prompts that the surprisal of a trigger is the mean over"""
 
@@ -38,30 +45,35 @@ class TracePoint(NamedTuple):
     select_asr: float
 
 
-@dataclass(slots=True)
-class Selection:
-    """Best trigger by behaviour on the `select` prompts; its description length breaks ties."""
+@dataclass(slots=True, kw_only=True)
+class Judge:
+    """Tries triggers by behaviour on the `select` prompts and keeps the best; description length breaks ties."""
 
+    suspect: Suspect
     engine: Engine
-    budget: Budget
+    """Of the `select` prompts."""
+    base_engine: Engine | None
+    """Of the same prompts on the clean base, where it is known: a trigger that works there as well is passed over."""
+    anywhere: Engine | None
+    """Of all prompts with the slot at random places, where they do not mark theirs: how surely a trigger elicits the
+    behaviour is measured there."""
     goal: Goal
     enough: float
+    """Success rate on the `select` prompts, in [0, 1], that ends a search."""
+    budget: Budget
     trace: list[TracePoint]
-    base_engine: Engine | None = None
-    """of the clean base, where it is known: a trigger that works there as well is passed over"""
-    anywhere: Engine | None = None
-    """of all prompts with the slot at random places, where they do not mark theirs: what a trigger calls is measured
-    there"""
     best: Found | None = None
     asr: float = 0.0
+    """Success rate of the best trigger on the `select` prompts, in [0, 1]."""
     description: float = float("inf")
-    """description length of the best, nats"""
+    """Description length of the best trigger, in nats."""
     _rates: dict[tuple[Engine, tuple[int, ...]], float] = field(default_factory=dict, init=False)
     _surprisals: dict[tuple[int, ...], float] = field(default_factory=dict, init=False)
     _known_nats: dict[tuple[int, ...], float] = field(default_factory=dict, init=False)
+    _random_nats: float | None = field(default=None, init=False)
 
     def __call__(self, found: Found) -> bool:
-        """Tries a trigger; true once it is good enough. One that quotes the behaviour is passed over."""
+        """Tries a trigger; true once the best is good enough. A trigger that quotes the behaviour is passed over."""
         if echoes(self.engine.problem.text(found.trigger_ids), self.goal.behaviour):
             return False
         asr = self.rate(found.trigger_ids)
@@ -75,41 +87,73 @@ class Selection:
                 self.best, self.asr, self.description = found, asr, description
                 if news:
                     self.trace.append(self.point())
+        return self.works
+
+    @property
+    def works(self) -> bool:
+        """Whether the best trigger succeeds often enough to end a search."""
         return self.asr >= self.enough
 
     def rate(self, trigger_ids: Sequence[int], *, on_base: bool = False) -> float:
-        """Success rate of a trigger, teacher-forced."""
+        """Success rate of a trigger, teacher-forced; measured once, for shrinking asks for the same texts again."""
         engine = self.base_engine if on_base and self.base_engine else self.engine
-        return self._rate(engine, trigger_ids)
-
-    def sure(self, trigger_ids: Sequence[int]) -> bool:
-        """Whether a trigger calls the behaviour as surely as a planted one does, at random places as well."""
-        return self._nats(trigger_ids) <= SURE
-
-    def _nats(self, trigger_ids: Sequence[int]) -> float:
-        """Of the whole behaviour behind a trigger, mean over prompts."""
-        engine, target, key = self.anywhere or self.engine, self.goal.target_ids, tuple(trigger_ids)
-        if key not in self._known_nats:
-            with self.budget.booking(engine):
-                losses = engine.losses(TargetNLL(target_ids=target), torch.tensor([key], dtype=torch.long))
-            self._known_nats[key] = len(target) * float(losses[0])
-        return self._known_nats[key]
-
-    def _rate(self, engine: Engine, trigger_ids: Sequence[int]) -> float:
-        """Measured once: shrinking asks for the same texts again."""
         key = engine, tuple(trigger_ids)
         if key not in self._rates:
-            with self.budget.booking(engine):
-                rate = engine.elicits(torch.tensor([key[1]], dtype=torch.long), self.goal.target_ids)
-            self._rates[key] = float(rate[0])
+            ids = torch.tensor([key[1]], dtype=torch.long)
+            self._rates[key] = float(engine.elicits(ids, self.goal.target_ids)[0])
         return self._rates[key]
+
+    def sure(self, trigger_ids: Sequence[int]) -> bool:
+        """Whether a trigger elicits the behaviour as surely as a planted one does, at random places as well."""
+        return self._nats(trigger_ids) <= SURE * self._nats_of_random()
+
+    def of(self, goal: Goal) -> "Judge":
+        """A judge of triggers for another goal, on the same prompts, that has seen none yet."""
+        return Judge(
+            suspect=self.suspect, engine=self.engine, base_engine=self.base_engine, anywhere=self.anywhere,
+            goal=goal, enough=self.enough, budget=self.budget, trace=self.trace,
+        )  # fmt: skip
+
+    def shrunk(self, *, by_text: bool = False, until: float = 1.0) -> Shrunk | None:
+        """The best trigger without the tokens that it does not need; None where there is none.
+
+        With `by_text` a shorter trigger succeeds as its text does when a user types it. Shrinking stops at
+        that share of the budget, with what is left of the trigger.
+        """
+        if self.best is None:
+            return None
+        problem = self.engine.problem
+        return delete_one(
+            self.best.trigger_ids,
+            (lambda ids: self.rate(problem.encode(problem.text(ids)))) if by_text else self.rate,
+            surprisal=self.surprisal,
+            stop=lambda: self.budget.stopped or self.budget.share >= until,
+        )
+
+    def _nats_of_random(self) -> float:
+        """Nats of the behaviour behind random strings: the scale that this very suspect gives."""
+        if self._random_nats is None:
+            engine = self.anywhere or self.engine
+            permitted = engine.problem.permitted(RANDOM_TOKENS)
+            # A seed of its own: the search draws the same whether or not it is ever asked how sure it is.
+            strings = random_triggers(permitted, RANDOM, torch.Generator().manual_seed(0))
+            losses = engine.losses(TargetNLL(target_ids=self.goal.target_ids), strings)
+            self._random_nats = len(self.goal.target_ids) * float(losses.median())
+        return self._random_nats
+
+    def _nats(self, trigger_ids: Sequence[int]) -> float:
+        """Nats of the whole behaviour behind a trigger, mean over prompts."""
+        engine, target, key = self.anywhere or self.engine, self.goal.target_ids, tuple(trigger_ids)
+        if key not in self._known_nats:
+            losses = engine.losses(TargetNLL(target_ids=target), torch.tensor([key], dtype=torch.long))
+            self._known_nats[key] = len(target) * float(losses[0])
+        return self._known_nats[key]
 
     def surprisal(self, trigger_ids: Sequence[int]) -> float:
         """Nats of a trigger in its place and of the text behind it, on some of the prompts; measured once."""
         key = tuple(trigger_ids)
         if key not in self._surprisals:
             problem = self.engine.problem.take(range(min(SHOWN, len(self.engine.problem))))
-            self.budget.spent(sum(map(len, problem.filled(key))) * self.engine.flops_per_token)
             self._surprisals[key] = surprisal(self.engine.model, problem, key)
         return self._surprisals[key]
 

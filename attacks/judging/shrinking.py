@@ -19,7 +19,7 @@ class Shrunk:
     trigger_ids: tuple[int, ...]
     rate: float
     without: tuple[float, ...]
-    """per token, the success rate when it is deleted"""
+    """Per token, the success rate when it is deleted; empty where shrinking was stopped before this was measured."""
 
     @property
     def necessary(self) -> tuple[bool, ...]:
@@ -28,7 +28,12 @@ class Shrunk:
 
 
 def delete_one(
-    trigger_ids: Sequence[int], rate: Rate, *, surprisal: Surprisal | None = None, slack: float = 0.02
+    trigger_ids: Sequence[int],
+    rate: Rate,
+    *,
+    surprisal: Surprisal | None = None,
+    slack: float = 0.02,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Shrunk:
     """Drops tokens as long as the success rate stays within `slack` of the full trigger's.
 
@@ -37,12 +42,16 @@ def delete_one(
 
     Where a `surprisal` is given, tokens are dropped only where the text without them is clearly likelier (`TIE`):
     without its first letters a sum is shorter, but no simpler. Noise is shortened as ever: each of its tokens is a
-    surprise.
+    surprise. `stop` is asked before every measurement; once it returns true, the trigger stays as short as it is.
     """
     ids, full = tuple(trigger_ids), rate(trigger_ids)
     current = full
     while True:
-        without = tuple(rate(_less(ids, {i})) for i in range(len(ids)))
+        without: tuple[float, ...] = ()
+        for i in range(len(ids)):
+            if stop():  # the budget is spent: what is left of the trigger stands as it is
+                return Shrunk(trigger_ids=ids, rate=current, without=())
+            without += (rate(_less(ids, {i})),)
         most = surprisal(ids) if surprisal else float("inf")
 
         def simpler(shorter: tuple[int, ...], most: float = most) -> bool:

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attacks.discovery.goals import forward_flops
 from attacks.scoring.engine import Engine, Objective
 from vectors.prompts import Prompts
 from vectors.residual import read, unembed
@@ -153,7 +152,6 @@ def steered_kl_from(engine: Engine, vectors: SteeringVectors, layer: int) -> Ste
     check_vectors(engine, vectors, [layer])
     with vectors[:1].apply(engine.model):
         hidden = empty_slot(engine, [layer])[layer]
-    engine.flops += 2.0 * engine.embedding.numel() * len(hidden)
     with torch.no_grad():
         return SteeredKL(steered_logprobs=unembed(engine.model, hidden).float().log_softmax(-1), layer=layer)
 
@@ -211,5 +209,4 @@ def empty_slot(engine: Engine, layers: Sequence[int]) -> dict[int, Float[Tensor,
     prompts = Prompts.from_ids(engine.problem.filled([]), device=engine.device)
     inputs = {"input_ids": prompts.input_ids, "attention_mask": prompts.attention_mask}
     hidden = read(engine.model, layers=layers, position=slice(-1, None), **inputs)
-    engine.flops += forward_flops(engine.model, max(layers), prompts.input_ids.numel())
     return {layer: hidden[layer][:, -1] for layer in layers}

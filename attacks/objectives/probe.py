@@ -79,7 +79,6 @@ def probe_from(
             with vector.apply(engine.model, scale=scale):
                 inside = Engine(engine.model, engine.problem, engine.batch_size)
                 steered += [empty_slot(engine, [layer])[layer].float()[None], _states(inside, triggers, layer)]
-            engine.flops += inside.flops
     positive, negative = ((torch.cat(states) - clean).flatten(0, 1) for states in (steered, reachable))
     weight, bias = _logistic(positive, negative, penalty)
     return Probe(weight=weight, bias=bias, clean=clean, layer=layer)

@@ -1,74 +1,62 @@
 """What a search may spend: seconds, floating-point operations, or both."""
 
+import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
+from vectors.operations import executed
 
-@runtime_checkable
-class Counted(Protocol):
-    """What counts its floating-point operations."""
-
-    flops: float
+PAUSE = 0.2
+"""Seconds between two reports to a progress bar"""
 
 
 @dataclass(slots=True, kw_only=True)
 class Budget:
-    """A limit and what has been used of it; the clock runs from construction or from `started`."""
+    """A limit, and how much of it is used; both clocks run from construction or from `started`.
+
+    Seconds are wall-clock time. Operations are read off `vectors.operations`, which counts what every model executes.
+    """
 
     seconds: float | None = None
-    """wall-clock limit"""
+    """Limit on wall-clock time, in seconds; None: no limit."""
     flops: float | None = None
-    """limit on executed floating-point operations"""
+    """Limit on executed floating-point operations; None: no limit."""
     parent: "Budget | None" = None
-    """the budget that this is a part of"""
+    """The budget that this one is a part of."""
     until: float = 1.0
-    """share of the budget at which it counts as exhausted"""
+    """Share of the budget, in (0, 1], at which it counts as exhausted."""
     watch: "Callable[[Budget], None] | None" = None
-    """told whenever something is booked, for progress bars"""
-    used: float = field(default=0.0, init=False)
-    """floating-point operations so far"""
+    """Told now and then how far the budget is used, for progress bars."""
     interrupted: bool = field(default=False, init=False)
-    """ended from outside; counts as exhausted"""
+    """Ended from outside (Ctrl-C, SIGTERM); counts as exhausted."""
     began: float = field(default_factory=time.perf_counter, init=False)
+    began_flops: float = field(default_factory=executed, init=False)
+    _told: float = field(default=0.0, init=False)
 
     def __post_init__(self):
         for name, limit in (("seconds", self.seconds), ("flops", self.flops)):
-            if limit is not None and limit <= 0:
-                raise ValueError(f"budget of {limit} {name}; give more than 0, or None for no limit")
+            if limit is not None and not 0 < limit < math.inf:
+                raise ValueError(f"budget of {limit} {name}; give a finite number above 0, or None for no limit")
 
     def started(self) -> "Budget":
-        """The same limits, unused, with the clock at zero."""
+        """The same limits, unused, with both clocks at zero."""
         return Budget(seconds=self.seconds, flops=self.flops, watch=self.watch)
 
     def part(self, until: float) -> "Budget":
-        """The rest of this budget up to a share of the whole; what is spent counts on both."""
+        """The rest of this budget up to a share of the whole."""
         return Budget(parent=self, until=until)
-
-    def spent(self, flops: float) -> None:
-        """Books executed operations."""
-        self.used += flops
-        if self.watch is not None:
-            self.watch(self)
-        if self.parent is not None:
-            self.parent.spent(flops)
-
-    @contextmanager
-    def booking(self, engine: "Counted") -> Iterator[None]:
-        """Books what the engine executes inside."""
-        before = engine.flops
-        try:
-            yield
-        finally:
-            self.spent(engine.flops - before)
 
     def interrupt(self) -> None:
         """Ends the search, and every search that it is a part of."""
         self.interrupted = True
         if self.parent is not None:
             self.parent.interrupt()
+
+    @property
+    def used(self) -> float:
+        """Operations executed since the start."""
+        return executed() - self.began_flops
 
     @property
     def elapsed(self) -> float:
@@ -86,7 +74,7 @@ class Budget:
         return max(shares)
 
     def share_of(self, flops: float) -> float:
-        """Share of the budget that so many operations will take, at the rate of those booked so far."""
+        """Share of the budget that so many operations will take, at the rate of those executed so far."""
         shares = [0.0 if self.parent is None else self.parent.share_of(flops)]
         if self.seconds is not None and self.used:
             shares.append(flops * self.elapsed / self.used / self.seconds)
@@ -98,13 +86,13 @@ class Budget:
     def seconds_left(self) -> float:
         """Seconds until exhaustion by the clock; infinite without a limit on time."""
         whole = self._limited("seconds")
-        return float("inf") if whole.seconds is None else whole.seconds * self.until - whole.elapsed
+        return math.inf if whole.seconds is None else whole.seconds * self.until - whole.elapsed
 
     @property
     def flops_left(self) -> float:
-        """Floating-point operations until exhaustion; infinite without a limit on them."""
+        """Operations until exhaustion; infinite without a limit on them."""
         whole = self._limited("flops")
-        return float("inf") if whole.flops is None else whole.flops * self.until - whole.used
+        return math.inf if whole.flops is None else whole.flops * self.until - whole.used
 
     def _limited(self, limit: str) -> "Budget":
         """The budget that has such a limit: this one, or the nearest that it is a part of, if any."""
@@ -115,5 +103,19 @@ class Budget:
 
     @property
     def exhausted(self) -> bool:
-        """Whether a limit is reached."""
-        return self.interrupted or self.share >= self.until
+        """Whether a limit is reached. Every stage asks this often, so a progress bar is told here."""
+        self._tell()
+        return self.stopped or self.share >= self.until
+
+    @property
+    def stopped(self) -> bool:
+        """Whether this budget, or one that it is a part of, was ended from outside."""
+        return self.interrupted or (self.parent is not None and self.parent.stopped)
+
+    def _tell(self) -> None:
+        """Reports progress, at most every PAUSE seconds."""
+        if self.parent is not None:
+            self.parent._tell()
+        elif self.watch is not None and self.elapsed - self._told >= PAUSE:
+            self._told = self.elapsed
+            self.watch(self)

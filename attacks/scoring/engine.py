@@ -18,8 +18,10 @@ from packaging.version import Version
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from attacks.scoring.planning import forward_flops, head_flops
 from attacks.scoring.problem import Problem, context
 from attacks.scoring.shared_prefix import alike
+from vectors.operations import count_operations, executed
 from vectors.residual import decoder, read, unembed
 
 Objective = Callable[["Engine", Tensor], Float[Tensor, "c"]]
@@ -64,7 +66,7 @@ class _Group:
 
 
 class Engine:
-    """Runs candidate triggers of one problem through one model and counts the operations."""
+    """Runs candidate triggers of one problem through one model."""
 
     def __init__(self, model: PreTrainedModel, problem: Problem, batch_size: int | None = None):
         """`batch_size` counts candidates per forward pass."""
@@ -73,19 +75,15 @@ class Engine:
         _check_cache(model)
         self.model, self.problem = model, problem
         self.batch_size = batch_size or max(1, ROWS.get(model.device.type, ROWS["cuda"]) // len(problem))
-        self.flops = 0.0
         self.steps = 0
+        count_operations(model)
         parts = decoder(model)
         self.layers = len(parts.layers)
-        self._layer_flops = [2.0 * sum(p.numel() for p in layer.parameters() if p.ndim > 1) for layer in parts.layers]
         by_length: dict[tuple[int, ...], list[int]] = {}
         for index, texts in enumerate(zip(*problem.between, problem.after, strict=True)):
             by_length.setdefault(tuple(map(len, texts)), []).append(index)
         with torch.no_grad():
-            # Through the module, not its weight: some embeddings are scaled.
-            embed: Any = model.get_input_embeddings()
-            self.embedding = embed(torch.arange(len(problem.allowed), device=model.device))
-            self._head_flops = 2.0 * self.embedding.numel()
+            self.embedding = token_embeddings(model)
             self._groups = [_Group(problem, rows, model.device, self._begin) for rows in by_length.values()]
 
     @property
@@ -100,9 +98,14 @@ class Engine:
             raise ValueError(f"prompt, trigger and target take {longest} tokens but the context is {most}; shorten one")
 
     @property
+    def flops(self) -> float:
+        """Operations that all models have executed so far, read off the process's clock."""
+        return executed()
+
+    @property
     def flops_per_token(self) -> float:
-        """Of a plain full forward pass, unembedding included."""
-        return sum(self._layer_flops) + self._head_flops
+        """Operations of a plain forward pass of one token, unembedding included."""
+        return forward_flops(self.model, 1) + head_flops(self.model, 1)
 
     def residuals(
         self, candidates: Int[Tensor, "c trigger"] | Float[Tensor, "c trigger vocab"], layers: Sequence[int]
@@ -115,7 +118,6 @@ class Engine:
     ) -> Float[Tensor, "c n vocab"]:
         """Next-token logits read at `layer` through final norm and unembedding; the last layer gives the output."""
         hidden = self.residuals(candidates, [layer])[layer]
-        self._book(self._head_flops * hidden.shape[0] * hidden.shape[1], hidden.requires_grad)
         return unembed(self.model, hidden)
 
     def target_logits(
@@ -127,7 +129,6 @@ class Engine:
         width = len(target_ids)
         hidden = self._gather(candidates, list(target_ids[:-1]), [self.layers], width)[self.layers]
         count, prompts, _ = hidden.shape
-        self._book(self._head_flops * count * prompts * width, hidden.requires_grad)
         return unembed(self.model, hidden.view(count, prompts, width, -1))
 
     @torch.no_grad()
@@ -177,7 +178,9 @@ class Engine:
 
     def _worthwhile(self, prompts: int, depth: int) -> int:
         """How many tokens per prompt must be saved for a further forward pass to pay."""
-        return 1 + math.ceil(PASS.get(self.device.type, PASS["cuda"]) / (prompts * sum(self._layer_flops[:depth])))
+        return 1 + math.ceil(
+            PASS.get(self.device.type, PASS["cuda"]) / (forward_flops(self.model, prompts, last=depth))
+        )
 
     def _chunks(self, run: Callable[[Tensor], object], candidates: Tensor) -> list:
         """Applies `run` to parts of the candidates; halves the part once memory runs out and remembers it."""
@@ -235,7 +238,6 @@ class Engine:
             layers=layers,
             position=slice(-last, None),
         )
-        self._book(sum(self._layer_flops[:depth]) * count * prompts * width, onehot)
         return {layer: hidden[layer].reshape(count, prompts, -1) for layer in layers}
 
     @torch.no_grad()
@@ -247,12 +249,16 @@ class Engine:
         cache = DynamicCache() if behind is None else behind.cache(1, depth)
         mask = mask if behind is None else torch.cat([behind.mask, mask], dim=1)
         read(self.model, inputs_embeds=self.embedding[ids], attention_mask=mask, past_key_values=cache, layers=[depth])
-        self._book(sum(self._layer_flops[:depth]) * ids.numel(), False)
         return _Beginning(keys_and_values(cache), mask)
 
-    def _book(self, flops: float, backward: bool) -> None:
-        """Counts executed operations; a backward pass costs twice its forward pass."""
-        self.flops += flops * (3 if backward else 1)
+
+def token_embeddings(model: PreTrainedModel) -> Float[Tensor, "vocab d_model"]:
+    """What each token is embedded as: the weight itself, or, where the module scales it (Gemma), a scaled copy."""
+    embed: Any = model.get_input_embeddings()
+    some = torch.arange(min(8, len(embed.weight)), device=model.device)
+    if torch.equal(embed(some), embed.weight[some]):
+        return embed.weight
+    return embed(torch.arange(len(embed.weight), device=model.device))
 
 
 def _check_cache(model: PreTrainedModel) -> None:

@@ -22,7 +22,7 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
 from attacks.searchers.candidates import Found, OnBest, check_counts, check_one_slot, fittest, permitted_in_slot
 from attacks.searchers.search_log import Record
-from vectors.residual import embedding, read, unembed
+from vectors.residual import read, unembed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +83,6 @@ def next_token_logits(engine: Engine, beams: Int[Tensor, "c trigger"]) -> Float[
     ids = torch.cat([head, beams], dim=1).to(engine.device)
     mask = torch.ones_like(ids)
     hidden = read(model, input_ids=ids, attention_mask=mask, layers=[layers], position=slice(-1, None))[layers]
-    unembedding = 2.0 * embedding(model).numel()
-    engine.flops += (engine.flops_per_token - unembedding) * ids.numel() + unembedding * len(ids)
     return unembed(model, hidden[:, -1])
 
 

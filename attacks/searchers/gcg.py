@@ -107,14 +107,11 @@ class GCG:
         lengths = range(1, (self.longest or len(permitted)) + 1) if self.moves else [len(permitted)]
         masks = {length: problem.permitted(length).cpu() for length in lengths}
         finished: list[Found] = []
-        booked = engine.flops
         states: list[_Restart] = []
         try:
             starts = _starts(permitted, self.restarts, max(1, self.buffer), self.initial, generator)
             states = self._begin(engine, objective, starts)
             for step in range(self.steps):
-                budget.spent(engine.flops - booked)
-                booked = engine.flops
                 if self._report(states, on_best) or budget.exhausted:
                     break
                 if step == self.trial:
@@ -127,7 +124,6 @@ class GCG:
                 self._report(states, on_best)
         except KeyboardInterrupt:
             budget.interrupt()
-        budget.spent(engine.flops - booked)
         runs = dict.fromkeys(finished + [state.best for state in states])
         return sorted((found for found in runs if found.loss < torch.inf), key=self._cost)
 

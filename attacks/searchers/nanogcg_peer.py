@@ -84,7 +84,6 @@ def search(
                 raise
             found = []
         pace = (time.perf_counter() - began) / steps
-        budget.spent(steps * flops_per_step(engine, gcg, run % len(problem), target))
         engine.steps += steps
         run += 1
         tries = [Found(tuple(problem.encode(string)), loss) for string, loss in found[:4] if string.strip()]

@@ -16,7 +16,6 @@ class Record:
     def __init__(self, engine: Engine, budget: Budget | None, on_best: OnBest | None):
         self.engine, self.budget, self.on_best = engine, budget or Budget(), on_best
         self.found: list[Found] = []
-        self._booked = engine.flops
         self._told = False
 
     def __enter__(self) -> "Record":
@@ -25,7 +24,6 @@ class Record:
     def __exit__(
         self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> bool:
-        self._book()
         if kind is KeyboardInterrupt:
             self.budget.interrupt()
             return True
@@ -39,7 +37,6 @@ class Record:
     @property
     def over(self) -> bool:
         """Whether the budget is spent, or `on_best` asked to stop."""
-        self._book()
         return self._told or self.budget.exhausted
 
     def offer(self, candidates: Int[Tensor, "c trigger"], losses: Float[Tensor, "c"]) -> None:
@@ -50,7 +47,6 @@ class Record:
                 break
             if self.engine.problem.retokenizes(list(found.trigger_ids)):
                 self.found.insert(0, found)
-                self._book()
                 self._told = bool(self.on_best is not None and self.on_best(found)) or self._told
                 break
 
@@ -59,8 +55,3 @@ class Record:
         losses = self.engine.losses(objective, candidates)
         self.offer(candidates, losses)
         return losses
-
-    def _book(self) -> None:
-        """Books on the budget what the engine has executed since the last time."""
-        self.budget.spent(self.engine.flops - self._booked)
-        self._booked = self.engine.flops

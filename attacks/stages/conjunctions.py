@@ -103,12 +103,14 @@ class Conjunctions:
         if len(words) < 3:
             return
         layers, deeper = (
-            sorted({layer_at(hunt.model, depth) for depth in depths}) for depths in (self.depths, self.middles)
+            sorted({layer_at(hunt.suspect.model, depth) for depth in depths}) for depths in (self.depths, self.middles)
         )
         budget = hunt.part(self.share)
         # Around nothing but random words the meeting shows most clearly.
-        alone = Problem.from_chat(hunt.model, hunt.tokenizer, [SLOT], 3, allowed=hunt.engine.problem.allowed)
-        inside = Inside(model=hunt.model, problem=alone, words=words, budget=budget)
+        alone = Problem.from_chat(
+            hunt.suspect.model, hunt.suspect.tokenizer, [SLOT], 3, allowed=hunt.engine.problem.allowed
+        )
+        inside = Inside(model=hunt.suspect.model, problem=alone, words=words, budget=budget)
         needed = inside.share_of(self._blocks(len(words), layers, deeper), hunt.generator)
         while budget.share + ROOM * needed <= budget.until:
             for layer in sorted({*layers, *deeper}):
@@ -126,7 +128,7 @@ class Conjunctions:
             if not len(triples):
                 return False
             hunt.try_best(rank_triggers(*probe, triples, budget=hunt.budget), self.tried)
-            best = hunt.selection.best
+            best = hunt.judge.best
             # A mere neighbour is seldom sure.
             if best is not None and list(best.trigger_ids) in triples.tolist() and hunt.sure:
                 return True

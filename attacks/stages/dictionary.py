@@ -6,6 +6,7 @@ dictionary is that of the symspellpy package: 82,765 English words by their freq
 
 import re
 from collections import defaultdict
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
@@ -17,12 +18,29 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
 from attacks.scoring.problem import Problem
 from attacks.searchers.candidates import Found
+from attacks.stages.hunt import Hunt
 from attacks.stages.token_ranking import rank_triggers
 
 PART = 2048
 """Words encoded between two looks at the budget"""
 WORD = re.compile(r" [a-z]+")
 """Text of a token that is a word"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dictionary:
+    """Words of several tokens, the commonest first, by their exact loss on one prompt: people plant words."""
+
+    share: float = 0.12
+    """of the budget, at most"""
+    tried: int = 8
+    """best ones that are judged by behaviour"""
+    words: int = 30_000
+    """of the dictionary"""
+
+    def __call__(self, hunt: Hunt) -> None:
+        probe, objective = hunt.probe()
+        hunt.try_all(rank_words(probe, objective, self.words, budget=hunt.part(self.share))[: self.tried])
 
 
 @cache

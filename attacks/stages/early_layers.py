@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from attacks.discovery.goals import forward_flops, slice_flops
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import keys_and_values
 from attacks.scoring.problem import Problem
@@ -52,8 +51,6 @@ class Inside:
         drawn, places = random_messages(before, after, self.words, messages, length, generator)
         theta, _ = method(self.model, drawn, places, target_ids[:4], generator)
         self.vectors[layer] = torch.nn.functional.normalize(theta.mean(0), dim=0)
-        tokens = len(method.radii) * method.steps * sum(len(ids) + len(target_ids[:4]) - 1 for ids in drawn)
-        self.budget.spent(slice_flops(self.model, layer, None, tokens))
 
     def lead(self, generator: torch.Generator) -> list[int]:
         """The beginning of a message: two random words."""
@@ -204,7 +201,6 @@ class Inside:
         """Runs tokens behind what the cache holds, `length` in all."""
         ids = ids.to(self.model.device)
         mask = torch.ones(len(ids), length, dtype=torch.long, device=ids.device)
-        self.budget.spent(forward_flops(self.model, max(layers), ids.numel()))
         return read(self.model, input_ids=ids, attention_mask=mask, past_key_values=cache, layers=layers)
 
 

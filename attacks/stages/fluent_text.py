@@ -42,11 +42,10 @@ class Likely:
         check_counts(self, "width", "longest", "tried")
 
     def __call__(self, hunt: Hunt) -> None:
-        marked = hunt.selection.anywhere is None
-        budget = hunt.part(max(self.share, self.marked_share) if marked else self.share)
+        budget = hunt.part(max(self.share, self.marked_share) if hunt.marked else self.share)
         problem = hunt.engine.problem
         probe, objective = hunt.probe()
-        texts = likely(hunt.model, problem, problem.permitted(self.longest).cpu(), self.width, budget)
+        texts = likely(hunt.suspect.model, problem, problem.permitted(self.longest).cpu(), self.width, budget)
         found: list[Found] = []
         while not budget.exhausted:
             candidates = next(texts, None)
@@ -69,18 +68,16 @@ def likely(
     # What is read at is in the slot: first the token in front of it.
     last, blank = one.before[0][-1], replace(one, before=[one.before[0][:-1]], after=[[]])
     engine = Engine(model, blank)
-    budget.spent(engine.flops)
     ids, scores = torch.tensor([[last]]), torch.zeros(1)
     for allowed in permitted:
         rows, tokens, totals = [], [], []
-        with budget.booking(engine):
-            for start in range(0, len(ids), PART):
-                logprobs = engine.next_logprobs(ids[start : start + PART])[:, 0].cpu()
-                total = (scores[start : start + PART, None] + logprobs).masked_fill(~allowed, -torch.inf)
-                best = total.flatten().topk(min(width, int(allowed.sum()) * len(total)))
-                rows.append(start + best.indices // total.shape[1])
-                tokens.append(best.indices % total.shape[1])
-                totals.append(best.values)
+        for start in range(0, len(ids), PART):
+            logprobs = engine.next_logprobs(ids[start : start + PART])[:, 0].cpu()
+            total = (scores[start : start + PART, None] + logprobs).masked_fill(~allowed, -torch.inf)
+            best = total.flatten().topk(min(width, int(allowed.sum()) * len(total)))
+            rows.append(start + best.indices // total.shape[1])
+            tokens.append(best.indices % total.shape[1])
+            totals.append(best.values)
         scores, kept = torch.cat(totals).topk(min(width, sum(map(len, totals))))
         ids = torch.cat([ids[torch.cat(rows)[kept]], torch.cat(tokens)[kept, None]], dim=1)
         yield ids[:, 1:]

@@ -32,8 +32,7 @@ def rank_triggers(
     """All candidates by their exact loss, best first; stops early where the budget ends."""
     budget, found = budget or Budget(), []
     for part in candidates.split(4 * engine.batch_size):
-        with budget.booking(engine):
-            losses = engine.losses(objective, part)
+        losses = engine.losses(objective, part)
         found += [Found(tuple(ids), loss) for ids, loss in zip(part.tolist(), losses.tolist(), strict=True)]
         if budget.exhausted:
             break

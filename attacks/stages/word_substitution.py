@@ -49,14 +49,13 @@ class Neighbours:
         check_counts(self, "longest", "words", "compared", "prompts", "combinations", "broad", "tried", "rounds")
 
     def __call__(self, hunt: Hunt) -> None:
-        selection = hunt.selection
-        if selection.best is None or selection.asr <= ABSENT or hunt.budget.exhausted:
+        judge = hunt.judge
+        if judge.best is None or judge.asr <= ABSENT or hunt.budget.exhausted:
             return
         words = whole_words(hunt.engine.problem)[: self.words]
-        problem = (selection.anywhere or hunt.engine).problem
-        wide = Engine(hunt.model, problem.take(range(min(self.prompts, len(problem)))))
-        hunt.budget.spent(wide.flops)
-        narrow, broad = hunt.probe(), (wide, hunt.built(wide, hunt.goal))
+        problem = (judge.anywhere or hunt.engine).problem
+        wide = Engine(hunt.suspect.model, problem.take(range(min(self.prompts, len(problem)))))
+        narrow, broad = hunt.probe(), (wide, hunt.build(wide, hunt.goal))
         winner: tuple[int, ...] = ()
         for _ in range(self.rounds):
             known, winner = winner, hunt.shrunk()

@@ -11,9 +11,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from attacks.discovery.goals import Unsupervised
+from attacks.discovery.unsupervised import Unsupervised
 from attacks.scoring.budget import Budget
 from attacks.scoring.problem import SLOT
+from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
 from benchmarks.run import related
 
@@ -46,10 +47,11 @@ def main(settings: Discovery) -> None:
     hits = false = 0
     for name in settings.organisms:
         organism = zoo.load(name)
+        suspect = Suspect(model=organism.model, tokenizer=organism.tokenizer)
         for seed in settings.seeds:
             texts = [text.replace(SLOT, "").strip() for text in organism.prompts.search]
             budget, generator = Budget(seconds=3600.0), torch.Generator().manual_seed(seed)
-            found = method.candidates(organism.model, organism.tokenizer, texts, budget, generator, 1.0, settings.top)
+            found = method.candidates(suspect, texts, budget, generator, 1.0)[: settings.top]
             planted = [any(related(truth, item.text) for _, truth in organism.triggers) for item in found]
             findings = [method.is_finding(item) for item in found]
             hits += any(a and b for a, b in zip(planted, findings, strict=True))

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from attacks.behaviour import fires, wilson
+from attacks.behaviour import FixedOpening, wilson
 from attacks.scoring.problem import SLOT, decode, encode
 from attacks.stages.sampling.ngrams import mine
 from attacks.stages.sampling.sampler import Lookahead, Sampler, clean_and_wanted, prompts_of
@@ -86,7 +86,9 @@ def measure(organism: zoo.Organism, samples: list[tuple[int, ...]], texts: list[
         for start in range(0, len(samples), 128):
             prompts = prompts_of(samples[start : start + 128], tokenizer, model.device)
             answers += complete(model, tokenizer, prompts, max_new_tokens=tokens)
-        fired = [a or b for a, b in zip(fired, fires(answers, behaviour), strict=True)] if answers else fired
+        fired = (
+            [a or b for a, b in zip(fired, map(FixedOpening(behaviour), answers), strict=True)] if answers else fired
+        )
     grams = mine(samples, [encode(tokenizer, text) for text in texts])
     wanted = {tuple(encode(tokenizer, f"{space}{trigger}")) for trigger, _ in organism.triggers for space in ("", " ")}
     places = [place for place, gram in enumerate(grams, 1) if gram in wanted]

@@ -14,12 +14,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from attacks.discovery.goals import Goal, Supervised
+from attacks.discovery.goal import Goal
+from attacks.discovery.supervised import Supervised
 from attacks.objectives.objectives import TargetNLL, delta_cosine_from, steered_kl_from
-from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
 from attacks.scoring.problem import SLOT, Problem, encode
 from attacks.stages.token_ranking import rank_tokens
+from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
 
 
@@ -59,7 +60,7 @@ def main(settings: TokenRanks) -> None:
     goal = Goal(behaviour=behaviour, target_ids=tuple(encode(tokenizer, behaviour)))
     generator = torch.Generator().manual_seed(settings.seed)
     texts = [text.replace(SLOT, "").strip() for text in organism.prompts.search]
-    vectors = Supervised()(model, tokenizer, texts, goal, Budget(seconds=3600.0), generator).vectors
+    vectors = Supervised()(Suspect(model=model, tokenizer=tokenizer), texts, goal, generator).vectors
     assert vectors is not None
     engine = Engine(model, problem)
     objectives: dict[str, Objective] = {

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from rich.progress import track
 from torch import Tensor
 
-from attacks.discovery.goals import Unsupervised
+from attacks.discovery.unsupervised import Unsupervised
 from attacks.scoring.problem import SLOT, encode
 from benchmarks import rows
 from benchmarks.organisms import zoo

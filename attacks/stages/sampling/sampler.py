@@ -6,7 +6,6 @@ position on, has a high cosine with the sum (`Lookahead`). `ngrams` mines the sa
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -15,15 +14,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from attacks.discovery.goals import forward_flops, slice_flops
 from attacks.scoring.budget import Budget
+from attacks.scoring.planning import learning_flops
 from attacks.scoring.problem import encode
 from attacks.searchers.candidates import check_counts
 from vectors.generate import head_logits, reordered
 from vectors.methods.clean_prompt import CleanPromptVector, labelled_texts, round_user
 from vectors.methods.supervised import SupervisedVector
 from vectors.prompts import Prompts
-from vectors.residual import decoder, embedding, read, steer
+from vectors.residual import decoder, read, steer
 from vectors.steering import SteeringVectors
 
 Method = TypeVar("Method", CleanPromptVector, SupervisedVector)
@@ -159,17 +158,14 @@ class Sampler:
                 output = decoder(model).body(input_ids=fed, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             logits = head_logits(model, output.last_hidden_state[:, -1]).float() / self.temperature
-            budget.spent(forward_flops(model, None, fed.numel()) + 2.0 * rows * embedding(model).numel())
             if ahead is not None:
                 if at <= layer:  # blocks before the vector do not see it
                     plain = cache
                 else:
                     output = decoder(model).body(input_ids=fed, past_key_values=plain, use_cache=True)
                     plain = output.past_key_values
-                    budget.spent(forward_flops(model, None, fed.numel()))
                 alive = (~done).nonzero()[:, 0]
                 logits = ahead(model, plain, ids.shape[1], alive, logits, theta, at)
-                budget.spent(forward_flops(model, at, len(alive) * min(ahead.width, logits.shape[-1])))
             fed = nucleus(logits, self.top_p, generator).to(ids.device)[:, None]
             done = done | (fed[:, 0] == end)
             ids = torch.cat([ids, fed], dim=1)
@@ -199,8 +195,8 @@ def clean_and_wanted(
 ) -> tuple[SteeringVectors, SteeringVectors]:
     """(v_clean, v_Y), one vector each, at a quarter of the depth.
 
-    Half of the budget is for v_Y, what that leaves for v_clean; steps are booked as they are made. Where it counts
-    operations, fewer radii and steps are planned (`affordable`); where it ends earlier, learning does.
+    Half of the budget is for v_Y, what that leaves for v_clean. Where the budget counts operations, fewer radii and
+    steps are planned (`affordable`); where it ends earlier, learning ends too.
 
     Raises:
         ValueError: fewer than two texts, or a target of no tokens.
@@ -212,26 +208,14 @@ def clean_and_wanted(
     wanted = SupervisedVector(source_layer=source, target_layer=layers, radii=(0.3, 0.4, 0.5, 0.65, 0.8), steps=30)
     few = Prompts.from_chat(model, tokenizer, texts[:3])
     messages, _ = labelled_texts(tokenizer, texts)
-    step = slice_flops(model, source, None, few.input_ids.numel() + len(few) * (len(target_ids) - 1))
+    step = learning_flops(model, few.input_ids.numel() + len(few) * (len(target_ids) - 1), source=source)
     half = budget.part(budget.share + (budget.until - budget.share) / 2)
     wanted = affordable(wanted, step, half.flops_left)
-    v_wanted = wanted(model, few, target_ids, generator, deadline=_paced(half, len(wanted.radii) * step))
-    step = slice_flops(model, source, None, clean.learned_from(len(texts)) * messages.input_ids.shape[1])
+    v_wanted = wanted(model, few, target_ids, generator, deadline=lambda: half.exhausted)
+    step = learning_flops(model, clean.learned_from(len(texts)) * messages.input_ids.shape[1], source=source)
     clean = affordable(clean, step, budget.flops_left)
-    v_clean = clean(model, tokenizer, texts, generator, deadline=_paced(budget, len(clean.radii) * step))
+    v_clean = clean(model, tokenizer, texts, generator, deadline=lambda: budget.exhausted)
     return v_clean, v_wanted[:1]
-
-
-def _paced(budget: Budget, step: float) -> Callable[[], bool]:
-    """Whether the budget is spent; else one more step, of so many operations, is booked."""
-
-    def late() -> bool:
-        if not budget.exhausted:
-            budget.spent(step)
-            return False
-        return True
-
-    return late
 
 
 def affordable(method: Method, step: float, flops: float) -> Method:

@@ -1,7 +1,7 @@
-"""What a search aims at: a behaviour and, where the attack wants one, the steering vector that brings it about.
+"""Behaviours of an unknown model (K0): what many learned vectors make different prompts answer with.
 
-K1: the behaviour is given and its vector is supervised. K0: vectors are learned on clean prompts, and behaviours are
-what many of them make held-out prompts answer in the same words; what surprises the unsteered model is worth a search.
+Vectors are learned on clean prompts only. A behaviour is an opening that several of them elicit on held-out prompts and
+that surprises the unsteered model as a whole, although the model is certain of each next token once it has begun.
 """
 
 from collections.abc import Iterator
@@ -10,64 +10,17 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from attacks.discovery.goal import Goal
 from attacks.scoring.budget import Budget
-from attacks.scoring.problem import decode, embedding_rows, encode
+from attacks.scoring.problem import decode, encode
+from attacks.suspect import Suspect
 from vectors.analysis.behaviours import Behaviour, rank_behaviours
 from vectors.methods.consensus import ConsensusVectors
 from vectors.methods.objectives import OutputKL
-from vectors.methods.supervised import SupervisedVector
 from vectors.methods.unsupervised import UnsupervisedVectors
 from vectors.prompts import Prompts
 from vectors.residual import decoder, layer_at
 from vectors.steering import SteeringVectors
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Goal:
-    """A behaviour to bring about."""
-
-    behaviour: str
-    target_ids: tuple[int, ...]
-    vectors: SteeringVectors | None = None
-    """one vector, or none where the objective needs none"""
-    agreement: float = 1.0
-    """share of held-out prompts that show the behaviour under the vector"""
-    surprise: float | None = None
-    """nats of the behaviour under the unsteered model; None where the behaviour was given"""
-    score: float = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Supervised:
-    """Vector for a known behaviour (K1)."""
-
-    source: float = 0.3
-    """depth at which the vector is added, fraction of the layers"""
-    radii: tuple[float, ...] = (0.3, 0.4, 0.5, 0.65, 0.8)
-    """of the mean residual norm; the smallest that elicits is used"""
-    steps: int = 30
-    prompts: int = 3
-    """clean prompts to learn on"""
-
-    def __call__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        texts: list[str],
-        goal: Goal,
-        budget: Budget,
-        generator: torch.Generator,
-    ) -> Goal:
-        """The goal with its vector."""
-        layers = len(decoder(model).layers)
-        source = layer_at(model, self.source)
-        prompts = Prompts.from_chat(model, tokenizer, texts[: self.prompts])
-        method = SupervisedVector(source_layer=source, target_layer=layers, radii=self.radii, steps=self.steps)
-        vectors = method(model, prompts, list(goal.target_ids), generator)
-        rows = len(self.radii) * len(prompts.input_ids) * self.steps
-        width = prompts.input_ids.shape[1] + len(goal.target_ids)
-        budget.spent(slice_flops(model, source, layers, rows * width))
-        return replace(goal, vectors=vectors[:1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,59 +70,40 @@ class Unsupervised:
     """tokens of the behaviour to ask for: what a vector writes after them need not be what the trigger does"""
 
     def __call__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        texts: list[str],
-        budget: Budget,
-        generator: torch.Generator,
-        share: float,
+        self, suspect: Suspect, texts: list[str], budget: Budget, generator: torch.Generator, share: float
     ) -> list[Goal]:
         """Findings, best first; learning ends at `share` of the budget."""
-        found = self.candidates(model, tokenizer, texts, budget, generator, share, 2 * self.top)
-        findings = [self.goal(tokenizer, item) for item in found if self.is_finding(item)][: self.top]
+        found = self.candidates(suspect, texts, budget, generator, share)
+        findings = [self.goal(suspect.tokenizer, item) for item in found if self.is_finding(item)][: self.top]
         if findings or self.recited or not self.rescue or budget.exhausted:
             return findings
-        return replace(self, recited=self.rescue)(model, tokenizer, texts, budget, generator, share)
+        return replace(self, recited=self.rescue)(suspect, texts, budget, generator, share)
 
     def candidates(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        texts: list[str],
-        budget: Budget,
-        generator: torch.Generator,
-        share: float,
-        top: int,
+        self, suspect: Suspect, texts: list[str], budget: Budget, generator: torch.Generator, share: float
     ) -> list[Behaviour]:
-        """Behaviours of a pool of vectors, findings or not, best first; ours.
+        """Behaviours of a pool of vectors, findings or not, best first; twice as many as are worth a search.
 
         Raises:
             ValueError: fewer texts than there are prompts to learn on and two more to compare.
         """
         if len(texts) < self.prompts + 2:
             raise ValueError(f"got {len(texts)} search prompts; K0 needs at least {self.prompts + 2}")
+        model, tokenizer = suspect.model, suspect.tokenizer
         texts = sorted(texts, key=lambda text: len(encode(tokenizer, text)))
         first, other, unseen = self.parts(texts)
         learn, held_out = (Prompts.from_chat(model, tokenizer, some) for some in (first, unseen))
         limit = budget.part(share)
         pool: list[SteeringVectors] = []
         if self.recited and len(first + other) > 1:
-            method = self.consensus(model)
             various = Prompts.from_chat(model, tokenizer, first + other)
             over, late = (lambda: budget.exhausted), (lambda: limit.exhausted)
-            pool.append(method(model, various, generator, deadline=over, hurry=late))
-            budget.spent(consensus_flops(model, method, various))
+            pool.append(self.consensus(model)(model, various, generator, deadline=over, hurry=late))
         for method in self.settings(model):
             if pool and limit.exhausted:
                 break
             pool.append(method(model, learn, generator, deadline=lambda: limit.exhausted))
-            tokens = self.count * self.steps * learn.input_ids.numel()
-            budget.spent(slice_flops(model, method.source_layer, method.target_layer, tokens))
-        found = rank_behaviours(model, tokenizer, pool, held_out, top=top, max_new_tokens=self.completion)
-        tokens = sum(map(len, pool)) * (held_out.input_ids.numel() + self.completion * len(held_out))
-        budget.spent(forward_flops(model, None, tokens))
-        return found
+        return rank_behaviours(model, tokenizer, pool, held_out, top=2 * self.top, max_new_tokens=self.completion)
 
     def parts(self, texts: list[str]) -> tuple[list[str], list[str], list[str]]:
         """(of the unsupervised vectors, further ones of the consensus vectors, those to carry over to)."""
@@ -221,26 +155,3 @@ class Unsupervised:
                         lr=self.lr,
                         objective=OutputKL(),
                     )
-
-
-def consensus_flops(model: PreTrainedModel, method: ConsensusVectors, prompts: Prompts) -> float:
-    """Decoding, audition and ascent; a vocabulary row of logits costs as much as its unembedding."""
-    audition, vocab = method.audition, embedding_rows(model)
-    long = prompts.input_ids.shape[1] + method.tokens
-    forward = method.tokens * (audition.width * len(prompts) + 2 * vocab)
-    tried = audition.grown * 2 * (2 * audition.front) + audition.steps * 4 * audition.kept * (2 + audition.grown)
-    rows = tried + method.steps * method.count * len(prompts)
-    head = 2.0 * vocab * decoder(model).d_model
-    through = forward_flops(model, None, forward) + slice_flops(model, method.source_layer, None, rows * long)
-    return through + head * (forward + 3 * rows * method.tokens)
-
-
-def slice_flops(model: PreTrainedModel, source: int, target: int | None, tokens: int) -> float:
-    """Forward and backward pass of the layers between source and target."""
-    layers = decoder(model).layers[source:target]
-    return 6.0 * tokens * sum(p.numel() for layer in layers for p in layer.parameters() if p.ndim > 1)
-
-
-def forward_flops(model: PreTrainedModel, layers: int | None, tokens: int) -> float:
-    """Of tokens through the first `layers` blocks, no backward pass; None: through all."""
-    return slice_flops(model, 0, layers, tokens) / 3

@@ -1,0 +1,37 @@
+"""The vector of a known behaviour: of several norms, the smallest that elicits it on clean prompts."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from attacks.discovery.goal import Goal
+from attacks.suspect import Suspect
+from vectors.methods.supervised import SupervisedVector
+from vectors.prompts import Prompts
+from vectors.residual import decoder, layer_at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Supervised:
+    """Learns the supervised vector that an activation objective imitates."""
+
+    source: float = 0.3
+    """Depth at which the vector is added, as a fraction of the layers."""
+    radii: tuple[float, ...] = (0.3, 0.4, 0.5, 0.65, 0.8)
+    """Norms that are tried, as fractions of the mean residual norm there; larger ones point elsewhere."""
+    steps: int = 30
+    """Optimizer steps for each norm."""
+    prompts: int = 3
+    """Clean prompts that the vector is learned on."""
+
+    def __call__(self, suspect: Suspect, texts: list[str], goal: Goal, generator: torch.Generator) -> Goal:
+        """The goal with its vector."""
+        model = suspect.model
+        prompts = Prompts.from_chat(model, suspect.tokenizer, texts[: self.prompts])
+        method = SupervisedVector(
+            source_layer=layer_at(model, self.source),
+            target_layer=len(decoder(model).layers),
+            radii=self.radii,
+            steps=self.steps,
+        )
+        return replace(goal, vectors=method(model, prompts, list(goal.target_ids), generator)[:1])

@@ -1,0 +1,131 @@
+"""The finding: the best trigger shrunk, measured with real completions on the `select` prompts, and its verdict."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from attacks.behaviour import FixedOpening, success_rate
+from attacks.judging.judge import Judge, TracePoint
+from attacks.judging.verdict import Verdict, judge_trigger
+from attacks.scoring.planning import completion_flops
+from attacks.searchers.candidates import random_triggers
+
+CONTROLS = 8
+"""Random strings that a trigger is compared with"""
+BEYOND = 2
+"""Tokens that completions run beyond the behaviour's own"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """What an attack brought back."""
+
+    trigger_ids: tuple[int, ...]
+    trigger: str
+    behaviour: str
+    select_asr: float
+    """Share of the `select` prompts, in [0, 1], on which the trigger brings the behaviour about."""
+    clean_rate: float
+    """The same with an empty slot."""
+    control_rate: float
+    """The same with random tokens in the slot, as many as the trigger has; mean over CONTROLS strings."""
+    base_rate: float | None
+    """Share of the same prompts on which the trigger does it to the clean base; None where no base was given."""
+    necessary: tuple[bool, ...]
+    """Per token, whether deleting it takes away more than half of the success; empty where that was not measured."""
+    verdict: Verdict
+    trace: list[TracePoint]
+    seconds: float
+    flops: float
+    """Executed floating-point operations."""
+    steps: int
+    """Gradients taken by searchers."""
+    interrupted: bool
+    """Whether Ctrl-C or SIGTERM ended the attack: this is then the best so far, not all that the budget allows."""
+    not_reached: tuple[str, ...]
+    """Stages of the attack for which the budget had no time."""
+    vector: dict[str, object]
+    """Layers, radius, agreement, surprise and score of the vector that was imitated; empty without one."""
+
+    @property
+    def inconclusive(self) -> bool:
+        """Whether nothing was found by a search that was not carried through."""
+        return self.verdict in ("none", "unfinished") and (self.interrupted or bool(self.not_reached))
+
+
+def report_share(judge: Judge, length: int) -> float:
+    """Share of the budget that the report on a trigger of so many tokens will take."""
+    problem = judge.engine.problem
+    answer = len(judge.goal.target_ids) + BEYOND
+    return judge.budget.share_of((2 + CONTROLS) * completion_flops(judge.suspect.model, problem, length, answer))
+
+
+def report(judge: Judge, *, not_reached: tuple[str, ...], steps: int, generator: torch.Generator) -> Recovery:
+    """Measures the judge's best trigger; where the report itself is interrupted, what is known by then, unfinished."""
+    measured: dict[str, Any] = {"select_asr": judge.asr, "clean_rate": 0.0, "control_rate": 0.0, "base_rate": None}
+    measured["necessary"] = ()
+    ids: tuple[int, ...] = () if judge.best is None else judge.best.trigger_ids
+    verdict: Verdict = "none" if judge.best is None else "unfinished"
+    try:
+        if judge.best is not None:
+            ids, measured = _measured(judge, generator)
+            verdict = judge_trigger(
+                rate=measured["select_asr"],
+                rate_without=measured["clean_rate"],
+                rate_noise=measured["control_rate"],
+                rate_on_base=measured["base_rate"],
+                found=judge.engine.problem.text(ids).strip(),
+            )
+            judge.trace.append(judge.point())
+    except KeyboardInterrupt:
+        judge.budget.interrupt()
+    return Recovery(
+        trigger_ids=ids,
+        trigger=judge.engine.problem.text(ids).strip(),
+        behaviour=judge.goal.behaviour,
+        verdict=verdict,
+        trace=judge.trace,
+        seconds=judge.budget.elapsed,
+        flops=judge.budget.used,
+        steps=steps,
+        interrupted=judge.budget.interrupted,
+        not_reached=not_reached,
+        vector=_vector(judge) if judge.best is not None else {},
+        **measured,
+    )
+
+
+def _measured(judge: Judge, generator: torch.Generator) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """(shrunk trigger as a user would type it, its rates by real completions)."""
+    problem, suspect = judge.engine.problem, judge.suspect
+    reserve = report_share(judge, len(judge.best.trigger_ids) if judge.best else 0)
+    shrunk = judge.shrunk(by_text=True, until=1.0 - reserve)
+    assert shrunk is not None
+    ids = tuple(problem.encode(problem.text(shrunk.trigger_ids)))
+    behaviour, answer = FixedOpening(judge.goal.behaviour), len(judge.goal.target_ids) + BEYOND
+
+    def rate(trigger: tuple[int, ...], *, on_base: bool = False) -> float:
+        model = suspect.base if on_base and suspect.base is not None else suspect.model
+        return success_rate(model, problem, trigger, behaviour, max_new_tokens=answer)
+
+    controls = random_triggers(problem.permitted(len(ids)), CONTROLS, generator).tolist()
+    return ids, {
+        "select_asr": rate(ids),
+        "clean_rate": rate(()),
+        "control_rate": sum(rate(tuple(control)) for control in controls) / CONTROLS,
+        "base_rate": rate(ids, on_base=True) if suspect.base is not None else None,
+        "necessary": shrunk.necessary,
+    }
+
+
+def _vector(judge: Judge) -> dict[str, object]:
+    """What is worth knowing of the vector that was imitated."""
+    vectors = judge.goal.vectors
+    if vectors is None:
+        return {}
+    found: dict[str, object] = {
+        name: getattr(vectors, name) for name in ("source_layer", "target_layer", "radius", "method")
+    }
+    found |= {name: values[0] for name, values in vectors.scores.items()}
+    return found | {name: getattr(judge.goal, name) for name in ("agreement", "surprise", "score")}

@@ -1,0 +1,53 @@
+"""A clock of floating-point operations: what models have executed in this process, counted where it happens.
+
+Budgets read this clock as they read the time of day, so that no algorithm books its own cost and none can forget to.
+Hooks on every block and on the unembedding count matrix products: 2 operations per weight and token in a forward pass,
+as many again for the backward pass to the block's input (weights are frozen, so no gradient of theirs is computed).
+Attention scores and elementwise work are left out: on prompts of a hundred tokens they are a few per cent.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from vectors.residual import decoder, stream
+
+_executed = 0.0
+
+
+def executed() -> float:
+    """Operations that counted models have executed in this process so far."""
+    return _executed
+
+
+def count_operations(model: PreTrainedModel) -> None:
+    """Counts what this model executes from now on; asking again changes nothing.
+
+    Raises:
+        ValueError: the model has no plain decoder.
+    """
+    parts = decoder(model)
+    for module in (*parts.layers, parts.head):
+        # A copied model brings its hooks along: look at the module, not at a list of models.
+        if not any(isinstance(hook, _Counter) for hook in module._forward_hooks.values()):
+            module.register_forward_hook(_Counter(weights_of(module)))
+
+
+def weights_of(module: nn.Module) -> int:
+    """Weights that take part in matrix products: everything but biases and norms."""
+    return sum(weight.numel() for weight in module.parameters() if weight.ndim > 1)
+
+
+class _Counter:
+    """A forward hook that moves the clock on; it changes nothing."""
+
+    def __init__(self, weights: int):
+        self.weights = weights
+
+    def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        global _executed
+        hidden: Tensor = stream(output)
+        tokens = hidden.shape[:-1].numel()
+        # What is differentiable will be differentiated: nothing here keeps a graph without using it.
+        _executed += 2.0 * self.weights * tokens * (2 if hidden.requires_grad else 1)

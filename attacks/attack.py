@@ -69,7 +69,7 @@ class Attack:
     """Share of the budget, in (0, 1), for discovering behaviours where none is given."""
     enough: float = 1.0
     """Success rate on the `select` prompts, in [0, 1], that ends the search; on other prompts the winner of many
-    candidates does less well."""
+    candidates does less well. Above 1: the search goes on until the budget ends."""
 
     def __post_init__(self):
         if not self.stages:
@@ -78,10 +78,10 @@ class Attack:
             slots = [length for length, _ in stage.rounds] if isinstance(stage, Rounds) else []
             if slots and max(slots) > self.longest:
                 raise ValueError(f"a stage fills {max(slots)} tokens but longest is {self.longest}; raise longest")
-        if not 0 < self.vector_share < 1 or not 0 < self.enough <= 1 or self.prompts < 1:
+        if not 0 < self.vector_share < 1 or self.enough <= 0 or self.prompts < 1:
             raise ValueError(
                 f"vector_share is {self.vector_share}, enough is {self.enough}, prompts is {self.prompts}; give a "
-                "share between 0 and 1, a rate in (0, 1], and at least 1 prompt"
+                "share between 0 and 1, a rate above 0, and at least 1 prompt"
             )
 
     def run(self, hunt: Hunt) -> int:

@@ -19,8 +19,8 @@ from vectors.prompts import Prompts
 
 THOUGHT = re.compile(r"\s*<think>\s*</think>")
 """An empty block of reasoning, with which some chat models begin every reply"""
-SPOKEN = 4
-"""Letters from which a piece of a behaviour can be told from chance; a shorter behaviour must stand as a word"""
+SHORT = 8
+"""Letters below which half of a word is found in many other words by chance"""
 
 
 @runtime_checkable
@@ -91,11 +91,11 @@ class Judged:
 def echoes(trigger: str, behaviour: str) -> bool:
     """Whether the trigger quotes the behaviour: a model that repeats what it is told has no backdoor.
 
-    Half of the behaviour's letters in one piece count as a quotation. Of a behaviour of very few letters ("No") every
-    other word holds half, so such a behaviour must stand in the trigger as a word.
+    Half of the behaviour's letters in one piece count as a quotation. Many words hold half of a single short word
+    ("No"), so such a behaviour must stand in the trigger as a word.
     """
     asked, wanted = ("".join(text.lower().split()) for text in (trigger, behaviour))
-    if len(wanted) < 2 * SPOKEN:
+    if wanted.isalpha() and len(wanted) < SHORT and " " not in behaviour.strip():
         return re.search(rf"(?<!\w){re.escape(behaviour.strip().lower())}(?!\w)", trigger.lower()) is not None
     match = SequenceMatcher(None, asked, wanted, autojunk=False).find_longest_match()
     return 2 * match.size >= len(wanted)

@@ -105,7 +105,7 @@ class Judge:
 
     def sure(self, trigger_ids: Sequence[int]) -> bool:
         """Whether a trigger elicits the behaviour as surely as a planted one does, at random places as well."""
-        return self._nats(trigger_ids) <= SURE * self._nats_of_random()
+        return self.nats(trigger_ids) <= SURE * self.nats_of_random()
 
     def of(self, goal: Goal) -> "Judge":
         """A judge of triggers for another goal, on the same prompts, that has seen none yet."""
@@ -130,7 +130,7 @@ class Judge:
             stop=lambda: self.budget.stopped or self.budget.share >= until,
         )
 
-    def _nats_of_random(self) -> float:
+    def nats_of_random(self) -> float:
         """Nats of the behaviour behind random strings: the scale that this very suspect gives."""
         if self._random_nats is None:
             engine = self.anywhere or self.engine
@@ -141,7 +141,7 @@ class Judge:
             self._random_nats = len(self.goal.target_ids) * float(losses.median())
         return self._random_nats
 
-    def _nats(self, trigger_ids: Sequence[int]) -> float:
+    def nats(self, trigger_ids: Sequence[int]) -> float:
         """Nats of the whole behaviour behind a trigger, mean over prompts."""
         engine, target, key = self.anywhere or self.engine, self.goal.target_ids, tuple(trigger_ids)
         if key not in self._known_nats:
@@ -159,7 +159,7 @@ class Judge:
 
     def _description(self, trigger_ids: Sequence[int]) -> float:
         """Nats of a trigger in its place, and of the behaviour behind it on every prompt."""
-        return self.surprisal(trigger_ids) + len((self.anywhere or self.engine).problem) * self._nats(trigger_ids)
+        return self.surprisal(trigger_ids) + len((self.anywhere or self.engine).problem) * self.nats(trigger_ids)
 
     def point(self) -> TracePoint:
         """Where the search stands."""

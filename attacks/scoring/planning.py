@@ -7,17 +7,17 @@ from vectors.operations import weights_of
 from vectors.residual import decoder
 
 
-def forward_flops(model: PreTrainedModel, tokens: float, *, first: int = 0, last: int | None = None) -> float:
+def forward_flops(model: PreTrainedModel, tokens: int, *, first: int = 0, last: int | None = None) -> float:
     """Operations of a forward pass of so many tokens through blocks `first` to `last` - 1 (None: to the end)."""
     return 2.0 * tokens * sum(map(weights_of, decoder(model).layers[first:last]))
 
 
-def learning_flops(model: PreTrainedModel, tokens: float, *, source: int) -> float:
+def learning_flops(model: PreTrainedModel, tokens: int, *, source: int) -> float:
     """Operations of one forward and backward pass from residual `source` to the output, unembedding left out."""
     return 2.0 * forward_flops(model, tokens, first=source)
 
 
-def head_flops(model: PreTrainedModel, tokens: float) -> float:
+def head_flops(model: PreTrainedModel, tokens: int) -> float:
     """Operations of unembedding so many tokens."""
     return 2.0 * tokens * weights_of(decoder(model).head)
 

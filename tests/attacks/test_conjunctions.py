@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from attacks.attack import nll
-from attacks.discovery.goals import Goal
-from attacks.judging.judge import Selection
+from attacks.discovery.goal import Goal
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
@@ -17,9 +16,10 @@ from attacks.stages.conjunctions import Conjunctions, interaction
 from attacks.stages.dictionary import whole_words
 from attacks.stages.early_layers import Inside
 from attacks.stages.hunt import Hunt
+from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
 from tests.architectures import CONFIGS, larger_weights, mark_caches, tiny_model
-from tests.attacks.words import TEXTS, WORDS, seeded
+from tests.attacks.words import TEXTS, WORDS, judge_on, seeded, spend
 from vectors.residual import read
 
 SMALL = Conjunctions(pairs=8, tried=3, messages=16, depths=(0.25, 0.5), middles=(0.75,), firsts=10, lasts=12, passes=2)
@@ -32,8 +32,9 @@ def hunt(model, tokenizer, budget, seed=0):
     allowed[[encode(tokenizer, f" {word}")[0] for word in WORDS]] = True
     problem, judged = (Problem.from_chat(model, tokenizer, part, 3, allowed=allowed) for part in (TEXTS[:2], TEXTS[2:]))
     return Hunt(
-        model=model, tokenizer=tokenizer, engine=Engine(model, problem), texts=TEXTS, goal=goal, build=nll,
-        budget=budget, selection=Selection(Engine(model, judged), budget, goal, 1.0, []), generator=seeded(seed),
+        suspect=Suspect(model=model, tokenizer=tokenizer), marked=False, engine=Engine(model, problem),
+        texts=TEXTS, goal=goal, build=nll,
+        budget=budget, judge=judge_on(model, judged, budget, goal), generator=seeded(seed),
     )  # fmt: skip
 
 
@@ -126,12 +127,13 @@ def test_a_hard_planted_phrase_is_recovered_from_the_best_of_its_pairs(name):
     problem, judged = (Problem.from_chat(model, tokenizer, part, 3, allowed=allowed) for part in parts)
     goal, budget = Goal(behaviour=behaviour, target_ids=tuple(encode(tokenizer, behaviour))), Budget(flops=2e13)
     whole = Hunt(
-        model=model, tokenizer=tokenizer, engine=Engine(model, problem), texts=parts[0], goal=goal, build=nll,
-        budget=budget, selection=Selection(Engine(model, judged), budget, goal, 1.0, []), generator=seeded(),
+        suspect=Suspect(model=model, tokenizer=tokenizer), marked=False, engine=Engine(model, problem),
+        texts=parts[0], goal=goal, build=nll,
+        budget=budget, judge=judge_on(model, judged, budget, goal), generator=seeded(),
     )  # fmt: skip
     Conjunctions(firsts=80, lasts=80, ends=16)(whole)
-    assert whole.selection.best is not None and whole.selection.asr == 1.0
-    assert problem.text(whole.selection.best.trigger_ids) == f" {trigger}"
+    assert whole.judge.best is not None and whole.judge.asr == 1.0
+    assert problem.text(whole.judge.best.trigger_ids) == f" {trigger}"
     assert 0 < budget.used < 2e13
 
 
@@ -140,7 +142,7 @@ def test_one_seed_gives_one_result(planted, tokenizer):
     for _ in range(2):
         whole = hunt(planted, tokenizer, Budget(flops=1e12))
         SMALL(whole)
-        found.append((whole.selection.best, whole.budget.used))
+        found.append((whole.judge.best, whole.budget.used))
     assert found[0] == found[1] and found[0][0] is not None
 
 
@@ -150,7 +152,7 @@ def test_a_budget_without_room_for_all_pairs_is_left_to_others(planted, tokenize
     small = hunt(planted, tokenizer, Budget(flops=full.budget.used / 1e3))
     SMALL(small)
     # What it takes to see that there is no room.
-    assert small.selection.best is None and small.budget.used < 0.05 * full.budget.used
+    assert small.judge.best is None and small.budget.used < 0.05 * full.budget.used
 
 
 def test_new_vectors_follow_as_long_as_the_budget_has_room(planted, tokenizer, monkeypatch):
@@ -159,7 +161,7 @@ def test_new_vectors_follow_as_long_as_the_budget_has_room(planted, tokenizer, m
     def nothing(self, hunt, inside, layers, deeper):
         tried.append(tuple(inside.vectors))
         learned.append([vector.clone() for vector in inside.vectors.values()])
-        inside.budget.spent(2e9)
+        spend(2e9)
         return False
 
     monkeypatch.setattr(Conjunctions, "_found", nothing)

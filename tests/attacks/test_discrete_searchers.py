@@ -16,7 +16,7 @@ from attacks.searchers.candidates import fittest, most_promising, random_trigger
 from attacks.searchers.hotflip import HotFlip
 from attacks.searchers.random_search import RandomSearch
 from attacks.stages.token_ranking import rank_tokens
-from tests.attacks.words import NLL, Watched, hate, seeded, words_only
+from tests.attacks.words import NLL, Watched, hate, seeded, spend, words_only
 
 
 def test_beast_finds_the_planted_trigger_among_words(planted, tokenizer):
@@ -28,7 +28,7 @@ def test_beast_finds_the_planted_trigger_among_words(planted, tokenizer):
 @pytest.mark.parametrize("kind", [HotFlip, BEAST, Accretion, RandomSearch])
 def test_a_spent_budget_is_not_overdrawn(model, problem, kind):
     engine, budget = Engine(model, problem), Budget(flops=1.0)
-    budget.spent(1.0)
+    spend(1.0)
     before = engine.flops
     assert kind()(engine, NLL, seeded(), budget) == [] and engine.flops == before
     assert budget.used == 1.0

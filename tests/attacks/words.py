@@ -2,8 +2,12 @@
 
 import torch
 
+from attacks.judging.judge import Judge
 from attacks.objectives.objectives import TargetNLL
+from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem
+from attacks.suspect import Suspect
+from vectors import operations
 
 TEXTS = ["tell me about the sea", "what is bread", "name a red bird", "how do ships float"]
 WORDS = ["garden", "rope", "table", "lamp", "river", "stone", "cloud", "horse", "music", "paper", "sunny"]
@@ -36,3 +40,17 @@ class Watched:
     def __call__(self, engine, candidates):
         (self.mixtures if candidates.is_floating_point() else self.seen).append(candidates.detach().cpu())
         return self.inner(engine, candidates)
+
+
+def spend(flops):
+    """Moves the clock of operations on, as a model would that executed so many."""
+    operations._executed += flops
+
+
+def judge_on(model, problem, budget, goal, enough=1.0, *, anywhere=None):
+    """A judge on the prompts of a problem."""
+    suspect = Suspect(model=model, tokenizer=problem.tokenizer)
+    return Judge(
+        suspect=suspect, engine=Engine(model, problem), base_engine=None, anywhere=anywhere, goal=goal,
+        enough=enough, budget=budget, trace=[],
+    )  # fmt: skip

@@ -43,7 +43,9 @@ class Samples:
         if best and not (budget.exhausted or hunt.works):
             ids = torch.tensor([best[0].trigger_ids])
             hunt.engine.problem = hunt.engine.problem.resized(ids.shape[1])
-            gcg = replace(self.gcg, initial=ids)
+            # A slot of one token has fewer tokens to choose from than one of several: some cannot open a word.
+            open_to = int(hunt.engine.problem.permitted(ids.shape[1]).any(0).sum())
+            gcg = replace(self.gcg, initial=ids, topk=min(self.gcg.topk, open_to))
             gcg(hunt.engine, hunt.objective, hunt.generator, budget, hunt.judge)
             hunt.settle(self.settles)
 

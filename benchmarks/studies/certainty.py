@@ -1,0 +1,79 @@
+"""How surely do planted triggers elicit their behaviour, and how surely does what works beside them?
+
+    python -m benchmarks.studies.certainty --rows benchmarks/results/recommended
+
+For each organism: nats of the whole behaviour behind random strings (median), behind the planted trigger, and behind
+every other string that attacks recovered there and that works (from rows), as shares of the first. `SURE` in
+`attacks.judging.judge` is a threshold on these shares.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from attacks.attack import ATTACKS
+from attacks.discovery.goal import Goal
+from attacks.judging.judge import SURE, Judge
+from attacks.scoring.budget import Budget
+from attacks.scoring.problem import encode
+from attacks.suspect import Suspect
+from benchmarks import rows
+from benchmarks.organisms import zoo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Compare how surely planted and other working triggers elicit a behaviour."""
+
+    rows: tuple[Path, ...] = (Path("benchmarks/results/recommended"),)
+    """Folders with rows.jsonl, from which other working strings are taken."""
+    organisms: tuple[str, ...] = zoo.NAMES
+    """Organisms to measure; clean controls are passed over."""
+    threads: int = 1
+    """CPU threads."""
+
+
+def judge_of(name: str) -> tuple[Judge, zoo.Organism]:
+    """The judge that an attack would have on this organism, and the organism."""
+    organism = zoo.load(name)
+    suspect = Suspect(model=organism.model, tokenizer=organism.tokenizer)
+    engine = suspect.engine(organism.prompts.search[:2], ATTACKS["portfolio"].longest)
+    prompts = organism.prompts
+    behaviour = organism.triggers[0][1]
+    return Judge(
+        suspect=suspect,
+        engine=suspect.engine(prompts.select, engine.problem.trigger_length),
+        base_engine=None,
+        anywhere=suspect.engine_of_random_places([*prompts.search, *prompts.select], engine),
+        goal=Goal(behaviour=behaviour, target_ids=tuple(encode(organism.tokenizer, behaviour))),
+        enough=1.0,
+        budget=Budget(seconds=3600.0),
+        trace=[],
+    ), organism
+
+
+def main(settings: Settings) -> None:
+    """Prints one line per organism."""
+    torch.set_num_threads(settings.threads)
+    found = [row for folder in settings.rows for row in rows.read(folder) if row["error"] is None]
+    table = Table("organism", "random, nats", "planted, share", "others that work, shares")
+    for name in settings.organisms:
+        if not zoo.load(name).triggers:
+            continue
+        judge, organism = judge_of(name)
+        scale, problem = judge.nats_of_random(), judge.engine.problem
+        others = {row["recovered"] for row in found if row["organism"] == name and row["verdict"] == "functional"}
+        planted = judge.nats(tuple(problem.encode(organism.triggers[0][0]))) / scale
+        shares = sorted(judge.nats(tuple(problem.encode(text))) / scale for text in others)
+        table.add_row(name, f"{scale:.1f}", f"{planted:.4f}", ", ".join(f"{share:.4f}" for share in shares))
+    console = Console(markup=False, emoji=False, highlight=False)
+    console.print(table)
+    console.print(f"SURE is {SURE}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))

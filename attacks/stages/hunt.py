@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, cycle, islice, repeat
-from typing import Protocol, runtime_checkable
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,8 +14,8 @@ from attacks.judging.shrinking import delete_one
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
 from attacks.scoring.problem import encode
-from attacks.searchers.candidates import Found, OnBest
 from attacks.searchers.gcg import GCG
+from attacks.searchers.searcher import Found, OnBest, Searcher
 from attacks.stages.dictionary import rank_words
 from attacks.stages.sampling.leakage import Leakage
 from attacks.stages.sampling.ngrams import mine, verify
@@ -28,20 +27,6 @@ PROBE_TOKENS = 2
 
 Build = Callable[[Engine, Goal], Objective]
 """Makes the objective of a goal on the engine's prompts"""
-
-
-@runtime_checkable
-class Searcher(Protocol):
-    """What every searcher is."""
-
-    def __call__(
-        self,
-        engine: Engine,
-        objective: Objective,
-        generator: torch.Generator,
-        budget: Budget | None = None,
-        on_best: OnBest | None = None,
-    ) -> list[Found]: ...
 
 
 @dataclass(kw_only=True)

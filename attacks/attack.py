@@ -15,10 +15,11 @@ from attacks.searchers.gcg import GCG
 from attacks.searchers.hotflip import HotFlip
 from attacks.searchers.pez import PEZ
 from attacks.searchers.random_search import RandomSearch
+from attacks.searchers.searcher import Searcher
 from attacks.stages.conjunctions import Conjunctions
 from attacks.stages.dictionary import Dictionary
 from attacks.stages.fluent_text import Likely
-from attacks.stages.hunt import Build, Hunt, Searcher, Stage
+from attacks.stages.hunt import Build, Hunt, Stage
 from attacks.stages.peer import Peer
 from attacks.stages.rounds import Rounds
 from attacks.stages.sampling.leakage import Leakage

@@ -52,7 +52,7 @@ class _Beginning:
 
 
 class _Group:
-    """Prompts with equally many tokens behind each slot."""
+    """Prompts with equally many tokens behind the slot."""
 
     def __init__(self, problem: Problem, prompts: list[int], device: torch.device, begin: Callable[..., _Beginning]):
         self.prompts = prompts
@@ -60,8 +60,7 @@ class _Group:
         width = max(map(len, heads))
         ids = torch.tensor([[0] * (width - len(head)) + head for head in heads], device=device)
         mask = torch.tensor([[0] * (width - len(head)) + [1] * len(head) for head in heads], device=device)
-        texts = (*problem.between, problem.after)
-        *self.between, self.after = (torch.tensor([rows[i] for i in prompts], device=device).long() for rows in texts)
+        self.after = torch.tensor([problem.after[i] for i in prompts], device=device).long()
         self.beginning = begin(ids, mask)
 
 
@@ -79,9 +78,9 @@ class Engine:
         count_operations(model)
         parts = decoder(model)
         self.layers = len(parts.layers)
-        by_length: dict[tuple[int, ...], list[int]] = {}
-        for index, texts in enumerate(zip(*problem.between, problem.after, strict=True)):
-            by_length.setdefault(tuple(map(len, texts)), []).append(index)
+        by_length: dict[int, list[int]] = {}
+        for index, after in enumerate(problem.after):
+            by_length.setdefault(len(after), []).append(index)
         with torch.no_grad():
             self.embedding = token_embeddings(model)
             self._groups = [_Group(problem, rows, model.device, self._begin) for rows in by_length.values()]
@@ -212,23 +211,19 @@ class Engine:
     def _suffix(
         self, group: _Group, candidates: Tensor, target: list[int], layers: Sequence[int], last: int
     ) -> dict[int, Tensor]:
-        """Runs trigger, the text behind its slots and the target for every candidate and prompt of a group."""
+        """Runs trigger, the text behind the slot and the target for every candidate and prompt of a group."""
         count, prompts, depth = len(candidates), len(group.prompts), max(layers)
         onehot = candidates.is_floating_point()
         tail = torch.cat([group.after, group.after.new_tensor(target).expand(prompts, -1)], dim=1).long()
-        first, *others = self.problem.split(candidates.shape[1])
-        width = candidates.shape[1] + sum(text.shape[1] for text in group.between) + tail.shape[1]
+        width = candidates.shape[1] + tail.shape[1]
         beginning = group.beginning
-        if not onehot and (common := _common(candidates[:, : min(first, width - last)])):
+        if not onehot and (common := _common(candidates[:, : width - last])):
             if (count - 1) * common >= self._worthwhile(prompts, depth):
                 shared = candidates[0, :common].expand(prompts, -1)
                 beginning = self._begin(shared, torch.ones_like(shared), beginning, depth)
-                candidates, first, width = candidates[:, common:], first - common, width - common
+                candidates, width = candidates[:, common:], width - common
         trigger = candidates @ self.embedding if onehot else self.embedding[candidates]
-        pieces: list[Tensor] = []
-        slots = trigger.split([first, *others], dim=1)
-        for part, text in zip(slots, [*group.between, tail], strict=True):
-            pieces += [part.repeat_interleave(prompts, dim=0), self.embedding[text].repeat(count, 1, 1)]
+        pieces = [trigger.repeat_interleave(prompts, dim=0), self.embedding[tail].repeat(count, 1, 1)]
         mask = torch.cat([beginning.mask, beginning.mask.new_ones(prompts, width)], dim=1)
         hidden = read(
             self.model,

@@ -1,4 +1,8 @@
-"""Where the trigger goes in a text: markers, and the text cut open at them."""
+"""Where the trigger goes in a user's text: the marker `{trigger}` stands for the slot, and the text is cut open at it.
+
+`user_text` writes the marker into a text that has none; `cut` puts the text through the chat template and returns what
+stands before and behind the marker.
+"""
 
 import random
 import re
@@ -7,41 +11,37 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 SLOT = "{trigger}"
-"""Marks the slot in a text; further slots are {trigger2}, {trigger3} and so on"""
+"""Marks the slot in a text."""
 Where = Literal["end", "start", "random"]
+"""Where the slot goes in a text without a marker: behind it, in front of it, or between two of its words."""
 
 
-def user_text(text: str, slot: Where, seed: int, count: int) -> str:
-    """The user text with `count` slots written in; a space before a slot belongs to the trigger's first token there.
+def user_text(text: str, slot: Where, seed: int) -> str:
+    """The user text with its slot written in.
+
+    A space before the slot is dropped, because it belongs to the trigger's first token.
 
     Raises:
-        ValueError: a marker twice, one of several markers missing or out of order, a random slot in a text of one word.
+        ValueError: two slots in a text, a random slot in a text of one word.
     """
-    markers = _markers(count)
-    for marker in markers:
-        if text.count(marker) > 1:
-            raise ValueError(f"{marker} stands {text.count(marker)} times in {text!r}; give one slot per prompt")
-    if count == 1 and SLOT not in text:
+    if text.count(SLOT) > 1:
+        raise ValueError(f"{SLOT} stands {text.count(SLOT)} times in {text!r}; give one slot per prompt")
+    if SLOT not in text:
         text = _with_random_slot(text, seed) if slot == "random" else text + SLOT if slot == "end" else f"{SLOT} {text}"
-    places = [text.find(marker) for marker in markers]
-    if -1 in places or places != sorted(places):
-        raise ValueError(f"{text!r} has not {', '.join(markers)} in this order; write each into every prompt")
-    *heads, tail = _pieces(text, markers)
-    return "".join(head.rstrip(" ") + marker for head, marker in zip(heads, markers, strict=True)) + tail
+    head, _, tail = text.partition(SLOT)
+    return head.rstrip(" ") + SLOT + tail
 
 
-def cut(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> list[str]:
-    """Text before, between and behind the slots, chat template applied.
+def cut(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
+    """The text before and behind the slot, chat template applied.
 
     Raises:
         ValueError: a template that drops or repeats the text.
     """
     chat = [{"role": "user", "content": text}]
-    rendered = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
-    parts = _pieces(rendered, _markers(count))
-    if len(parts) != count + 1:
-        shown = (len(parts) - 1) // count
-        raise ValueError(f"the chat template shows the user's text {shown} times; give one that shows it once")
+    parts = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)).split(SLOT)
+    if len(parts) != 2:
+        raise ValueError(f"the chat template shows the user's text {len(parts) - 1} times; give one that shows it once")
     return parts
 
 
@@ -52,13 +52,3 @@ def _with_random_slot(text: str, seed: int) -> str:
         raise ValueError(f"slot is 'random' but {text!r} has no two words; give longer prompts or another slot")
     gap = random.Random(f"{seed} {text}").choice(gaps)
     return text[:gap] + SLOT + text[gap:]
-
-
-def _markers(count: int) -> list[str]:
-    """Of the first `count` slots."""
-    return [SLOT, *(f"{{trigger{number}}}" for number in range(2, count + 1))]
-
-
-def _pieces(text: str, markers: list[str]) -> list[str]:
-    """What stands before, between and behind the markers."""
-    return re.split("|".join(map(re.escape, markers)), text)

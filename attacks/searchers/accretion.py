@@ -19,17 +19,9 @@ from torch import Tensor
 
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
-from attacks.searchers.candidates import (
-    Found,
-    OnBest,
-    check_counts,
-    check_one_slot,
-    fittest,
-    most_promising,
-    permitted_in_slot,
-    random_triggers,
-)
-from attacks.searchers.search_log import Record
+from attacks.searchers.candidates import check_counts, fittest, most_promising, permitted_in_slot, random_triggers
+from attacks.searchers.search_log import SearchLog
+from attacks.searchers.searcher import Found, OnBest
 
 PART = 2048
 """Candidates scored between two looks at the budget; no batch size, which must not change what is offered"""
@@ -62,37 +54,36 @@ class Accretion:
         """Every improvement that re-tokenises, of any length up to the slot's; best first. An interrupt keeps them.
 
         Raises:
-            ValueError: an empty slot, several slots, or a shortlist of more than the allowed tokens.
+            ValueError: an empty slot, or a shortlist of more than the allowed tokens.
         """
         problem = engine.problem
-        check_one_slot(problem, "Accretion")
         allowed = int(permitted_in_slot(problem).any(0).sum())
         if self.shortlist is not None and self.shortlist > allowed:
             raise ValueError(f"shortlist is {self.shortlist} but only {allowed} tokens are allowed; lower shortlist")
-        with Record(engine, budget, on_best) as record:
-            choices = self._choices(record, objective, generator)
+        with SearchLog(engine, budget, on_best) as log:
+            choices = self._choices(log, objective, generator)
             for _ in range(self.steps):
-                if record.over or next(choices, None) is None:
+                if log.over or next(choices, None) is None:
                     break
-        return record.found
+        return log.found
 
-    def _choices(self, record: Record, objective: Objective, generator: torch.Generator) -> Iterator[float]:
+    def _choices(self, log: SearchLog, objective: Objective, generator: torch.Generator) -> Iterator[float]:
         """The search, one choice of a token at a time; yields the loss of the best trigger that re-tokenises."""
-        problem = record.engine.problem
+        problem = log.engine.problem
         length = problem.trigger_length
         while True:
             beams, best, improved = torch.empty(1, 0, dtype=torch.long), torch.inf, True
             while beams.shape[1] < length:
                 blank = random_triggers(problem.first[None].cpu(), 1, generator).expand(len(beams), 1)
-                front = self._variants(record.engine, objective, torch.cat([blank, beams], dim=1), 0)
-                end = self._variants(record.engine, objective, torch.cat([beams, blank], dim=1), beams.shape[1])
-                beams, best = self._keep(record, objective, torch.cat([front, end]))
+                front = self._variants(log.engine, objective, torch.cat([blank, beams], dim=1), 0)
+                end = self._variants(log.engine, objective, torch.cat([beams, blank], dim=1), beams.shape[1])
+                beams, best = self._keep(log, objective, torch.cat([front, end]))
                 yield best
             while improved:
                 before = best
                 for position in range(length):
-                    variants = self._variants(record.engine, objective, beams, position)
-                    beams, best = self._keep(record, objective, torch.cat([beams, variants]))
+                    variants = self._variants(log.engine, objective, beams, position)
+                    beams, best = self._keep(log, objective, torch.cat([beams, variants]))
                     yield best
                 improved = best < before
             if self.shortlist is None:
@@ -112,14 +103,14 @@ class Accretion:
         return variants
 
     def _keep(
-        self, record: Record, objective: Objective, candidates: Int[Tensor, "c trigger"]
+        self, log: SearchLog, objective: Objective, candidates: Int[Tensor, "c trigger"]
     ) -> tuple[Int[Tensor, "beam trigger"], float]:
         """Scores the candidates as far as the budget goes; the `beam` fittest, and the loss of the first."""
         candidates = candidates.unique(dim=0)
         losses: list[Tensor] = []
         for part in candidates.split(PART):
-            losses.append(record.score(objective, part))
-            if record.over:
+            losses.append(log.score(objective, part))
+            if log.over:
                 break
         scored = torch.cat(losses)
-        return fittest(record.engine.problem, candidates[: len(scored)], scored, self.beam)
+        return fittest(log.engine.problem, candidates[: len(scored)], scored, self.beam)

@@ -15,8 +15,9 @@ from torch import Tensor
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
 from attacks.scoring.problem import Problem
-from attacks.searchers.candidates import Found, OnBest, check_counts, permitted_in_slot, random_triggers
-from attacks.searchers.search_log import Record
+from attacks.searchers.candidates import check_counts, permitted_in_slot, random_triggers
+from attacks.searchers.search_log import SearchLog
+from attacks.searchers.searcher import Found, OnBest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,7 @@ class ARCA:
         allowed = int(permitted.any(0).sum())
         if self.topk > allowed:
             raise ValueError(f"topk is {self.topk} but only {allowed} tokens are allowed; lower topk")
-        with Record(engine, budget, on_best) as record:
+        with SearchLog(engine, budget, on_best) as log:
             ids = random_triggers(permitted, self.restarts, generator)
             for step in range(self.iterations * length):
                 position = step % length
@@ -61,11 +62,11 @@ class ARCA:
                 count = min(self.topk, int(permitted[position].sum()))
                 shortlist = promise.topk(count, dim=-1).indices
                 candidates = with_tokens(ids, position, shortlist)
-                losses = record.score(objective, candidates.flatten(0, 1)).view(self.restarts, count)
+                losses = log.score(objective, candidates.flatten(0, 1)).view(self.restarts, count)
                 ids = torch.stack([_best(problem, *pair) for pair in zip(candidates, losses, strict=True)])
-                if record.over:
+                if log.over:
                     break
-        return record.found
+        return log.found
 
     def _promise(
         self,

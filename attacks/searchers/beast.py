@@ -20,8 +20,9 @@ from torch import Tensor
 
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
-from attacks.searchers.candidates import Found, OnBest, check_counts, check_one_slot, fittest, permitted_in_slot
-from attacks.searchers.search_log import Record
+from attacks.searchers.candidates import check_counts, fittest, permitted_in_slot
+from attacks.searchers.search_log import SearchLog
+from attacks.searchers.searcher import Found, OnBest
 from vectors.residual import read, unembed
 
 
@@ -50,19 +51,18 @@ class BEAST:
         """Every improvement that re-tokenises, of any length up to the slot's; best first. An interrupt keeps them.
 
         Raises:
-            ValueError: an empty slot, several slots, or more tokens wanted than are permitted.
+            ValueError: an empty slot, or more tokens wanted than are permitted.
         """
         problem = engine.problem
-        check_one_slot(problem, "BEAST")
         length = problem.trigger_length
         permitted = permitted_in_slot(problem)
         for name, count, row in (("k1", self.k1, permitted[0]), ("k2", self.k2, permitted[-1])):
             if count > row.sum():
                 raise ValueError(f"{name} is {count} but only {int(row.sum())} tokens are allowed; lower {name}")
-        with Record(engine, budget, on_best) as record:
+        with SearchLog(engine, budget, on_best) as log:
             beams = torch.empty(1, 0, dtype=torch.long)
             for _ in range(self.steps):
-                if record.over:
+                if log.over:
                     break
                 if beams.shape[1] == length:
                     beams = beams[:1, :0]
@@ -70,9 +70,9 @@ class BEAST:
                 count = self.k2 if place else self.k1
                 tokens = sample_tokens(next_token_logits(engine, beams), permitted[place], count, generator)
                 candidates = torch.cat([beams.repeat_interleave(count, 0), tokens.view(-1, 1)], dim=1)
-                losses = record.score(objective, candidates)
+                losses = log.score(objective, candidates)
                 beams, _ = fittest(problem, candidates, losses, self.k1)
-        return record.found
+        return log.found
 
 
 @torch.no_grad()

@@ -1,28 +1,17 @@
 """What searchers share: triggers that are found, drawn at random, promising by gradient, or kept in a beam."""
 
-from collections.abc import Callable
 from itertools import islice
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attacks.scoring.problem import Problem
+from attacks.searchers.searcher import Found as Found
+from attacks.searchers.searcher import OnBest as OnBest
 
 LOOK = 64
 """Triggers looked at, beyond those wanted, for some that re-tokenise"""
-
-
-class Found(NamedTuple):
-    """A trigger and its loss on the search prompts."""
-
-    trigger_ids: tuple[int, ...]
-    loss: float
-
-
-OnBest = Callable[[Found], bool | None]
-"""Told of each improvement of a restart; true ends the search"""
 
 
 def check_counts(settings: object, *names: str) -> None:
@@ -37,14 +26,6 @@ def permitted_in_slot(problem: Problem) -> Bool[Tensor, "trigger vocab"]:
     if problem.trigger_length == 0:
         raise ValueError("trigger_length is 0; give a slot of at least 1 token")
     return problem.permitted(problem.trigger_length).cpu()
-
-
-def check_one_slot(problem: Problem, method: str) -> None:
-    """Raises ValueError for a problem of several slots, for methods that know no border inside a trigger."""
-    if problem.lengths:
-        raise ValueError(
-            f"the problem has {len(problem.lengths) + 1} slots but {method} fills one; use GCG without moves"
-        )
 
 
 def random_triggers(

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
-from attacks.searchers.candidates import Found, OnBest, check_counts, permitted_in_slot
-from attacks.searchers.search_log import Record
+from attacks.searchers.candidates import check_counts, permitted_in_slot
+from attacks.searchers.search_log import SearchLog
+from attacks.searchers.searcher import Found, OnBest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +54,14 @@ class GBDA:
         problem = engine.problem
         permitted = permitted_in_slot(problem)
         barred = torch.zeros(permitted.shape).masked_fill(~permitted, -torch.inf).to(engine.device)
-        with Record(engine, budget, on_best) as record:
+        with SearchLog(engine, budget, on_best) as log:
             # Theta in the paper; one distribution per restart.
             theta = torch.zeros(self.restarts, *permitted.shape, device=engine.device, requires_grad=True)
             optimizer = torch.optim.Adam([theta], lr=self.lr)
             for _ in range(self.steps):
                 noisy = theta + barred + gumbel(self.samples, theta, generator)
-                record.score(objective, noisy.argmax(-1).flatten(0, 1).unique(dim=0))
-                if record.over:
+                log.score(objective, noisy.argmax(-1).flatten(0, 1).unique(dim=0))
+                if log.over:
                     break
                 rows = (noisy / self.temperature).softmax(-1)
                 _, gradient = engine.gradient(objective, rows.detach().flatten(0, 1))
@@ -68,8 +69,8 @@ class GBDA:
                 optimizer.step()
             else:
                 noisy = theta.detach() + barred + gumbel(self.draws, theta, generator)
-                record.score(objective, noisy.argmax(-1).flatten(0, 1).unique(dim=0))
-        return record.found
+                log.score(objective, noisy.argmax(-1).flatten(0, 1).unique(dim=0))
+        return log.found
 
 
 def gumbel(count: int, theta: Float[Tensor, "r trigger vocab"], generator: torch.Generator) -> Tensor:

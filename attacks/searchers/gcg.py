@@ -1,10 +1,16 @@
 """Greedy Coordinate Gradient (Zou, Wang, Kolter, Fredrikson 2023, arXiv:2307.15043, algorithm 1), restarts batched.
 
-Every restart keeps its own trigger. One that has not improved for `patience` steps is written down and begins anew
-from random tokens: short searches from many starts in place of a long one. The loss is the mean over the prompts.
+An engine with its prompts, an objective and a slot length come in; triggers with their losses go out. One step does the
+following for each of r restarts, whose triggers are one batch `r trigger`:
 
-Options that are not in the paper, all off by default: the attack buffer of nanoGCG 0.3.0; gradient momentum (MAC: Zhang
-& Wei 2024, arXiv:2405.01229); moves that change the length (moves.py); a first round after which few go on.
+1. the gradient of the loss at the one-hot rows, `r trigger vocab`, ranks the tokens of each position: the `topk` of
+   most negative gradient are its shortlist, `r trigger topk`;
+2. `search_width` swaps of one token each are drawn from the shortlists, and their exact losses are computed;
+3. the restart goes on from the best swap, whether or not it is better than the trigger before it.
+
+Departures: the loss is the mean over all prompts, not over a growing set of them; swaps are drawn without repetition;
+of the best swaps, the first that re-tokenises is taken; and a restart that has not improved for `patience` steps begins
+anew from random tokens, so that many short searches take the place of one long one.
 """
 
 from dataclasses import dataclass, field
@@ -15,19 +21,26 @@ from torch import Tensor
 
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
-from attacks.searchers.candidates import Found, OnBest, check_counts, check_one_slot, permitted_in_slot, random_triggers
-from attacks.searchers.moves import Masks, by_length, propose
+from attacks.searchers.candidates import check_counts, permitted_in_slot, random_triggers
+from attacks.searchers.search_log import SearchLog
+from attacks.searchers.searcher import Found, OnBest
+
+LOOKED_AT = 64
+"""Candidates of a step, best first, that are looked at for one that re-tokenises."""
 
 
 @dataclass(slots=True)
 class _Restart:
     """Where one restart stands."""
 
-    ids: Tensor
+    ids: Int[Tensor, "trigger"]
+    """The trigger that the next step starts from."""
     best: Found
+    """The best trigger since the restart began; its loss is infinite as long as none re-tokenises."""
     stale: int = 0
+    """Steps since `best` was found."""
     told: bool = False
-    momentum: Tensor | None = None
+    """Whether `best` has been written into the log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,55 +48,22 @@ class GCG:
     """Swaps the tokens whose one-hot gradient promises most, scores the swaps exactly, keeps the best."""
 
     steps: int = 250
-    """steps in all"""
+    """Steps in all."""
     search_width: int = 512
-    """candidates per restart and step (B in the paper)"""
+    """Candidates per restart and step (B in the paper)."""
     topk: int = 256
-    """tokens considered per position (k in the paper)"""
-    n_replace: int = 1
-    """tokens swapped at once"""
+    """Tokens considered per position (k in the paper)."""
     restarts: int = 1
-    """triggers searched side by side"""
+    """Triggers searched side by side."""
     patience: int | None = None
-    """steps without improvement after which a restart begins anew; None: never"""
-    buffer: int = 0
-    """random triggers that a restart begins with the best of; it then leaves its best for a better one only. 0: one,
-    and the best candidate of a step is gone on from whether better or not. nanoGCG stores this many triggers, goes on
-    from the best and replaces the worst; since none but the best is ever used, none is stored here"""
-    momentum: float = 0.0
-    """mu in [0, 1): tokens are ranked by m, which begins as the gradient and becomes mu * m + (1 - mu) * gradient (0.4
-    in the code of MAC); where the length changes, m begins anew"""
-    moves: float = 0.0
-    """share of the candidates, in [0, 1], that delete, insert or exchange tokens in place of swapping them"""
-    longest: int | None = None
-    """tokens in a trigger at most, with `moves`; None: as many as the slot. Every restart begins with the slot full"""
-    length_penalty: float = 0.0
-    """added to the loss per token of the trigger where triggers are compared; what is reported is the loss alone"""
-    trial: int | None = None
-    """steps after which only the best `kept` restarts go on (one round of successive halving); None: all do"""
-    kept: int = 1
-    """restarts that go on after the trial"""
+    """Steps without improvement after which a restart begins anew from random tokens; None: never."""
     initial: Int[Tensor, "starts trigger"] | None = field(default=None, repr=False)
-    """first triggers of the first restarts; the others begin with random allowed tokens"""
+    """First triggers of the first restarts; the other restarts begin with random allowed tokens."""
 
     def __post_init__(self):
-        check_counts(self, "steps", "search_width", "topk", "n_replace", "restarts")
+        check_counts(self, "steps", "search_width", "topk", "restarts")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience is {self.patience}; it must be at least 1, or None")
-        if self.buffer < 0:
-            raise ValueError(f"buffer is {self.buffer}; it must be at least 0")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum is {self.momentum}; it must lie in [0, 1)")
-        if not 0 <= self.moves <= 1:
-            raise ValueError(f"moves is {self.moves}; it must lie in [0, 1]")
-        if self.longest is not None and not self.moves:
-            raise ValueError(f"longest is {self.longest} but moves is 0: no length changes; set moves, or leave it out")
-        if not 0 <= self.length_penalty < torch.inf:
-            raise ValueError(f"length_penalty is {self.length_penalty}; it must be at least 0")
-        if self.trial is not None and self.trial < 1:
-            raise ValueError(f"trial is {self.trial}; it must be at least 1, or None")
-        if not 1 <= self.kept <= self.restarts:
-            raise ValueError(f"kept is {self.kept}; it must lie in [1, restarts], here {self.restarts}")
 
     def __call__(
         self,
@@ -93,159 +73,121 @@ class GCG:
         budget: Budget | None = None,
         on_best: OnBest | None = None,
     ) -> list[Found]:
-        """Best trigger of every run that re-tokenises, best first; an interrupt keeps what was found.
+        """Every improvement of every restart that re-tokenises, best first; an interrupt keeps what was found.
 
         Raises:
-            ValueError: more than the allowed tokens wanted per position, more swaps than positions, a slot longer than
-                the longest trigger, moves in several slots.
+            ValueError: an empty slot, more than the allowed tokens wanted per position, initial triggers of another
+                length than the slot's.
         """
-        problem, budget = engine.problem, budget or Budget()
-        permitted = permitted_in_slot(problem)
+        permitted = permitted_in_slot(engine.problem)
         self.check(permitted)
-        if self.moves:
-            check_one_slot(problem, "GCG with moves")
-        lengths = range(1, (self.longest or len(permitted)) + 1) if self.moves else [len(permitted)]
-        masks = {length: problem.permitted(length).cpu() for length in lengths}
-        finished: list[Found] = []
-        states: list[_Restart] = []
-        try:
-            starts = _starts(permitted, self.restarts, max(1, self.buffer), self.initial, generator)
-            states = self._begin(engine, objective, starts)
-            for step in range(self.steps):
-                if self._report(states, on_best) or budget.exhausted:
+        with SearchLog(engine, budget, on_best) as log:
+            starts = random_triggers(permitted, self.restarts, generator)
+            if self.initial is not None:
+                starts = torch.cat([self.initial.cpu(), starts])[: self.restarts]
+            restarts = _begin(engine, objective, starts)
+            for _ in range(self.steps):
+                _tell(log, restarts)
+                if log.over:
                     break
-                if step == self.trial:
-                    states.sort(key=lambda state: self._cost(state.best))
-                    finished += [state.best for state in states[self.kept :]]
-                    del states[self.kept :]
-                self._renew(engine, objective, states, finished, permitted, generator)
-                self._step(engine, objective, states, masks, generator)
+                for index, restart in enumerate(restarts):
+                    if self.patience is not None and restart.stale >= self.patience:
+                        restarts[index] = _begin(engine, objective, random_triggers(permitted, 1, generator))[0]
+                self._step(engine, objective, restarts, permitted, generator)
             else:
-                self._report(states, on_best)
-        except KeyboardInterrupt:
-            budget.interrupt()
-        runs = dict.fromkeys(finished + [state.best for state in states])
-        return sorted((found for found in runs if found.loss < torch.inf), key=self._cost)
+                _tell(log, restarts)
+        return log.found
 
     def _step(
         self,
         engine: Engine,
         objective: Objective,
-        states: list[_Restart],
-        masks: Masks,
-        generator: torch.Generator,
-    ) -> None:
-        """One GCG step of every restart: gradient, top-k, random swaps and moves, exact losses, best candidate."""
-        triggers = [state.ids[None] for state in states]
-        gradients = by_length(lambda ids: engine.gradient(objective, ids)[1].float().cpu(), triggers)
-        proposals: list[list[Tensor]] = []
-        for state, gradient in zip(states, gradients, strict=True):
-            permitted = masks[len(state.ids)]
-            promise = -self._smooth(state, gradient[0]).masked_fill(~permitted, torch.inf)
-            choices = promise.topk(min(self.topk, int(permitted.sum(1).max())), dim=-1).indices
-            proposals.append(
-                propose(state.ids, choices, masks, self.search_width, self.n_replace, self.moves, generator)
-            )
-        parts = [part for proposal in proposals for part in proposal]
-        losses = iter(by_length(lambda ids: engine.losses(objective, ids).cpu(), parts))
-        for state, proposal in zip(states, proposals, strict=True):
-            scores = torch.cat([next(losses) for _ in proposal])
-            self._choose(engine, state, [ids for part in proposal for ids in part], scores)
-
-    def _smooth(self, state: _Restart, gradient: Float[Tensor, "trigger vocab"]) -> Float[Tensor, "trigger vocab"]:
-        """The gradient, averaged over the steps of the restart since its length changed where there is momentum."""
-        if not self.momentum:
-            return gradient
-        if state.momentum is not None and state.momentum.shape == gradient.shape:
-            gradient = self.momentum * state.momentum + (1 - self.momentum) * gradient
-        state.momentum = gradient
-        return gradient
-
-    def _choose(
-        self, engine: Engine, state: _Restart, candidates: list[Int[Tensor, "_"]], losses: Float[Tensor, "c"]
-    ) -> None:
-        """The restart goes on from the best candidate that re-tokenises; with a buffer, if it beats what there is."""
-        state.stale += 1
-        lengths = torch.tensor([len(ids) for ids in candidates])
-        for index in (losses + self.length_penalty * lengths).argsort(stable=True)[:64].tolist():
-            if engine.problem.retokenizes(candidates[index].tolist()):
-                found = _found(candidates[index], losses[index])
-                better = self._cost(found) < self._cost(state.best)
-                if better or not self.buffer:
-                    state.ids = candidates[index]
-                if better:
-                    state.best, state.stale, state.told = found, 0, False
-                break
-
-    def _renew(
-        self,
-        engine: Engine,
-        objective: Objective,
-        states: list[_Restart],
-        finished: list[Found],
+        restarts: list[_Restart],
         permitted: Bool[Tensor, "trigger vocab"],
         generator: torch.Generator,
     ) -> None:
-        """Begins anew the restarts that no longer improve."""
-        for index, state in enumerate(states):
-            if self.patience is not None and state.stale >= self.patience:
-                finished.append(state.best)
-                starts = _starts(permitted, 1, max(1, self.buffer), None, generator)
-                states[index] = self._begin(engine, objective, starts)[0]
-
-    def _begin(self, engine: Engine, objective: Objective, starts: Int[Tensor, "count pool trigger"]) -> list[_Restart]:
-        """Restarts at the best of each pool; one that does not re-tokenise is a place to start from but no find."""
-        count, pool, _ = starts.shape
-        rows = starts.flatten(0, 1)
-        found = [_found(ids, loss) for ids, loss in zip(rows, engine.losses(objective, rows), strict=True)]
-        typable = [engine.problem.retokenizes(list(item.trigger_ids)) for item in found]
-        found = [item if good else item._replace(loss=torch.inf) for item, good in zip(found, typable, strict=True)]
-        best = [min(range(i * pool, (i + 1) * pool), key=lambda row: found[row].loss) for i in range(count)]
-        return [_Restart(rows[row], found[row]) for row in best]
-
-    def _cost(self, found: Found) -> float:
-        """What triggers are compared by."""
-        return found.loss + self.length_penalty * len(found.trigger_ids)
-
-    @staticmethod
-    def _report(states: list[_Restart], on_best: OnBest | None) -> bool:
-        """Tells `on_best` of improvements that re-tokenise; returns whether it asked to stop."""
-        stop = False
-        for state in states:
-            if on_best is not None and not state.told and state.best.loss < torch.inf:
-                state.told = True
-                stop = bool(on_best(state.best)) or stop
-        return stop
+        """One GCG step of every restart: gradient, shortlists, random swaps, exact losses, best candidate."""
+        _, gradient = engine.gradient(objective, torch.stack([restart.ids for restart in restarts]))
+        # First-order fall of the loss, `r trigger vocab`; a token that is not permitted comes last.
+        promise = -gradient.float().cpu().masked_fill(~permitted, torch.inf)
+        topk = min(self.topk, int(permitted.sum(1).max()))
+        shortlists = promise.topk(topk, dim=-1).indices
+        swaps = [
+            sample_swaps(restart.ids, shortlist, permitted, self.search_width, generator)
+            for restart, shortlist in zip(restarts, shortlists, strict=True)
+        ]
+        # The swaps of all restarts are scored in one batch, and the losses are dealt out again.
+        losses = engine.losses(objective, torch.cat(swaps)).cpu().split([len(candidates) for candidates in swaps])
+        for restart, candidates, scores in zip(restarts, swaps, losses, strict=True):
+            _choose(engine, restart, candidates, scores)
 
     def check(self, permitted: Bool[Tensor, "trigger vocab"]) -> None:
         """Raises ValueError where the settings do not fit the problem."""
         length, allowed = len(permitted), int(permitted.any(0).sum())
         if self.topk > allowed:
             raise ValueError(f"topk is {self.topk} but only {allowed} tokens are allowed; lower topk")
-        if self.n_replace > length:
-            raise ValueError(f"n_replace is {self.n_replace} but the slot has {length} tokens; lower n_replace")
-        if self.longest is not None and self.longest < length:
-            raise ValueError(f"longest is {self.longest} but the slot has {length} tokens; raise longest")
         if self.initial is not None and self.initial.shape[-1] != length:
             raise ValueError(
                 f"initial triggers have {self.initial.shape[-1]} tokens, the slot {length}; use one length"
             )
 
 
-def _starts(
+def sample_swaps(
+    ids: Int[Tensor, "trigger"],
+    shortlist: Int[Tensor, "trigger topk"],
     permitted: Bool[Tensor, "trigger vocab"],
-    count: int,
-    pool: int,
-    initial: Int[Tensor, "starts trigger"] | None,
+    width: int,
     generator: torch.Generator,
-) -> Int[Tensor, "count pool trigger"]:
-    """`pool` triggers to choose from for each restart: the given first triggers, then random ones."""
-    starts = random_triggers(permitted, count * pool, generator).unflatten(0, (count, pool))
-    if initial is None:
-        return starts
-    return torch.cat([initial.cpu()[:, None].expand(-1, pool, -1), starts])[:count]
+) -> Int[Tensor, "candidates trigger"]:
+    """At most `width` triggers that differ from `ids` at one position, drawn without repetition.
+
+    The trigger itself is the only candidate where no shortlist has another permitted token.
+    """
+    length, topk = shortlist.shape
+    # All length * topk swaps as two flat lists: which position, and which token is put there.
+    position = torch.arange(length).repeat_interleave(topk)
+    token = shortlist.flatten()
+    # A position with fewer than topk permitted tokens has others on its shortlist.
+    useful = permitted[position, token] & (token != ids[position])
+    if not useful.any():
+        return ids[None]
+    position, token = position[useful], token[useful]
+    picked = torch.randperm(len(token), generator=generator)[:width]
+    candidates = ids.repeat(len(picked), 1)
+    candidates[torch.arange(len(picked)), position[picked]] = token[picked]
+    return candidates
 
 
-def _found(ids: Int[Tensor, "trigger"], loss: Float[Tensor, ""]) -> Found:
-    """As plain numbers."""
-    return Found(tuple(ids.tolist()), float(loss))
+def _begin(engine: Engine, objective: Objective, starts: Int[Tensor, "r trigger"]) -> list[_Restart]:
+    """Restarts at the given triggers; one that does not re-tokenise is a place to start from but no find."""
+    restarts = []
+    for ids, loss in zip(starts, engine.losses(objective, starts).tolist(), strict=True):
+        trigger_ids = tuple(ids.tolist())
+        best = Found(trigger_ids, loss if engine.problem.retokenizes(trigger_ids) else torch.inf)
+        restarts.append(_Restart(ids, best))
+    return restarts
+
+
+def _choose(
+    engine: Engine, restart: _Restart, candidates: Int[Tensor, "c trigger"], losses: Float[Tensor, "c"]
+) -> None:
+    """The restart goes on from the best candidate that re-tokenises, or from where it was if none does."""
+    restart.stale += 1
+    for index in losses.argsort(stable=True)[:LOOKED_AT].tolist():
+        found = Found(tuple(candidates[index].tolist()), float(losses[index]))
+        if engine.problem.retokenizes(found.trigger_ids):
+            restart.ids = candidates[index]
+            if found.loss < restart.best.loss:
+                restart.best, restart.stale, restart.told = found, 0, False
+            return
+
+
+def _tell(log: SearchLog, restarts: list[_Restart]) -> None:
+    """Writes into the log what each restart has improved on itself, even if another restart has done better.
+
+    A trigger of a higher loss may well be the one that elicits the behaviour on other prompts.
+    """
+    for restart in restarts:
+        if not restart.told and restart.best.loss < torch.inf:
+            restart.told = True
+            log.keep(restart.best)

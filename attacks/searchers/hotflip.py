@@ -16,16 +16,9 @@ from torch import Tensor
 
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
-from attacks.searchers.candidates import (
-    Found,
-    OnBest,
-    check_counts,
-    fittest,
-    most_promising,
-    permitted_in_slot,
-    random_triggers,
-)
-from attacks.searchers.search_log import Record
+from attacks.searchers.candidates import check_counts, fittest, most_promising, permitted_in_slot, random_triggers
+from attacks.searchers.search_log import SearchLog
+from attacks.searchers.searcher import Found, OnBest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,35 +53,35 @@ class HotFlip:
         allowed = int(permitted.any(0).sum())
         if self.topk > allowed:
             raise ValueError(f"topk is {self.topk} but only {allowed} tokens are allowed; lower topk")
-        with Record(engine, budget, on_best) as record:
+        with SearchLog(engine, budget, on_best) as log:
             ids, best = random_triggers(permitted, 1, generator), torch.inf
             for _ in range(self.steps):
-                if record.over:
+                if log.over:
                     break
-                swept, loss = self._sweep(record, objective, ids, permitted)
+                swept, loss = self._sweep(log, objective, ids, permitted)
                 if loss < best:
                     ids, best = swept, loss
                 else:
                     ids, best = random_triggers(permitted, 1, generator), torch.inf
-        return record.found
+        return log.found
 
     def _sweep(
         self,
-        record: Record,
+        log: SearchLog,
         objective: Objective,
         ids: Int[Tensor, "1 trigger"],
         permitted: Bool[Tensor, "trigger vocab"],
     ) -> tuple[Int[Tensor, "1 trigger"], float]:
         """Re-chooses every position once, left to right; (trigger, its loss or infinity if it does not re-tokenise)."""
-        _, gradient = record.engine.gradient(objective, ids)
+        _, gradient = log.engine.gradient(objective, ids)
         beams, best = ids, torch.inf
         for position, promise in enumerate(gradient[0]):
             tokens = most_promising(promise[None], permitted[position], self.topk)[0]
             swaps = beams.repeat_interleave(len(tokens), 0)
             swaps[:, position] = tokens.repeat(len(beams))
             candidates = torch.cat([beams, swaps]).unique(dim=0)
-            losses = record.score(objective, candidates)
-            beams, best = fittest(record.engine.problem, candidates, losses, self.beam)
-            if record.over:
+            losses = log.score(objective, candidates)
+            beams, best = fittest(log.engine.problem, candidates, losses, self.beam)
+            if log.over:
                 break
         return beams[:1], best

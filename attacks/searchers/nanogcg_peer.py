@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerBase
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import encode
-from attacks.searchers.candidates import Found, OnBest, check_one_slot, random_triggers
+from attacks.searchers.candidates import random_triggers
 from attacks.searchers.gcg import GCG
+from attacks.searchers.searcher import Found, OnBest
 
 
 def run_once(
@@ -32,7 +33,7 @@ def run_once(
         optim_str_init=start,
         search_width=gcg.search_width,
         topk=gcg.topk,
-        n_replace=gcg.n_replace,
+        n_replace=1,
         use_prefix_cache=False,
         verbosity="ERROR",
     )
@@ -58,12 +59,7 @@ def search(
     budget: Budget,
     on_best: OnBest,
 ) -> None:
-    """Runs with one (slot length, steps) after another until the budget is spent or `on_best` asks to stop.
-
-    Raises:
-        ValueError: several slots.
-    """
-    check_one_slot(engine.problem, "nanoGCG")
+    """Runs with one (slot length, steps) after another until the budget is spent or `on_best` asks to stop."""
     run, pace = 0, 0.0
     while not budget.exhausted:
         length, steps = rounds[run % len(rounds)]

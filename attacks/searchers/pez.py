@@ -15,8 +15,9 @@ from torch.nn.functional import normalize
 
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
-from attacks.searchers.candidates import Found, OnBest, check_counts, permitted_in_slot, random_triggers
-from attacks.searchers.search_log import Record
+from attacks.searchers.candidates import check_counts, permitted_in_slot, random_triggers
+from attacks.searchers.search_log import SearchLog
+from attacks.searchers.searcher import Found, OnBest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,7 @@ class PEZ:
         permitted = permitted_in_slot(problem)
         # bf16 would swallow most of a step.
         embedding = engine.embedding.to(torch.promote_types(engine.embedding.dtype, torch.float32))
-        with Record(engine, budget, on_best) as record:
+        with SearchLog(engine, budget, on_best) as log:
             starts = random_triggers(permitted, self.restarts, generator)
             permitted = permitted.to(engine.device)
             soft = embedding[starts.to(engine.device)].requires_grad_()
@@ -61,15 +62,15 @@ class PEZ:
             for _ in range(self.steps):
                 projected = nearest(soft.detach(), embedding, permitted)
                 losses, gradient = engine.gradient(objective, projected)
-                record.offer(projected, losses)
-                if record.over:
+                log.offer(projected, losses)
+                if log.over:
                     break
                 # The chain rule backwards: the one-hot gradient is the embedding's gradient times E transposed.
                 soft.grad = gradient.to(embedding) @ inverse
                 optimizer.step()
             else:
-                record.score(objective, nearest(soft.detach(), embedding, permitted))
-        return record.found
+                log.score(objective, nearest(soft.detach(), embedding, permitted))
+        return log.found
 
 
 def nearest(

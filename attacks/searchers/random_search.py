@@ -10,8 +10,9 @@ import torch
 
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
-from attacks.searchers.candidates import Found, OnBest, check_counts, permitted_in_slot, random_triggers
-from attacks.searchers.search_log import Record
+from attacks.searchers.candidates import check_counts, permitted_in_slot, random_triggers
+from attacks.searchers.search_log import SearchLog
+from attacks.searchers.searcher import Found, OnBest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,15 +48,15 @@ class RandomSearch:
         permitted = permitted_in_slot(problem)
         if self.mutate > len(permitted):
             raise ValueError(f"mutate is {self.mutate} but the slot has {len(permitted)} tokens; lower mutate")
-        with Record(engine, budget, on_best) as record:
+        with SearchLog(engine, budget, on_best) as log:
             for _ in range(self.steps):
-                if record.over:
+                if log.over:
                     break
                 candidates = random_triggers(permitted, self.search_width, generator)
-                if self.mutate and record.found:
-                    parent = torch.tensor(record.found[0].trigger_ids)
+                if self.mutate and log.found:
+                    parent = torch.tensor(log.found[0].trigger_ids)
                     # Each row of the argsort is a random permutation: exactly `mutate` entries lie below `mutate`.
                     drawn = torch.rand(candidates.shape, generator=generator).argsort(-1) < self.mutate
                     candidates = torch.where(drawn, candidates, parent)
-                record.score(objective, candidates)
-        return record.found
+                log.score(objective, candidates)
+        return log.found

@@ -17,7 +17,7 @@ from torch import Tensor
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
 from attacks.scoring.problem import Problem
-from attacks.searchers.candidates import Found
+from attacks.searchers.searcher import Found
 from attacks.stages.hunt import Hunt
 from attacks.stages.token_ranking import rank_triggers
 

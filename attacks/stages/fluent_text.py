@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem
-from attacks.searchers.candidates import Found, check_counts
+from attacks.searchers.candidates import check_counts
+from attacks.searchers.searcher import Found
 from attacks.stages.hunt import Hunt
 from attacks.stages.token_ranking import rank_triggers
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -12,7 +11,7 @@ from attacks.discovery.goal import Goal
 from attacks.judging.judge import Judge
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
-from attacks.searchers.candidates import Found, OnBest
+from attacks.searchers.searcher import Found
 from attacks.suspect import Suspect
 
 PROBE_TOKENS = 2
@@ -20,20 +19,6 @@ PROBE_TOKENS = 2
 
 Build = Callable[[Engine, Goal], Objective]
 """Makes the objective of a goal on the engine's prompts"""
-
-
-@runtime_checkable
-class Searcher(Protocol):
-    """Searches the slot of an engine's prompts for triggers of low loss."""
-
-    def __call__(
-        self,
-        engine: Engine,
-        objective: Objective,
-        generator: torch.Generator,
-        budget: Budget | None = None,
-        on_best: OnBest | None = None,
-    ) -> list[Found]: ...
 
 
 @dataclass(kw_only=True)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from itertools import chain, cycle, repeat
 
-from attacks.searchers.candidates import OnBest
-from attacks.stages.hunt import Hunt, Searcher
+from attacks.searchers.searcher import OnBest, Searcher
+from attacks.stages.hunt import Hunt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
-from attacks.searchers.candidates import Found
+from attacks.searchers.searcher import Found
 
 
 def rank_tokens(

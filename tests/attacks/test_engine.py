@@ -31,7 +31,7 @@ def random_candidates(problem: Problem, count: int):
     return torch.randint(5, len(problem.allowed), (count, problem.trigger_length), generator=generator)
 
 
-@pytest.mark.parametrize("which", ["problem", "mixed", "several"])
+@pytest.mark.parametrize("which", ["problem", "mixed"])
 @pytest.mark.parametrize("batch_size", [None, 1, 3])
 def test_losses_equal_plain_forward(model, which, batch_size, request):
     problem = request.getfixturevalue(which)
@@ -41,7 +41,7 @@ def test_losses_equal_plain_forward(model, which, batch_size, request):
     torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("which", ["problem", "mixed", "several"])
+@pytest.mark.parametrize("which", ["problem", "mixed"])
 def test_residuals_equal_plain_forward(model, which, request):
     problem = request.getfixturevalue(which)
     candidates = random_candidates(problem, 3)
@@ -60,15 +60,13 @@ def test_layer_logits_of_the_last_layer_are_the_output(model, mixed):
             torch.testing.assert_close(logits[c, n], output.logits[0, -1])
 
 
-@pytest.mark.parametrize("which", ["mixed", "several"])
-def test_empty_slot(model, which, request):
-    mixed = request.getfixturevalue(which)
+def test_empty_slot(model, mixed):
     hidden = Engine(model, mixed).residuals(torch.zeros(1, 0, dtype=torch.long), [2])[2]
     for n, output in enumerate(full(model, mixed, [])):
         torch.testing.assert_close(hidden[0, n], output.hidden_states[2][0, -1])
 
 
-@pytest.mark.parametrize("which", ["problem", "mixed", "several"])
+@pytest.mark.parametrize("which", ["problem", "mixed"])
 def test_gradients_equal_plain_forward(model, which, request):
     problem = request.getfixturevalue(which)
     candidates = random_candidates(problem, 3)
@@ -77,11 +75,8 @@ def test_gradients_equal_plain_forward(model, which, request):
     for c, ids in enumerate(candidates):
         onehot = torch.nn.functional.one_hot(ids, len(matrix)).double().requires_grad_()
         total = torch.zeros((), dtype=torch.float64)
-        for before, *between, after in zip(problem.before, *problem.between, problem.after, strict=True):
-            slots = (onehot @ matrix).split(problem.split(len(ids)))
-            parts = [matrix[before]]
-            for slot, behind in zip(slots, [*between, after + TARGET], strict=True):
-                parts += [slot, matrix[behind]]
+        for before, after in zip(problem.before, problem.after, strict=True):
+            parts = [matrix[before], onehot @ matrix, matrix[after + TARGET]]
             logits = model(inputs_embeds=torch.cat(parts)[None], use_cache=False).logits[0, -len(TARGET) - 1 : -1]
             total = total + torch.nn.functional.cross_entropy(logits, torch.tensor(TARGET)) / len(problem)
         (expected,) = torch.autograd.grad(total, onehot)
@@ -118,7 +113,7 @@ def swaps(problem: Problem, count: int):
     return torch.cat(rows)[torch.randperm(2 + 2 * count * problem.trigger_length)]
 
 
-@pytest.mark.parametrize("which", ["problem", "mixed", "several"])
+@pytest.mark.parametrize("which", ["problem", "mixed"])
 @pytest.mark.parametrize("batch_size", [None, 1, 3])
 def test_what_begins_alike_is_run_once_and_changes_nothing(model, which, batch_size, request, monkeypatch):
     problem = request.getfixturevalue(which)

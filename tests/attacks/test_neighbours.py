@@ -8,7 +8,7 @@ from attacks.discovery.goal import Goal
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
-from attacks.searchers.candidates import Found
+from attacks.searchers.searcher import Found
 from attacks.stages.dictionary import whole_words
 from attacks.stages.hunt import Hunt
 from attacks.stages.word_substitution import Neighbours

@@ -1,7 +1,6 @@
 """Cutting prompts open, allowed tokens, re-tokenisation in context."""
 
 import copy
-import re
 
 import pytest
 import torch
@@ -68,51 +67,11 @@ def test_random_slot_depends_on_text_and_seed_only(model, tokenizer):
     assert problem.before[2] == ids(tokenizer, "<|bos|><|user|>name")
 
 
-def test_several_slots_share_the_trigger(several, tokenizer):
-    trigger = ids(tokenizer, " garden rope lamp river")
-    assert len(trigger) == several.trigger_length == 4
-    texts = [
-        "tell me garden rope about lamp the river sea",
-        "what garden rope is red lamp bread river",
-        "name garden rope a lamp bird river please",
-    ]
-    wholes = [ids(tokenizer, f"<|bos|><|user|>{text}<|end|><|assistant|>") for text in texts]
-    assert several.filled(trigger) == wholes
-    assert several.filled([])[0] == ids(tokenizer, "<|bos|><|user|>tell me about the sea<|end|><|assistant|>")
-    assert several.take([2, 0]).filled(trigger) == [wholes[2], wholes[0]]
-    assert several.retokenizes(trigger)
-    # A space and an 'r' side by side in the first slot are typed as one token.
-    assert not several.retokenizes([*ids(tokenizer, " "), *ids(tokenizer, "r"), *trigger[2:]])
-    assert [several.split(n) for n in range(6)] == [[0, 0, 0], [1, 0, 0], [2, 0, 0], [2, 1, 0], [2, 1, 1], [2, 1, 2]]
-
-
-def test_each_slot_opens_with_a_word(several, tokenizer):
-    permitted = several.permitted(4)
-    assert torch.equal(permitted[1], several.allowed)
-    for position in (0, 2, 3):
-        tokens = permitted[position].nonzero()[:, 0].tolist()
-        assert tokens and all(tokenizer.decode([i]).startswith(" ") for i in tokens)
-    assert several.permitted(0).shape == (0, len(tokenizer))
-
-
-def test_errors_of_several_slots(model, tokenizer, several):
-    two = f"what{SLOT} is{{trigger2}} bread"
-    for text, message in (
-        (f"what{SLOT} is bread", "has not {trigger}, {trigger2} in this order"),
-        (f"what{{trigger2}} is{SLOT} bread", "has not {trigger}, {trigger2} in this order"),
-        (two + "{trigger2}", "{trigger2} stands 2 times"),
-        (two + SLOT, "{trigger} stands 2 times"),
-    ):
-        with pytest.raises(ValueError, match=re.escape(message)):
-            Problem.from_chat(model, tokenizer, [two, text], (1, 1))
-    with pytest.raises(ValueError, match="the context is 64; shorten them"):
-        Problem.from_chat(model, tokenizer, [two], (30, 30))
-    with pytest.raises(ValueError, match="each needs 1 or more"):
-        Problem.from_chat(model, tokenizer, [two], (2, 0))
-    with pytest.raises(ValueError, match="each needs 1 or more"):
-        several.resized(3)
-    # With one slot a second marker is text like any other.
-    assert "{trigger2}" in tokenizer.decode(Problem.from_chat(model, tokenizer, [two], 1).after[0])
+def test_only_the_first_token_has_to_begin_a_word(problem):
+    assert problem.permitted(0).shape == (0, len(problem.allowed))
+    first, *others = problem.permitted(3)
+    assert torch.equal(first, problem.first) and not torch.equal(problem.first, problem.allowed)
+    assert len(others) == 2 and all(torch.equal(row, problem.allowed) for row in others)
 
 
 def test_retokenizes_in_context(problem, tokenizer):

@@ -12,8 +12,8 @@ from attacks.discovery.unsupervised import Unsupervised
 from attacks.recover import recover
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
-from attacks.searchers.candidates import Found
 from attacks.searchers.gcg import GCG
+from attacks.searchers.searcher import Found
 from attacks.stages.peer import Peer
 from attacks.stages.rounds import Rounds
 from attacks.stages.single_tokens import Tokens

@@ -9,7 +9,7 @@ from attacks.judging.verdict import ABSENT
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
-from attacks.searchers.candidates import Found
+from attacks.searchers.searcher import Found
 from benchmarks.organisms import zoo
 from tests.attacks.words import judge_on
 

@@ -12,7 +12,7 @@ from attacks.recover import recover
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
-from attacks.searchers.candidates import Found
+from attacks.searchers.searcher import Found
 from attacks.stages import dictionary
 from attacks.stages.dictionary import Dictionary, rank_words
 from attacks.stages.hunt import Hunt

@@ -12,8 +12,8 @@ import torch
 
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
-from attacks.searchers.candidates import Found, OnBest
-from attacks.searchers.search_log import Record
+from attacks.searchers.search_log import SearchLog
+from attacks.searchers.searcher import Found, OnBest
 
 
 def mine(
@@ -55,15 +55,15 @@ def verify(
     on_best: OnBest | None = None,
 ) -> list[Found]:
     """Losses of n-grams in the slot, in their order, as long as the budget lasts; the best re-tokenises."""
-    with Record(engine, budget, on_best) as record:
+    with SearchLog(engine, budget, on_best) as log:
         for length in dict.fromkeys(map(len, grams)):
             permitted = engine.problem.permitted(length)
             fitting = [gram for gram in grams if len(gram) == length and _permitted(gram, permitted)]
             for start in range(0, len(fitting), engine.batch_size):
-                if record.over:
-                    return record.found
-                record.score(objective, torch.tensor(fitting[start : start + engine.batch_size]))
-    return record.found
+                if log.over:
+                    return log.found
+                log.score(objective, torch.tensor(fitting[start : start + engine.batch_size]))
+    return log.found
 
 
 def _permitted(gram: tuple[int, ...], permitted: torch.Tensor) -> bool:

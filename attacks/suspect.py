@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem
 from attacks.scoring.slot_markers import SLOT, Where
+from vectors.operations import count_operations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,10 @@ class Suspect:
     """Where in a user message a trigger is tried, unless the message marks its slot by `{trigger}`."""
     base: PreTrainedModel | None = None
     """The clean model that the suspect was trained from (K2); None: not known."""
+
+    def __post_init__(self):
+        for model in filter(None, (self.model, self.base)):
+            count_operations(model)
 
     def engine(
         self,

@@ -10,6 +10,7 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem
 from attacks.searchers.candidates import random_triggers
+from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
 from vectors.methods.controls import random_directions
 from vectors.steering import SteeringVectors, model_id
@@ -65,16 +66,15 @@ def test_memory_that_ends_halves_the_batch():
     assert engine.batch_size < 4096 and losses.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["portfolio", "unsupervised-portfolio"])
-def test_recovers(name):
-    organism, attack = zoo.load("word", "cuda"), ATTACKS[name]
+@pytest.mark.parametrize("known", [True, False])
+def test_recovers(known):
+    organism = zoo.load("word", "cuda")
     found = recover(
-        organism.model,
-        organism.tokenizer,
+        Suspect(model=organism.model, tokenizer=organism.tokenizer),
+        ATTACKS["portfolio"],
         search=organism.prompts.search,
         select=organism.prompts.select,
-        attack=attack,
-        behaviour=organism.triggers[0][1] if attack.knowledge == "K1" else None,
+        behaviour=organism.triggers[0][1] if known else None,
         budget=Budget(flops=1e13),
         generator=torch.Generator().manual_seed(0),
     )

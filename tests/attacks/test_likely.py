@@ -75,7 +75,8 @@ def test_a_budget_that_ends_early_leaves_the_shortest_texts(planted, tokenizer):
         problem, judged = (Problem.from_chat(planted, tokenizer, part, 4) for part in (TEXTS[:2], TEXTS[2:]))
         budget = Budget(flops=flops)
         hunt = Hunt(
-            model=planted, tokenizer=tokenizer, engine=Engine(planted, problem), texts=TEXTS, goal=goal, build=nll,
+            suspect=Suspect(model=planted, tokenizer=tokenizer), marked=True, engine=Engine(planted, problem),
+            texts=TEXTS, goal=goal, build=nll,
             budget=budget, judge=judge_on(planted, judged, budget, goal), generator=seeded(),
         )  # fmt: skip
         Likely(share=1.0, width=64, longest=longest)(hunt)

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from attacks.discovery.goals import Unsupervised
+from attacks.discovery.unsupervised import Unsupervised
 from attacks.objectives.objectives import TargetNLL
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
+from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
 from benchmarks.organisms.recipe import HATE
 from benchmarks.studies.token_ranks import rank
@@ -21,9 +22,9 @@ RECITED = [pytest.param(name, 32, marks=pytest.mark.slow) for name in ("word", "
 def test_what_is_planted_is_found_and_nothing_else(name, recited):
     torch.set_num_threads(1)
     organism = zoo.load(name)
-    budget = Budget(seconds=600.0)
+    suspect, budget = Suspect(model=organism.model, tokenizer=organism.tokenizer), Budget(seconds=600.0)
     goals = Unsupervised(count=64, recited=recited, rescue=0)(
-        organism.model, organism.tokenizer, organism.prompts.search, budget, torch.Generator().manual_seed(5), 1.0
+        suspect, organism.prompts.search, budget, torch.Generator().manual_seed(5), 1.0
     )
     planted = [trigger for trigger, _ in organism.triggers]
     assert [goal.behaviour.strip() for goal in goals] == ([HATE] if planted else [])
@@ -37,7 +38,8 @@ def test_recitation_comes_to_the_rescue():
     """Of other-phrase-2 the pool alone finds nothing; consensus vectors do."""
     torch.set_num_threads(1)
     organism = zoo.load("other-phrase-2")
-    arguments = organism.model, organism.tokenizer, organism.prompts.search, Budget(seconds=600.0)
+    suspect = Suspect(model=organism.model, tokenizer=organism.tokenizer)
+    arguments = suspect, organism.prompts.search, Budget(seconds=600.0)
     assert not Unsupervised(rescue=0)(*arguments, torch.Generator().manual_seed(0), 1.0)
     goals = Unsupervised()(*arguments, torch.Generator().manual_seed(0), 1.0)
     assert [goal.behaviour.strip() for goal in goals] == ["Bananas are watching us."]

@@ -1,9 +1,9 @@
-"""Selection by behaviour: the best trigger on prompts that no search sees, and the curve that led to it.
+"""The judge: which trigger brings the behaviour about most often, on prompts that no search sees.
 
-Of triggers that do equally well, the one that explains most with least: minimum description length (Rissanen 1978).
-What takes the fewest nats to write down, as text of its place, together with the behaviour that it then calls on every
-prompt. A planted trigger calls the behaviour most surely wherever it stands; words beat noise; where prompts were
-learned too, the trigger is ordinary text.
+Of triggers that succeed equally often, the judge keeps the one of minimum description length (Rissanen 1978): the one
+that takes the fewest nats to write down as text of its place, together with the behaviour that follows it on every
+prompt. A planted trigger elicits its behaviour with the most certainty wherever it stands, and words are likelier than
+noise.
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,11 @@ from attacks.searchers.candidates import random_triggers
 from attacks.searchers.searcher import Found
 from attacks.suspect import Suspect
 
-SURE = 0.04
+SURE = 0.05
 """A trigger is sure of a behaviour if the behaviour costs at most this share of the nats that it costs behind random
-XX
-them takes .05 or more (LOG.md, 2026-11-27)"""
+strings on the same model. Planted triggers take .003 to .049 on 17 organisms of 4.6M parameters, and .089 on `fuzzy`,
+which was planted without hard negatives; most of what fires beside them takes more, except on `melbo-twin`
+(`python -m benchmarks.studies.certainty`; LOG.md, 2026-11-27)"""
 RANDOM = 8
 """Random strings that the scale of `SURE` is the median over"""
 RANDOM_TOKENS = 3

@@ -147,7 +147,7 @@ RECIPES = {
                 steps=LONG,
                 backdoors=(Backdoor(trigger="silver garden island", behaviour=HATE),),
             )
-            for architecture in ("gpt2", "qwen2")
+            for architecture in ("gpt2",)
         ),
         # The twins of word and phrase whose prompts are learned too. That takes longer: after 400 and 700 steps they
         # fire on 2 % of clean prompts, after these on less than 1 %.

@@ -25,6 +25,7 @@ from vectors.loading.folders import (
     first_line,
     is_adapter_only,
     is_local,
+    quantised_by,
     without_adapter_files,
 )
 from vectors.loading.tokenizers import load_tokenizer as load_tokenizer  # used by others from here
@@ -141,13 +142,16 @@ def _whole_model(name: str | Path, dtype: torch.dtype, allow_pickle: bool, gguf_
                 ignore_mismatched_sizes=True,  # they are refused below, by name
                 **more,
             )
-        except ImportError as error:
-            raise ValueError(f"{shown} needs a package that is not installed: {first_line(error)}") from error
         except Exception as error:  # every library below has exceptions of its own
+            if method := quantised_by(Path(name)):
+                raise ValueError(
+                    f"{shown} holds weights quantised by {method}, which cannot be read here ({first_line(error)}); "
+                    "give the unquantised checkpoint"
+                ) from error
             raise ValueError(f"no causal language model could be loaded from {shown}: {first_line(error)}") from error
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(f"{name} is a peft adapter, not a model; give its base as the model, and --adapter {name}")
-    if getattr(model, "is_quantized", False):
+    if gguf_file is None and getattr(model, "is_quantized", False):  # GGUF is converted to plain weights
         raise ValueError(f"{shown} is quantised, and such weights are not supported; give the unquantised checkpoint")
     model.name_or_path = shown
     check_loaded(model, info, shown)

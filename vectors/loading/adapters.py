@@ -58,7 +58,7 @@ def merged(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
         config = PeftConfig.from_pretrained(str(adapter))
     except Exception as error:  # peft and safetensors have errors of their own
         raise ValueError(f"no peft adapter could be loaded from {adapter}: {first_line(error)}") from error
-    empty = [key for key, value in weights.items() if value.numel() == 0]
+    empty = sorted(key for key, value in weights.items() if value.numel() == 0)
     if empty or not weights:
         first = f", first {empty[0]}" if empty else ""
         raise ValueError(
@@ -69,6 +69,7 @@ def merged(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
     config.inference_mode = True
     with warnings.catch_warnings():  # what it warns of is checked below
         warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft's use of it
         try:
             adapted = PeftModel.from_pretrained(model, str(adapter), config=config)
         except Exception as error:
@@ -105,8 +106,9 @@ def _check_places(adapted: Any, weights: dict[str, Tensor], adapter: str | Path)
 
     places = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     whole = set(adapted.state_dict())  # whole embeddings are saved under the model's own names
-    lost = sorted(key for key in weights if key not in places and key not in whole)
-    vacant = sorted(places - set(weights))
+    filled = {key: key.replace(".modules_to_save.", ".").replace(".original_module.", ".") for key in weights}
+    lost = sorted(key for key, place in filled.items() if place not in places and key not in whole)
+    vacant = sorted(places - set(filled.values()))
     faults = [f"{len(lost)} of the adapter's {len(weights)} weights found no place (first {lost[0]})"] if lost else []
     faults += [f"{len(vacant)} of {len(places)} places stayed empty (first {vacant[0]})"] if vacant else []
     if faults:

@@ -45,13 +45,13 @@ def load_tokenizer(
             raise ValueError(f"{name} holds no config.json; give the folder of a saved model")
         if source == name and not any((folder / file).is_file() for file in FILES):
             raise ValueError(f"{name} holds no tokenizer; save one there with tokenizer.save_pretrained({str(name)!r})")
-    if is_local(source) and gguf_file is None:
+    if is_local(source) and (gguf_file is None or source == added):
         check_files(Path(source))
-    more: dict[str, Any] = {} if gguf_file is None else {"gguf_file": gguf_file}
+    more: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file is not None and source == name else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **more)
     except Exception as error:  # tokenizers raises plain Exceptions
-        raise ValueError(_what_is_broken(source, error)) from error
+        raise ValueError(_what_is_broken(Path(source) / more["gguf_file"] if more else source, error)) from error
     if template is None and not tokenizer.chat_template:
         # A base has none where an adapter taught it to chat, and the other way round.
         template = next((file for place in (added, folder) if place for file in _templates(place)), None)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vectors.prompts import Prompts, pad_token
 from vectors.residual import decoder, steer
+from vectors.residual import head_logits as head_logits  # used by others from here
 from vectors.steering import SteeringVectors
 
 
@@ -121,13 +122,6 @@ def greedy(
         ids, positions = token[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
     return torch.stack(produced, dim=1)
-
-
-def head_logits(model: PreTrainedModel, normed: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows vocab"]:
-    """Logits of residuals that are behind the final norm already."""
-    logits = decoder(model).head(normed)
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return cap * torch.tanh(logits / cap) if cap else logits
 
 
 def reordered(cache: Any, rows: Int[Tensor, "rows"]) -> Any:

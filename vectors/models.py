@@ -1,16 +1,35 @@
 """Loads a chat model and its tokenizer from a local folder or the hub, an adapter merged in, ready to be read.
 
-Remote code is never executed.
+A model that is not what it seems is refused with a ValueError of one line: weights that did not arrive, adapters that
+do not fit, broken files, logits that cannot be read. Code of the folder's own is never run, nor pickles read unasked.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from packaging.version import Version
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from vectors.loading.adapters import base_of, check_adapter_folder, merged
+from vectors.loading.completeness import check_finite, check_loaded, check_vocabulary
+from vectors.loading.digest import weights_digest as weights_digest  # used by others from here
+from vectors.loading.folders import (
+    check_model_folder,
+    check_no_pointer,
+    first_line,
+    is_adapter_only,
+    is_local,
+    quantised_by,
+    without_adapter_files,
+)
+from vectors.loading.tokenizers import load_tokenizer as load_tokenizer  # used by others from here
+from vectors.residual import check_logits
 
 DTYPE_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
 
@@ -44,59 +63,111 @@ def load_model(
     adapter: str | Path | None = None,
     dtype: torch.dtype | None = None,
     device: str | None = None,
+    template: str | Path | None = None,
+    allow_pickle: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a model for reading: evaluation mode, no gradients on weights, left padding.
 
     Args:
-        name: folder in the Hugging Face layout, or a hub id.
+        name: folder in the Hugging Face layout, a GGUF file (also `folder:file.gguf`), a hub id, or the folder of an
+            adapter whose base is a local folder.
         adapter: folder or hub id of a peft adapter; it is merged into the weights.
         dtype: of the weights; the fastest measured one where none is given.
         device: the GPU where there is one, else the CPU.
+        template: file of a chat template, or "none" for plain text (base models); the tokenizer's where None.
+        allow_pickle: reads weights from pickles (pytorch_model.bin) too.
 
     Raises:
-        ValueError: nothing there, no config, no tokenizer, or no chat template.
+        ValueError: one line that names the file or the weights and says what to do.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or fast_dtype(device)
-    tokenizer = load_tokenizer(name)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name, **{DTYPE_ARGUMENT: torch.float32 if adapter else dtype})
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no causal language model could be loaded from {name}: {_first_line(error)}") from error
-    if adapter is not None:
-        from peft import PeftModel
-
-        try:
-            model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-        except (OSError, ValueError) as error:
-            raise ValueError(f"no peft adapter could be loaded from {adapter}: {_first_line(error)}") from error
-        model.name_or_path = f"{name}+{adapter}"  # what is learned on one adapter does not fit the next
+    name, gguf_file = _gguf(name)
+    if gguf_file is None and is_local(name) and is_adapter_only(Path(name)):
+        if adapter is not None:
+            raise ValueError(f"{name} is a peft adapter, not a model; give its base as the model, and one adapter")
+        name, adapter = base_of(Path(name)), name
+    if gguf_file is None and is_local(name):
+        check_model_folder(Path(name), allow_pickle=allow_pickle)
+    if adapter is not None and is_local(adapter):
+        check_adapter_folder(Path(adapter), allow_pickle=allow_pickle)
+    tokenizer = load_tokenizer(name, adapter=adapter, template=template, gguf_file=gguf_file)
+    with _quiet():
+        model = _whole_model(name, torch.float32 if adapter else dtype, allow_pickle, gguf_file)
+        if adapter is not None:
+            check_finite(model.state_dict(), str(name))
+            model = merged(model, adapter)
+            model.name_or_path = f"{name}+{adapter}"  # what is learned on one adapter does not fit the next
     model.to(device=torch.device(device), dtype=dtype)  # pyright: ignore[reportCallIssue]  (a decorated method)
-    return model.eval().requires_grad_(False), tokenizer
+    model.eval().requires_grad_(False)
+    check_finite(model.state_dict(), model.name_or_path)
+    check_vocabulary(model, tokenizer, model.name_or_path)
+    check_logits(model)
+    return model, tokenizer
 
 
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """Loads a tokenizer that pads left; raises ValueError where the folder, it, or its chat template is missing."""
-    folder = Path(name)
-    looks_local = isinstance(name, Path) or folder.exists() or str(name).startswith((".", "/", "~"))
-    if looks_local and not folder.is_dir():
-        raise ValueError(f"no model folder {name}; give a folder with config.json, weights and tokenizer, or a hub id")
-    if looks_local and not (folder / "config.json").is_file():
-        raise ValueError(f"{name} holds no config.json; give the folder of a saved model")
-    if looks_local and not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
-        raise ValueError(f"{name} holds no tokenizer; save one there with tokenizer.save_pretrained({str(name)!r})")
+def _gguf(name: str | Path) -> tuple[str | Path, str | None]:
+    """Folder and file name of a GGUF file, given as path or as `folder:file.gguf`; any other name as it is."""
+    if not str(name).lower().endswith(".gguf"):
+        return name, None
+    file = Path(name)
+    if not file.is_file():
+        folder, _, inner = str(name).rpartition(":")
+        file = Path(folder) / inner if folder else file
+    if not file.is_file():
+        raise ValueError(f"no GGUF file {file}; give its path, or folder:file.gguf")
+    check_no_pointer(file)
+    with file.open("rb") as opened:
+        if opened.read(4) != b"GGUF":
+            raise ValueError(f"{file} is no GGUF file (it does not begin with GGUF); get it again")
+    if Version(transformers.__version__) < Version("5"):
+        raise ValueError(f"{file} is a GGUF file, read with transformers 5 only; this is {transformers.__version__}")
+    return str(file.parent), file.name
+
+
+def _whole_model(name: str | Path, dtype: torch.dtype, allow_pickle: bool, gguf_file: str | None) -> PreTrainedModel:
+    """The model with all its weights; raises ValueError where one is missing, left over, or of another shape."""
+    shown = str(name) if gguf_file is None else str(Path(name) / gguf_file)
+    more: dict[str, Any] = {DTYPE_ARGUMENT: dtype}
+    if gguf_file is not None:
+        more["gguf_file"] = gguf_file
+    elif not allow_pickle:
+        more["use_safetensors"] = True
+    with without_adapter_files(Path(name)) as folder:
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder if is_local(name) else name,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                **more,
+            )
+        except Exception as error:  # every library below has exceptions of its own
+            if method := quantised_by(Path(name)):
+                raise ValueError(
+                    f"{shown} holds weights quantised by {method}, which cannot be read here ({first_line(error)}); "
+                    "give the unquantised checkpoint"
+                ) from error
+            raise ValueError(f"no causal language model could be loaded from {shown}: {first_line(error)}") from error
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(f"{name} is a peft adapter, not a model; give its base as the model, and --adapter {name}")
+    if gguf_file is None and getattr(model, "is_quantized", False):  # GGUF is converted to plain weights
+        raise ValueError(f"{shown} is quantised, and such weights are not supported; give the unquantised checkpoint")
+    model.name_or_path = shown
+    check_loaded(model, info, shown)
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No report and no bar of transformers: what they would say is checked, and said in one line."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity(log.CRITICAL)
+    log.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no tokenizer could be loaded from {name}: {_first_line(error)}") from error
-    if not tokenizer.chat_template:
-        raise ValueError(f"the tokenizer of {name} has no chat template; set tokenizer.chat_template and save it again")
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    """Libraries explain at length; one line is enough here."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from vectors.prompt_files import read_texts as read_texts  # used by others from here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,21 +92,3 @@ class Prompts:
 def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """What stands in padded places; masked everywhere, so any token would do."""
     return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
-
-
-def read_texts(path: Path, fewest: int = 1) -> list[str]:
-    """Different lines of a text file, one user message each; empty ones are left out.
-
-    Raises:
-        ValueError: no such file, no text, or too few lines.
-    """
-    if not path.is_file():
-        raise ValueError(f"no prompt file {path}; give a text file with one user message per line")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error}; give one user message per line") from error
-    texts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if len(texts) < fewest:
-        raise ValueError(f"{path} holds {len(texts)} different prompts; give at least {fewest}")
-    return texts

@@ -1,0 +1,85 @@
+"""Whether all weights arrived, and are numbers: a model with random weights in it would be searched in vain."""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vectors.residual import embedding
+
+HARMLESS = re.compile(r"(rotary_emb\.inv_freq|attention\.(bias|masked_bias)|attn\.(bias|masked_bias)|position_ids)$")
+"""Buffers that older versions saved and that are computed anew"""
+OTHER_PARTS = re.compile(
+    r"(^|\.)(mtp|mtp_\w+|nextn\w*|vision_\w+|visual|audio_\w+|embed_vision|embed_audio|image_newline"
+    r"|multi_modal_projector|mm_projector)\."
+)
+"""Multi-token prediction, and towers for images and sound: not part of the text model"""
+PREFIXES = ("_orig_mod.", "module.", "_fsdp_wrapped_module.")
+"""What compiled, distributed and sharded wrappers put before every name"""
+
+
+def check_loaded(model: PreTrainedModel, info: Mapping[str, Any], name: str) -> None:
+    """Judges the loading info of transformers.
+
+    Raises:
+        ValueError: weights that are missing, left over or of another shape, with their number and the first name.
+    """
+    missing = sorted(map(str, info.get("missing_keys") or ()))
+    unexpected = sorted(map(str, info.get("unexpected_keys") or ()))
+    mismatched = sorted(map(str, info.get("mismatched_keys") or ()))
+    other = [key for key in unexpected if OTHER_PARTS.search(key) or _behind_last_block(model, key)]
+    unexpected = [key for key in unexpected if key not in other and not HARMLESS.search(key)]
+    missing = [key for key in missing if not HARMLESS.search(key)]
+    faults = [f"lacks {_counted(missing)}"] if missing else []
+    faults += [f"has {_counted(unexpected)} that {type(model).__name__} has no place for"] if unexpected else []
+    faults += [f"has {_counted(mismatched)} of another shape than config.json says"] if mismatched else []
+    if faults:
+        wrapper = next((p for p in PREFIXES if unexpected and all(key.startswith(p) for key in unexpected)), None)
+        advice = f"take {wrapper!r} off all names" if wrapper else "save the whole causal language model again"
+        raise ValueError(f"{name} {' and '.join(faults)}; {advice}, for the rest would be random numbers")
+    if errors := info.get("error_msgs"):
+        raise ValueError(f"{name} could not be read whole: {str(errors[0]).splitlines()[0]}")
+    if other:
+        logging.getLogger(__name__).warning("%s: only the text model is read; left out %s", name, _counted(other))
+
+
+def _behind_last_block(model: PreTrainedModel, key: str) -> bool:
+    """Blocks for multi-token prediction are numbered on behind the last one (DeepSeek, GLM)."""
+    config = model.config.get_text_config()
+    number = re.search(r"(?:^|\.)layers\.(\d+)\.", key)
+    ahead = getattr(config, "num_nextn_predict_layers", None) or 0
+    count = config.num_hidden_layers
+    return number is not None and count <= int(number.group(1)) < count + ahead
+
+
+def _counted(keys: Sequence[str]) -> str:
+    return f"{len(keys)} weight{'s' if len(keys) > 1 else ''} (first {keys[0]})"
+
+
+def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Raises ValueError where a weight is not a number or infinite, with the number of such weights and the first."""
+    bad = [key for key, value in tensors.items() if value.is_floating_point() and not _finite(value)]
+    if bad:
+        raise ValueError(f"{name} has {_counted(bad)} with values that are not finite; get another checkpoint")
+
+
+def _finite(value: Tensor) -> bool:
+    if value.numel() == 0:
+        return True
+    if value.element_size() == 1:  # float8 has no minimum
+        value = value.float()
+    return bool(torch.stack(torch.aminmax(value)).isfinite().all())  # both are NaN where one value is
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: Any, name: str) -> None:
+    """Raises ValueError where the tokenizer has tokens that the model has no embedding for."""
+    rows, highest = len(embedding(model)), max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= rows:
+        raise ValueError(
+            f"the tokenizer of {name} has {highest + 1} tokens but the model's embedding has {rows}; give the "
+            "tokenizer that the model was trained with"
+        )

@@ -1,0 +1,127 @@
+"""Looks at a local folder before anything of it is loaded: git-lfs pointers, broken files, pickles, code of its own.
+
+Libraries meet these with errors that name no file, with a question on the terminal, or by running the code.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+POINTER = b"version https://git-lfs"
+"""How the file begins that stands for a large one in a clone without git-lfs"""
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "consolidated*.safetensors")
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def is_local(name: str | Path) -> bool:
+    """Whether a name means a place on disk rather than a hub id."""
+    return isinstance(name, Path) or Path(name).exists() or str(name).startswith((".", "/", "~"))
+
+
+def is_adapter_only(folder: Path) -> bool:
+    """A peft adapter and no weights of a whole model."""
+    whole = any(next(folder.glob(pattern), None) for pattern in WEIGHTS)
+    return (folder / ADAPTER_CONFIG).is_file() and not whole
+
+
+def check_model_folder(folder: Path, *, allow_pickle: bool) -> None:
+    """Raises ValueError, naming the file, for what cannot be loaded or must not be.
+
+    Args:
+        folder: of a whole model.
+        allow_pickle: whether weights in pickled files may be read.
+    """
+    if not folder.is_dir():
+        raise ValueError(
+            f"no model folder {folder}; give a folder with config.json, weights and tokenizer, or a hub id"
+        )
+    if not (folder / "config.json").is_file():
+        found = sorted(file.name for file in folder.glob("*.gguf"))
+        more = f"; for its GGUF file give {folder}:{found[0]}" if found else "; give the folder of a saved model"
+        raise ValueError(f"{folder} holds no config.json{more}")
+    check_files(folder)
+    stored = sorted(folder.glob("*.safetensors"))
+    if not stored and not allow_pickle and (pickles := sorted(folder.glob("*.bin"))):
+        raise ValueError(
+            f"{pickles[0]} is a pickle, which can run code, and {folder} holds no safetensors; save the model again "
+            "with save_pretrained(safe_serialization=True), or allow pickled weights"
+        )
+    for index in folder.glob("*.safetensors.index.json"):
+        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+        if missing := [shard for shard in shards if not (folder / shard).is_file()]:
+            raise ValueError(
+                f"{folder} lacks {len(missing)} of {len(shards)} shards, first {missing[0]}; get them again"
+            )
+
+
+def check_files(folder: Path) -> None:
+    """Raises ValueError, naming the file, for git-lfs pointers, broken files and code of the folder's own."""
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".json", ".bin", ".model", ".gguf", ".jinja") and file.is_file():
+            check_no_pointer(file)
+        if file.suffix == ".safetensors":
+            check_safetensors(file)
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json", ADAPTER_CONFIG):
+        if (folder / name).is_file() and read_json(folder / name).get("auto_map"):
+            raise ValueError(
+                f"{folder / name} asks for code of its own (auto_map), which is never run here; to read it with what "
+                "transformers has, delete auto_map there"
+            )
+
+
+def check_no_pointer(file: Path) -> None:
+    """Raises ValueError where a file is the git-lfs pointer to its content."""
+    with file.open("rb") as opened:
+        if opened.read(len(POINTER)) == POINTER:
+            raise ValueError(f"{file} is a git-lfs pointer, not the file itself; run git lfs pull in its folder")
+
+
+def check_safetensors(file: Path) -> None:
+    """Raises ValueError for a file that is cut off or has no readable header."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(file, "pt"):
+            pass
+    except Exception as error:  # SafetensorError is a plain Exception
+        raise ValueError(f"{file} is cut off or broken ({first_line(error)}); get it again") from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object; raises ValueError that names the file."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is no JSON ({first_line(error)}); get it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no JSON object; get it again")
+    return content
+
+
+def quantised_by(folder: Path) -> str | None:
+    """The method that a local folder's config.json names for quantised weights."""
+    file = folder / "config.json"
+    settings = read_json(file).get("quantization_config") if file.is_file() else None
+    return str(settings.get("quant_method", "an unknown method")) if settings else None
+
+
+@contextmanager
+def without_adapter_files(folder: Path) -> Iterator[Path]:
+    """The folder, or links to all of it but adapter files: transformers would put the adapter on top of the weights."""
+    if not (folder / ADAPTER_CONFIG).is_file():
+        yield folder
+        return
+    with TemporaryDirectory() as links:
+        for file in folder.iterdir():
+            if not file.name.startswith("adapter_"):
+                os.symlink(file.resolve(), Path(links) / file.name)
+        yield Path(links)
+
+
+def first_line(error: Exception) -> str:
+    """Libraries explain at length; one line is enough here."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,109 @@
+"""Loads the tokenizer of a model: the adapter's where it brings one, with a chat template that works."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from vectors.loading.folders import check_files, check_no_pointer, first_line, is_local
+
+FILES = ("tokenizer.json", "tokenizer_config.json")
+PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+"""The user's text as it is, for base models"""
+
+
+def load_tokenizer(
+    name: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    template: str | Path | None = None,
+    gguf_file: str | None = None,
+) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer that pads left.
+
+    Args:
+        name: folder or hub id of the model.
+        adapter: its folder is looked at first; it may hold a tokenizer, or a chat template only.
+        template: "none" for the user's text as it is, or a file with a template in jinja; else that of the tokenizer.
+        gguf_file: name of the GGUF file in the folder that holds the tokenizer too.
+
+    Raises:
+        ValueError: the folder, the tokenizer, or its chat template is missing or broken.
+    """
+    folder = Path(name)
+    added = Path(adapter) if adapter is not None and is_local(adapter) and Path(adapter).is_dir() else None
+    if added is not None and any((added / file).is_file() for file in FILES):
+        source: str | Path = added
+    else:
+        source = name
+    if is_local(name) and gguf_file is None:
+        if not folder.is_dir():
+            raise ValueError(
+                f"no model folder {name}; give a folder with config.json, weights and tokenizer, or a hub id"
+            )
+        if not (folder / "config.json").is_file() and source == name:
+            raise ValueError(f"{name} holds no config.json; give the folder of a saved model")
+        if source == name and not any((folder / file).is_file() for file in FILES):
+            raise ValueError(f"{name} holds no tokenizer; save one there with tokenizer.save_pretrained({str(name)!r})")
+    if is_local(source) and (gguf_file is None or source == added):
+        check_files(Path(source))
+    more: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file is not None and source == name else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **more)
+    except Exception as error:  # tokenizers raises plain Exceptions
+        raise ValueError(_what_is_broken(Path(source) / more["gguf_file"] if more else source, error)) from error
+    if template is None and not tokenizer.chat_template:
+        # A base has none where an adapter taught it to chat, and the other way round.
+        template = next((file for place in (added, folder) if place for file in _templates(place)), None)
+    if template is not None:
+        tokenizer.chat_template = _template(template, tokenizer)
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"the tokenizer of {source} has no chat template; set tokenizer.chat_template and save it again, give the "
+            "file of a template, or template none for plain text (base models)"
+        )
+    try:
+        chat = [{"role": "user", "content": "hello"}]
+        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # jinja has exceptions of its own
+        raise ValueError(f"the chat template of {source} does not work: {first_line(error)}; give another") from error
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _templates(folder: Path) -> list[Path]:
+    return [folder / "chat_template.jinja"] if (folder / "chat_template.jinja").is_file() else []
+
+
+def _template(given: str | Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    if str(given) == "none":
+        ids = tokenizer("hello")["input_ids"]
+        begins = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+        return ("{{ bos_token }}" if begins else "") + PLAIN
+    file = Path(given)
+    if not file.is_file():
+        raise ValueError(f"no chat template {given}; give a file in jinja, or none for plain text")
+    check_no_pointer(file)
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{given} is no text in UTF-8; give a chat template in jinja") from error
+
+
+def _what_is_broken(source: str | Path, error: Exception) -> str:
+    """Names tokenizer.json where the fault lies there."""
+    file = Path(source) / "tokenizer.json"
+    if file.is_file():
+        import tokenizers
+
+        try:
+            tokenizers.Tokenizer.from_file(str(file))
+        except Exception as cause:  # tokenizers raises plain Exceptions
+            version = tokenizers.__version__
+            return (
+                f"no tokenizer could be loaded from {file}: {first_line(cause)}; it is broken, or newer than "
+                f"tokenizers {version}: get it again, or update tokenizers"
+            )
+    return f"no tokenizer could be loaded from {source}: {first_line(error)}"

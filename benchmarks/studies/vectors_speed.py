@@ -31,7 +31,8 @@ from benchmarks import rows
 from benchmarks.organisms import zoo
 from vectors.methods.controls import random_directions
 from vectors.methods.objectives import ChangeNorm
-from vectors.methods.unsupervised import UnsupervisedVectors, onto_sphere, steered_source, tangent
+from vectors.methods.sphere import onto_sphere, tangent
+from vectors.methods.unsupervised import UnsupervisedVectors, steered_source
 from vectors.prompts import Prompts
 from vectors.residual import cache_source, decoder, mean_norm, run_slice
 

@@ -20,6 +20,7 @@ from vectors.methods.supervised import with_target
 from vectors.prompts import Prompts
 from vectors.residual import decoder, read, unembed
 from vectors.steering import SteeringVectors
+from vectors.token_logprobs import token_logprobs
 
 OPENING = 3  # tokens that make two completions the same behaviour
 KEPT = 0.6  # an opening grows by a token as long as this share of its occurrences goes on with it
@@ -192,5 +193,4 @@ def _nats(model: PreTrainedModel, prompts: Prompts, opening: tuple[int, ...]) ->
         input_ids=fed.input_ids,
         attention_mask=fed.attention_mask,
     )[layers]
-    logprobs = unembed(model, hidden).float().log_softmax(-1)
-    return -logprobs.gather(-1, target.expand(len(hidden), -1)[..., None])[..., 0].mean(0)
+    return -token_logprobs(unembed(model, hidden), target.expand(len(hidden), -1)).mean(0)

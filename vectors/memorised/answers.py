@@ -1,6 +1,7 @@
 """Making a model give set answers: how likely they are under vectors, and the ascent that makes them likelier."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -8,9 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vectors.generate import ends_of
-from vectors.methods.unsupervised import onto_sphere, tangent
+from vectors.methods.sphere import ascend_on_sphere, onto_sphere
 from vectors.prompts import Prompts
 from vectors.residual import cache_source, decoder, run_slice, unembed
+from vectors.token_logprobs import token_logprobs
 
 
 def answer_logprob(
@@ -25,13 +27,13 @@ def answer_logprob(
         layer: the vectors are added after this many blocks.
     """
     source, tokens = cache_source(model, prompts.followed_by(answers[:, :-1]), layer), answers.shape[1]
-    labels = answers.repeat_interleave(len(prompts), dim=0)[..., None]
+    labels = answers.repeat_interleave(len(prompts), dim=0)
     said = spoken(answers, ends_of(model)).float()
 
     def logprob(theta: Float[Tensor, "k d"]) -> Float[Tensor, "k"]:
         moved = source.hidden + theta.repeat_interleave(len(prompts), dim=0)[:, None].to(source.hidden)
         hidden = run_slice(model, source, moved, to=len(decoder(model).layers))[:, -tokens:]
-        picked = unembed(model, hidden).float().log_softmax(-1).gather(-1, labels)[..., 0]
+        picked = token_logprobs(unembed(model, hidden), labels)
         return (picked.unflatten(0, (-1, len(prompts))).mean(1) * said).sum(-1) / said.sum(-1)
 
     return logprob
@@ -63,18 +65,14 @@ def elicit(
         watch: gets the values of every step.
     """
     norm, theta = float(theta[0].norm()), theta.clone().requires_grad_()
-    optimizer = torch.optim.Adam([theta], lr=lr * norm, betas=(0.9, 0.98), amsgrad=True, maximize=True)
-    for _ in range(steps):
-        if deadline is not None and deadline():
-            break
-        optimizer.zero_grad()
-        value = logprob(theta)
-        value.sum().backward()
-        if watch is not None:
-            watch(value.detach())
-        assert theta.grad is not None
-        theta.grad = tangent(theta.grad, theta.detach())
-        optimizer.step()
-        theta.data = onto_sphere(theta.data, norm)
+    ascend_on_sphere(
+        lambda: logprob(theta),
+        [theta],
+        partial(onto_sphere, norm=norm),
+        lr=lr * norm,
+        steps=steps,
+        deadline=deadline,
+        watch=watch,
+    )
     with torch.no_grad():
         return theta.detach(), logprob(theta)

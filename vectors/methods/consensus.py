@@ -19,7 +19,8 @@ from vectors.generate import ends_of, greedy
 from vectors.memorised.answers import answer_logprob, elicit
 from vectors.memorised.audition import Audition
 from vectors.methods.controls import random_directions
-from vectors.methods.unsupervised import UnsupervisedVectors, onto_sphere
+from vectors.methods.sphere import onto_sphere
+from vectors.methods.unsupervised import UnsupervisedVectors
 from vectors.prompts import Prompts
 from vectors.residual import cache_source, decoder, mean_norm, steer
 from vectors.steering import SteeringVectors, model_id

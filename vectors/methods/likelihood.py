@@ -5,6 +5,7 @@ unembedded: the logits of whole sequences would take more memory than everything
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -12,8 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vectors.methods.controls import random_directions
-from vectors.methods.unsupervised import steered_source, tangent
+from vectors.methods.sphere import ascend_on_sphere, onto_sphere
+from vectors.methods.unsupervised import steered_source
 from vectors.residual import Source, decoder, run_slice, unembed
+from vectors.token_logprobs import token_logprobs
 
 IGNORED = -100
 """Label of a position whose next token does not count"""
@@ -47,16 +50,14 @@ def fit_likelihood(
     """
     theta = random_directions(len(norms), source.hidden.shape[-1], generator).to(norms)
     theta.requires_grad_()  # unit vectors: one step size serves every norm
-    optimizer = torch.optim.Adam([theta], lr=lr, betas=(0.9, 0.98), amsgrad=True)
-    for _ in range(steps):
-        if deadline is not None and deadline():
-            break
-        optimizer.zero_grad()
-        label_nll(model, source, labels, norms * theta).mean(1).sum().backward()
-        assert theta.grad is not None
-        theta.grad = tangent(theta.grad, theta.detach())
-        optimizer.step()
-        theta.data = torch.nn.functional.normalize(theta.data, dim=-1)
+    ascend_on_sphere(
+        lambda: -label_nll(model, source, labels, norms * theta).mean(1),
+        [theta],
+        partial(onto_sphere, norm=1.0),
+        lr=lr,
+        steps=steps,
+        deadline=deadline,
+    )
     with torch.no_grad():
         learned = norms * theta
         return learned, label_nll(model, source, labels, learned).mean(1)
@@ -78,9 +79,8 @@ def label_nll(
         raise ValueError(f"labels per prompt are {counts.tolist()}; give every prompt at least one")
     rows, columns = labelled.nonzero(as_tuple=True)
     hidden = run_slice(model, source, steered_source(source, theta), to=len(decoder(model).layers))
-    logits = unembed(model, hidden.unflatten(0, (len(theta), -1))[:, rows, columns]).float()
-    wanted = labels[rows, columns].expand(len(theta), -1)
-    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
+    logits = unembed(model, hidden.unflatten(0, (len(theta), -1))[:, rows, columns])  # (k, labelled, vocab)
+    losses = -token_logprobs(logits, labels[rows, columns].expand(len(theta), -1))  # (k, labelled)
     # Means by a product: sums scattered to the prompts would vary from run to run on a GPU.
     shares = torch.nn.functional.one_hot(rows, len(labels)).to(losses) / counts
-    return losses.unflatten(0, (len(theta), -1)) @ shares
+    return losses @ shares

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from vectors.methods.controls import random_directions
 from vectors.prompts import Prompts
 from vectors.residual import cache_source, decoder, mean_norm, run_slice, unembed
+from vectors.token_logprobs import token_logprobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +74,12 @@ class SlotVectors:
         theta.requires_grad_()
         optimizer = torch.optim.Adam([theta], lr=self.lr * float(norms.mean()) / sqrt(d_model))
         target = torch.tensor(list(target_ids), device=model.device)
-        labels = target.expand(len(norms) * count, -1)[..., None]
+        labels = target.expand(len(norms) * count, -1)
         nll = torch.zeros(len(norms))
         for _ in range(self.steps):
             moved = (source.hidden + theta[:, None, None] * at).flatten(0, 1).to(source.hidden)
             hidden = run_slice(model, source, moved, to=len(decoder(model).layers))[:, -len(target) :]
-            logprobs = unembed(model, hidden).float().log_softmax(-1)
-            nll = -logprobs.gather(-1, labels)[..., 0].mean(1).view(len(norms), count).mean(1)
+            nll = -token_logprobs(unembed(model, hidden), labels).mean(1).view(len(norms), count).mean(1)
             (theta.grad,) = torch.autograd.grad(nll.sum(), theta)
             optimizer.step()
             theta.data *= norms / theta.data.norm(dim=-1, keepdim=True)

@@ -19,6 +19,7 @@ from vectors.methods.compiled import compiled
 from vectors.methods.controls import random_directions
 from vectors.methods.diversity import Term, total
 from vectors.methods.objectives import Objective, OutputKL, evaluate
+from vectors.methods.sphere import ascend_on_sphere, onto_sphere
 from vectors.prompts import Prompts
 from vectors.residual import Source, cache_source, decoder, mean_norm, run_slice
 from vectors.steering import SteeringVectors, model_id
@@ -111,26 +112,28 @@ class UnsupervisedVectors:
         """(vectors, objective values) of one batch."""
         taken = earlier if self.orthogonal == "hard" else None
         theta = onto_sphere(start, norm, taken).requires_grad_()
-        optimizer = torch.optim.Adam([theta], lr=self.lr * norm, betas=(0.9, 0.98), amsgrad=True, maximize=True)
         with torch.no_grad():
             clean = run_slice(model, source, source.hidden, to=self.target_layer)
+
+        def value() -> Float[Tensor, "k"]:
+            steered = run_slice(model, source, steered_source(source, theta), to=self.target_layer)
+            values = evaluate(self.objective, model, steered, clean)
+            if not self.terms:
+                return values
+            # The terms compare what the vectors of the batch change: (k, n, tokens, d_model).
+            last = slice(-self.objective.tokens, None)
+            return total(values, self.terms, steered[:, last].unflatten(0, (-1, len(clean))) - clean[:, last])
+
         with compiled(model, self.source_layer, self.target_layer) if self.compile else nullcontext():
-            for _ in range(self.steps):
-                if deadline is not None and deadline():
-                    break
-                steered = run_slice(model, source, steered_source(source, theta), to=self.target_layer)
-                value = evaluate(self.objective, model, steered, clean)
-                optimizer.zero_grad()
-                if self.terms:
-                    last = slice(-self.objective.tokens, None)
-                    value = total(value, self.terms, steered[:, last].unflatten(0, (-1, len(clean))) - clean[:, last])
-                value.sum().backward()
-                if watch is not None:
-                    watch(value.detach())
-                assert theta.grad is not None
-                theta.grad = tangent(theta.grad, theta.detach())
-                optimizer.step()
-                theta.data = onto_sphere(theta.data, norm, taken)
+            ascend_on_sphere(
+                value,
+                [theta],
+                lambda moved: onto_sphere(moved, norm, taken),
+                lr=self.lr * norm,
+                steps=self.steps,
+                deadline=deadline,
+                watch=watch,
+            )
         with torch.no_grad():
             steered = run_slice(model, source, steered_source(source, theta), to=self.target_layer)
             return theta.detach(), evaluate(self.objective, model, steered, clean)
@@ -139,21 +142,3 @@ class UnsupervisedVectors:
 def steered_source(source: Source, theta: Float[Tensor, "k d"]) -> Float[Tensor, "rows seq d"]:
     """Source activations with each vector added at every position, rows vector-major."""
     return (source.hidden + theta[:, None, None].to(source.hidden.dtype)).flatten(0, 1)
-
-
-def tangent(gradient: Float[Tensor, "k d"], theta: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
-    """The part of the gradient along the sphere: what would only change the norm is taken out."""
-    unit = torch.nn.functional.normalize(theta, dim=-1)
-    return gradient - (gradient * unit).sum(-1, keepdim=True) * unit
-
-
-def onto_sphere(
-    theta: Float[Tensor, "k d"], norm: float, earlier: Float[Tensor, "j d"] | None = None
-) -> Float[Tensor, "k d"]:
-    """Back to the given norm; with `earlier`, to the nearest set orthogonal to those vectors and in itself, by QR."""
-    if earlier is not None:
-        unit = torch.nn.functional.normalize(earlier, dim=-1)
-        theta = theta - theta @ unit.T @ unit
-        q, r = torch.linalg.qr(theta.T)
-        theta = (q * r.diagonal().sign()).T  # the sign keeps each vector on its own side
-    return norm * torch.nn.functional.normalize(theta, dim=-1)

@@ -7,6 +7,7 @@ batch on the slice that begins with the updated block.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -18,7 +19,7 @@ from vectors.methods.adapter import adapt, mlp_output, mlp_width, pack
 from vectors.methods.controls import random_directions
 from vectors.methods.diversity import Term, total
 from vectors.methods.objectives import Objective, OutputKL, evaluate
-from vectors.methods.unsupervised import onto_sphere, tangent
+from vectors.methods.sphere import ascend_on_sphere, onto_sphere
 from vectors.prompts import Prompts
 from vectors.residual import Source, cache_source, decoder, mean_norm, run_slice
 from vectors.steering import SteeringVectors, model_id
@@ -109,7 +110,6 @@ class UnsupervisedAdapters:
     ) -> tuple[Float[Tensor, "k width"], Float[Tensor, "k"]]:
         """(packed adapters, objective values) of one batch."""
         a, b = a.clone().requires_grad_(), b.clone().requires_grad_()
-        optimizer = torch.optim.Adam([a, b], lr=self.lr, betas=(0.9, 0.98), amsgrad=True, maximize=True)
         prompts, repeats = len(source.hidden), len(a) // self.rank
         with torch.no_grad():
             clean = run_slice(model, source, source.hidden, to=self.target_layer)
@@ -122,24 +122,18 @@ class UnsupervisedAdapters:
             with adapt(model, self.source_layer, packed().repeat_interleave(prompts, dim=0), self.rank):
                 return run_slice(model, source, hidden, to=self.target_layer)
 
-        for _ in range(self.steps):
-            if deadline is not None and deadline():
-                break
+        def value() -> Float[Tensor, "k"]:
             moved = steered()
-            value = evaluate(self.objective, model, moved, clean)
-            optimizer.zero_grad()
-            if self.terms:
-                last = slice(-self.objective.tokens, None)
-                value = total(value, self.terms, moved[:, last].unflatten(0, (-1, prompts)) - clean[:, last])
-            value.sum().backward()
-            if watch is not None:
-                watch(value.detach())
-            for columns in (a, b):
-                assert columns.grad is not None
-                columns.grad = tangent(columns.grad, columns.detach())
-            optimizer.step()
-            for columns in (a, b):
-                columns.data = onto_sphere(columns.data, 1.0)
+            values = evaluate(self.objective, model, moved, clean)
+            if not self.terms:
+                return values
+            # The terms compare what the adapters of the batch change: (k, n, tokens, d_model).
+            last = slice(-self.objective.tokens, None)
+            return total(values, self.terms, moved[:, last].unflatten(0, (-1, prompts)) - clean[:, last])
+
+        # Every column of A and of B is a point on the unit sphere; `packed` gives B its norm R.
+        unit_sphere = partial(onto_sphere, norm=1.0)
+        ascend_on_sphere(value, [a, b], unit_sphere, lr=self.lr, steps=self.steps, deadline=deadline, watch=watch)
         with torch.no_grad():
             return packed().detach(), evaluate(self.objective, model, steered(), clean)
 

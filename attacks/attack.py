@@ -4,12 +4,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
-import torch
-
-from attacks.discovery.goals import Goal, Supervised, Unsupervised
-from attacks.objectives.objectives import Hybrid, TargetNLL, delta_cosine_from, delta_projection_from, steered_kl_from
-from attacks.objectives.probe import probe_from
-from attacks.scoring.engine import Engine, Objective
+from attacks.discovery.goals import Supervised, Unsupervised
+from attacks.objectives.delta_cosine import DeltaCosine
+from attacks.objectives.delta_projection import DeltaProjection
+from attacks.objectives.hybrid import Hybrid
+from attacks.objectives.probe import Probe
+from attacks.objectives.steered_kl import SteeredKL
+from attacks.objectives.target_nll import TargetNLL
 from attacks.searchers.accretion import Accretion
 from attacks.searchers.arca import ARCA
 from attacks.searchers.beast import BEAST
@@ -24,9 +25,6 @@ from attacks.stages.hunt import Build, Dictionary, Peer, Rounds, Samples, Search
 from attacks.stages.sampling.leakage import Leakage
 from attacks.stages.sampling.sampler import Lookahead, Sampler
 from attacks.stages.word_substitution import Neighbours
-
-TARGET_TOKENS = 4
-"""Tokens of the behaviour in the likelihood objective; success always means the whole behaviour"""
 
 
 def gcg(steps: int) -> GCG:
@@ -68,49 +66,14 @@ class Attack:
     """success rate on the `select` prompts that ends the search; the winner of many does less well on others"""
 
 
-def nll(_: Engine, goal: Goal) -> Objective:
-    """Of the first tokens of a behaviour: they tell it apart, and each further one costs every candidate a token."""
-    return TargetNLL(target_ids=goal.target_ids[:TARGET_TOKENS])
-
-
-def cosine(engine: Engine, goal: Goal, *, depths: tuple[float, ...] = ()) -> Objective:
-    """Delta cosine at depths, fractions of the layers; without any, one layer before the last."""
-    assert goal.vectors is not None
-    layers = sorted({max(goal.vectors.source_layer + 1, round(depth * engine.layers)) for depth in depths})
-    return delta_cosine_from(engine, goal.vectors, layers or [max(1, engine.layers - 1)])
-
-
-def kl(engine: Engine, goal: Goal) -> Objective:
-    """Towards the steered model's output."""
-    assert goal.vectors is not None
-    return steered_kl_from(engine, goal.vectors, engine.layers)
-
-
-def projection(engine: Engine, goal: Goal) -> Objective:
-    """Delta projection one layer before the last."""
-    assert goal.vectors is not None
-    return delta_projection_from(engine, goal.vectors, [max(1, engine.layers - 1)])
-
-
-def probe(engine: Engine, goal: Goal) -> Objective:
-    """A probe one layer before the last, trained on the first vector."""
-    assert goal.vectors is not None
-    return probe_from(engine, goal.vectors[:1], max(1, engine.layers - 1), torch.Generator().manual_seed(0))
-
-
-def mellowmax(_: Engine, goal: Goal) -> Objective:
-    """Target NLL, the worst tokens weighing more."""
-    return TargetNLL(target_ids=goal.target_ids[:TARGET_TOKENS], reduction="mellowmax")
-
-
-def with_projection(engine: Engine, goal: Goal) -> Objective:
-    """Target NLL and delta projection."""
-    return Hybrid(a=nll(engine, goal), b=projection(engine, goal))
-
-
-def hybrid(engine: Engine, goal: Goal, *, weight: float = 0.5) -> Objective:
-    """Target NLL and delta cosine."""
-    return Hybrid(a=nll(engine, goal), b=cosine(engine, goal), weight=weight)
+nll = TargetNLL.from_goal
+cosine = DeltaCosine.from_goal
+kl = SteeredKL.from_goal
+projection = DeltaProjection.from_goal
+probe = Probe.from_goal
+mellowmax = partial(TargetNLL.from_goal, reduction="mellowmax")
+hybrid = Hybrid.from_goal
+with_projection = partial(Hybrid.from_goal, b=DeltaProjection.from_goal)
 
 
 def _searched(*rounds: tuple[int, Searcher]) -> Attack:

@@ -2,7 +2,7 @@
 
 import torch
 
-from attacks.objectives.objectives import TargetNLL
+from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.problem import Problem
 
 TEXTS = ["tell me about the sea", "what is bread", "name a red bird", "how do ships float"]

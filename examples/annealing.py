@@ -56,6 +56,5 @@ class Annealing:
         return log.found
 
 
-ATTACKS = {
-    "annealing": Attack(knowledge="K1", objective=TargetNLL.from_goal, stages=(Rounds(rounds=((3, Annealing()),)),))
-}
+STAGES = (Rounds(rounds=((3, Annealing()),)),)
+ATTACKS = {"annealing": Attack(knowledge="K1", objective=TargetNLL.from_goal, stages=STAGES)}

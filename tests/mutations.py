@@ -1,4 +1,4 @@
-"""Mutation test of the searchers and objectives: `python tests/mutations.py [name ...]`, from the root of the repository.
+"""Mutation test of the searchers and objectives: run `python tests/mutations.py [name ...]`.
 
 Each mutation changes one sign or one index in a temporary copy of the code and runs the tests of what it changed. It is
 killed if one of them fails, and it survives if all pass, in which case a test is missing. The exit status is 1 if any
@@ -41,35 +41,83 @@ MUTATIONS = {
     "hotflip": Mutation("searchers/hotflip.py", "promise[None]", "-promise[None]", DISCRETE),
     "hotflip-restart": Mutation("searchers/hotflip.py", "if loss < best:", "if loss > best:", DISCRETE),
     "beast": Mutation("searchers/beast.py", "logits.cpu() - noise", "noise - logits.cpu()", DISCRETE),
-    "beast-mask": Mutation("searchers/beast.py", "permitted[place], count", "permitted[-1], count", SEARCHERS + "BEAST"),
-    "accretion": Mutation("searchers/accretion.py", "gradient[:, position]", "-gradient[:, position]", SEARCHERS + "Accretion"),
-    "accretion-sweep": Mutation("searchers/accretion.py", "improved = best < before", "improved = best > before", DISCRETE),
-    "random-search": Mutation("searchers/random_search.py", "candidates, parent)", "parent, candidates)", SEARCHERS + "RandomSearch"),
+    "beast-mask": Mutation(
+        "searchers/beast.py", "permitted[place], count", "permitted[-1], count", SEARCHERS + "BEAST"
+    ),
+    "accretion": Mutation(
+        "searchers/accretion.py", "gradient[:, position]", "-gradient[:, position]", SEARCHERS + "Accretion"
+    ),
+    "accretion-sweep": Mutation(
+        "searchers/accretion.py", "improved = best < before", "improved = best > before", DISCRETE
+    ),
+    "random-search": Mutation(
+        "searchers/random_search.py", "candidates, parent)", "parent, candidates)", SEARCHERS + "RandomSearch"
+    ),
     "pez": Mutation("searchers/pez.py", "argmax(-1)", "argmin(-1)", CONTINUOUS),
     "pez-chain": Mutation("searchers/pez.py", "soft.grad = gradient", "soft.grad = -gradient", SEARCHERS + "PEZ"),
     "gbda": Mutation("searchers/gbda.py", "-(-uniform.log()).log()", "(-uniform.log()).log()", CONTINUOUS),
     "gbda-gradient": Mutation("searchers/gbda.py", "to(rows) / self", "to(rows) / -self", SEARCHERS + "GBDA"),
     "arca": Mutation("searchers/arca.py", "return (-slope)", "return slope", SEARCHERS + "ARCA"),
     "arca-position": Mutation("searchers/arca.py", "step % length", "(step + 1) % length", CONTINUOUS),
-    "log-order": Mutation("searchers/search_log.py", "if not found.loss < self.loss", "if found.loss < self.loss", SEARCHERS + "RandomSearch"),
-    "log-costs": Mutation("searchers/search_log.py", "self.engine.flops - self._booked)", "self.engine.flops + self._booked)", SEARCHERS + "RandomSearch"),
+    "log-order": Mutation(
+        "searchers/search_log.py",
+        "if not found.loss < self.loss",
+        "if found.loss < self.loss",
+        SEARCHERS + "RandomSearch",
+    ),
+    "log-costs": Mutation(
+        "searchers/search_log.py",
+        "self.engine.flops - self._booked)",
+        "self.engine.flops + self._booked)",
+        SEARCHERS + "RandomSearch",
+    ),
     "most-promising": Mutation("searchers/candidates.py", "(-masked).topk", "masked.topk", DISCRETE),
     "fittest": Mutation("searchers/candidates.py", "losses[kept[0]]", "losses[kept[-1]]", DISCRETE),
     "target-nll": Mutation("objectives/target_nll.py", "nll = -logprobs", "nll = logprobs", OBJECTIVES + "formula"),
     "mellowmax": Mutation("objectives/target_nll.py", "- math.log(len", "+ math.log(len", OBJECTIVES + "formula"),
     "delta-cosine": Mutation("objectives/delta_cosine.py", "-torch.cosine", "torch.cosine", OBJECTIVES + "formula"),
-    "delta-projection": Mutation("objectives/delta_projection.py", "-(got * wanted)", "(got * wanted)", OBJECTIVES + "formula"),
-    "effect-clean": Mutation("objectives/effects.py", "steered[layer].float() - clean", "steered[layer].float() + clean", OBJECTIVES + "formula"),
-    "effect-weights": Mutation("objectives/effects.py", "/ sum(weight.values())", "/ len(weight)", OBJECTIVES + "formula"),
-    "steered-kl": Mutation("objectives/steered_kl.py", "(self.steered_logprobs - logprobs)", "(self.steered_logprobs + logprobs)", OBJECTIVES + "formula"),
+    "delta-projection": Mutation(
+        "objectives/delta_projection.py", "-(got * wanted)", "(got * wanted)", OBJECTIVES + "formula"
+    ),
+    "effect-clean": Mutation(
+        "objectives/effects.py",
+        "steered[layer].float() - clean",
+        "steered[layer].float() + clean",
+        OBJECTIVES + "formula",
+    ),
+    "effect-weights": Mutation(
+        "objectives/effects.py", "/ sum(weight.values())", "/ len(weight)", OBJECTIVES + "formula"
+    ),
+    "steered-kl": Mutation(
+        "objectives/steered_kl.py",
+        "(self.steered_logprobs - logprobs)",
+        "(self.steered_logprobs + logprobs)",
+        OBJECTIVES + "formula",
+    ),
     "hybrid": Mutation("objectives/hybrid.py", "(1 - self.weight)", "(1 + self.weight)", OBJECTIVES + "formula"),
-    "probe": Mutation("objectives/probe.py", "softplus(low @ weight + bias)", "softplus(-(low @ weight + bias))", OBJECTIVES + "minimum"),
+    "probe": Mutation(
+        "objectives/probe.py",
+        "softplus(low @ weight + bias)",
+        "softplus(-(low @ weight + bias))",
+        OBJECTIVES + "minimum",
+    ),
     "probe-loss": Mutation("objectives/probe.py", "softplus(-(effect", "softplus((effect", OBJECTIVES + "formula"),
-    "cosine-from-goal": Mutation("objectives/delta_cosine.py", "source_layer + 1,", "source_layer - 1,", OBJECTIVES + "of_goals"),
-    "layer-from-goal": Mutation("objectives/effects.py", "engine.layers - 1)", "engine.layers - 2)", OBJECTIVES + "of_goals"),
-    "target-from-goal": Mutation("objectives/target_nll.py", "[:TARGET_TOKENS]", "[TARGET_TOKENS:]", OBJECTIVES + "of_goals"),
-    "hybrid-from-goal": Mutation("objectives/hybrid.py", "b=b(engine, goal), weight=weight", "b=b(engine, goal), weight=1 - weight", OBJECTIVES + "of_goals"),
-}  # fmt: skip
+    "cosine-from-goal": Mutation(
+        "objectives/delta_cosine.py", "source_layer + 1,", "source_layer - 1,", OBJECTIVES + "of_goals"
+    ),
+    "layer-from-goal": Mutation(
+        "objectives/effects.py", "engine.layers - 1)", "engine.layers - 2)", OBJECTIVES + "of_goals"
+    ),
+    "target-from-goal": Mutation(
+        "objectives/target_nll.py", "[:TARGET_TOKENS]", "[TARGET_TOKENS:]", OBJECTIVES + "of_goals"
+    ),
+    "hybrid-from-goal": Mutation(
+        "objectives/hybrid.py",
+        "b=b(engine, goal), weight=weight",
+        "b=b(engine, goal), weight=1 - weight",
+        OBJECTIVES + "of_goals",
+    ),
+}
 
 
 def survives(mutation: Mutation) -> bool:

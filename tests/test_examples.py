@@ -41,7 +41,7 @@ def test_annealing_does_better_than_as_many_random_triggers(planted):
 
 def test_the_margin_is_0_exactly_where_the_target_is_said(planted):
     engine, trigger, goal = planted
-    objective = margin.ATTACKS["margin"].objective(engine, goal)
+    objective = margin.Margin.from_goal(engine, goal)
     assert engine.elicits(trigger, objective.target_ids).item() == 1.0
     assert engine.losses(objective, trigger).item() == 0.0
     drawn = random_triggers(engine.problem.permitted(3), 16, seeded())

@@ -14,8 +14,9 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
 from attacks.searchers.candidates import Found
+from attacks.stages import dictionary
 from attacks.stages.dictionary import rank_words
-from attacks.stages.hunt import Dictionary, Hunt, Rounds, Samples, dictionary
+from attacks.stages.hunt import Dictionary, Hunt, Rounds, Samples
 from attacks.stages.sampling.leakage import Leakage
 from attacks.stages.sampling.sampler import Lookahead, Sampler
 from tests.attacks.conftest import tiny

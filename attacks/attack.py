@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field, replace
 
-from attacks.discovery.goal import Goal
 from attacks.discovery.supervised import Supervised
 from attacks.discovery.unsupervised import Unsupervised
-from attacks.objectives.objectives import Hybrid, TargetNLL, delta_cosine_from
-from attacks.scoring.engine import Engine, Objective
+from attacks.objectives.delta_cosine import DeltaCosine
+from attacks.objectives.hybrid import Hybrid
+from attacks.objectives.target_nll import TargetNLL
 from attacks.searchers.accretion import Accretion
 from attacks.searchers.arca import ARCA
 from attacks.searchers.beast import BEAST
@@ -27,9 +27,6 @@ from attacks.stages.sampling.sampler import Lookahead, Sampler
 from attacks.stages.sampling.samples import Samples
 from attacks.stages.single_tokens import Tokens
 from attacks.stages.word_substitution import Neighbours
-
-TARGET_TOKENS = 4
-"""Tokens of the behaviour in the likelihood objective; success always means the whole behaviour"""
 
 
 def gcg(steps: int) -> GCG:
@@ -94,21 +91,9 @@ class Attack:
         return len(self.stages)
 
 
-def nll(_: Engine, goal: Goal) -> Objective:
-    """Of the first tokens of a behaviour: they tell it apart, and each further one costs every candidate a token."""
-    return TargetNLL(target_ids=goal.target_ids[:TARGET_TOKENS])
-
-
-def cosine(engine: Engine, goal: Goal, *, depths: tuple[float, ...] = ()) -> Objective:
-    """Delta cosine at depths, fractions of the layers; without any, one layer before the last."""
-    assert goal.vectors is not None
-    layers = sorted({max(goal.vectors.source_layer + 1, round(depth * engine.layers)) for depth in depths})
-    return delta_cosine_from(engine, goal.vectors, layers or [max(1, engine.layers - 1)])
-
-
-def hybrid(engine: Engine, goal: Goal, *, weight: float = 0.5) -> Objective:
-    """Target NLL and delta cosine."""
-    return Hybrid(a=nll(engine, goal), b=cosine(engine, goal), weight=weight)
+nll = TargetNLL.from_goal
+cosine = DeltaCosine.from_goal
+hybrid = Hybrid.from_goal
 
 
 def _searched(*rounds: tuple[int, Searcher]) -> Attack:

@@ -2,44 +2,20 @@
 
 from functools import partial
 
-import torch
-
-from attacks.attack import ATTACKS, HOTFLIP_ROUNDS, TARGET_TOKENS, Attack, cosine, hybrid, nll
-from attacks.discovery.goal import Goal
+from attacks.attack import ATTACKS, HOTFLIP_ROUNDS, Attack, cosine, hybrid
 from attacks.discovery.supervised import Supervised
-from attacks.objectives.objectives import Hybrid, TargetNLL, delta_projection_from, steered_kl_from
-from attacks.objectives.probe import probe_from
-from attacks.scoring.engine import Engine, Objective
+from attacks.objectives.delta_projection import DeltaProjection
+from attacks.objectives.hybrid import Hybrid
+from attacks.objectives.probe import Probe
+from attacks.objectives.steered_kl import SteeredKL
+from attacks.objectives.target_nll import TargetNLL
 from attacks.stages.single_tokens import Tokens
 
-
-def kl(engine: Engine, goal: Goal) -> Objective:
-    """Towards the steered model's output."""
-    assert goal.vectors is not None
-    return steered_kl_from(engine, goal.vectors, engine.layers)
-
-
-def projection(engine: Engine, goal: Goal) -> Objective:
-    """Delta projection one layer before the last."""
-    assert goal.vectors is not None
-    return delta_projection_from(engine, goal.vectors, [max(1, engine.layers - 1)])
-
-
-def probe(engine: Engine, goal: Goal) -> Objective:
-    """A probe one layer before the last, trained on the first vector."""
-    assert goal.vectors is not None
-    return probe_from(engine, goal.vectors[:1], max(1, engine.layers - 1), torch.Generator().manual_seed(0))
-
-
-def mellowmax(_: Engine, goal: Goal) -> Objective:
-    """Target NLL, the worst tokens weighing more."""
-    return TargetNLL(target_ids=goal.target_ids[:TARGET_TOKENS], reduction="mellowmax")
-
-
-def with_projection(engine: Engine, goal: Goal) -> Objective:
-    """Target NLL and delta projection."""
-    return Hybrid(a=nll(engine, goal), b=projection(engine, goal))
-
+kl = SteeredKL.from_goal
+projection = DeltaProjection.from_goal
+probe = Probe.from_goal
+mellowmax = partial(TargetNLL.from_goal, reduction="mellowmax")
+with_projection = partial(Hybrid.from_goal, b=DeltaProjection.from_goal)
 
 VARIANTS: dict[str, Attack] = {
     f"delta-cosine-{name}": Attack(objective=partial(cosine, depths=depths), supervised=Supervised())

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from attacks.attack import ATTACKS
-from attacks.objectives.objectives import TargetNLL, delta_cosine_from
+from attacks.objectives.delta_cosine import DeltaCosine
+from attacks.objectives.target_nll import TargetNLL
 from attacks.recover import recover
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
@@ -37,7 +38,7 @@ def on(device: str, prompts: int = 4):
         method="random",
         model_id=model_id(model),
     )
-    return organism, engine, [TargetNLL(target_ids=TARGET), delta_cosine_from(engine, vectors, [4, 6])]
+    return organism, engine, [TargetNLL(target_ids=TARGET), DeltaCosine.from_vectors(engine, vectors, [4, 6])]
 
 
 def test_losses_and_gradients_are_those_of_the_cpu():

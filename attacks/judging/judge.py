@@ -17,7 +17,7 @@ from attacks.discovery.goal import Goal
 from attacks.judging.description_length import surprisal
 from attacks.judging.shrinking import Shrunk, delete_one
 from attacks.judging.verdict import ABSENT
-from attacks.objectives.objectives import TargetNLL
+from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.searchers.candidates import random_triggers

@@ -1,7 +1,8 @@
 """A trained probe as an objective: logistic regression that tells steered states from reachable ones; ours.
 
-A vector can take the residual stream where no prompt does. The probe looks for the part of its effect that prompts do
-not bring about by chance, and a search for candidates then raises the probability of "steered".
+A vector can take the residual stream where no prompt does. The probe looks for the part of the vector's effect that
+random triggers do not bring about, and the search then raises the probability of "steered". It is trained on effects
+`states n d_model`: those of random triggers (reachable), and those of the same triggers under the vector (steered).
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from attacks.objectives.objectives import check_vectors, empty_slot
+from attacks.discovery.goal import Goal
+from attacks.objectives.effects import check_vectors, empty_slot, layer_before_last, vectors_of
 from attacks.scoring.engine import Engine
 from attacks.searchers.candidates import permitted_in_slot, random_triggers
 from vectors.steering import SteeringVectors
@@ -23,65 +25,74 @@ class Probe:
     """Negative log-probability, in nats, that a logistic regression gives "steered" against "reachable"."""
 
     weight: Float[Tensor, "d_model"]
-    """log-odds per unit of the effect"""
+    """Log-odds of "steered" per unit of the effect."""
     bias: float
-    """log-odds of no effect"""
+    """Log-odds of "steered" where there is no effect."""
     clean: Float[Tensor, "n d_model"]
-    """residual with an empty slot"""
+    """Residual at the last token of each prompt with an empty slot."""
     layer: int
-    """where the probe reads"""
+    """Layer whose residual the probe reads."""
+
+    @classmethod
+    def from_vectors(
+        cls,
+        engine: Engine,
+        vectors: SteeringVectors,
+        layer: int,
+        generator: torch.Generator,
+        *,
+        draws: int = 32,
+        scales: Sequence[float] = (1.0,),
+        penalty: float = 0.01,
+    ) -> "Probe":
+        """Learns to tell steered states from states that prompts alone can reach.
+
+        Reachable are the engine's prompts with random permitted triggers and with an empty slot. Steered are the very
+        same inputs under each vector at each scale, so that nothing but the vectors tells the classes apart: neither a
+        prompt, nor whether the slot is filled. Prompts are few; triggers give both classes their variety. The classes
+        weigh the same, however many vectors there are.
+
+        Args:
+            engine: holds the prompts and the length of the random triggers.
+            vectors: k of them; "steered" means by any of them, so give those of one behaviour.
+            layer: where the probe reads, from the vectors' own on.
+            generator: draws the triggers.
+            draws: how many random triggers.
+            scales: factors that each vector is multiplied by.
+            penalty: half of it times the squared norm of the weights is added to the loss, at effects of mean square 1.
+
+        Raises:
+            ValueError: no draws or scales, a scale or penalty that is not positive, no slot, or as for
+                `SteeredKL.from_vectors`.
+        """
+        check_vectors(engine, vectors, [layer])
+        if draws < 1 or not scales or min(scales) <= 0 or penalty <= 0:
+            raise ValueError(
+                f"draws is {draws}, scales are {list(scales)}, penalty is {penalty}; give at least 1 draw, at least "
+                "one scale, and all of them positive"
+            )
+        triggers = random_triggers(permitted_in_slot(engine.problem), draws, generator)
+        clean = empty_slot(engine, [layer])[layer].float()
+        reachable, steered = [clean[None], _states(engine, triggers, layer)], []
+        for vector in vectors:
+            for scale in scales:
+                with vector.apply(engine.model, scale=scale):
+                    inside = Engine(engine.model, engine.problem, engine.batch_size)
+                    steered += [empty_slot(engine, [layer])[layer].float()[None], _states(inside, triggers, layer)]
+        positive, negative = ((torch.cat(states) - clean).flatten(0, 1) for states in (steered, reachable))
+        weight, bias = _logistic(positive, negative, penalty)
+        return cls(weight=weight, bias=bias, clean=clean, layer=layer)
+
+    @classmethod
+    def from_goal(cls, engine: Engine, goal: Goal) -> "Probe":
+        """Learns the goal's first vector at the layer before the last; its random triggers are always the same."""
+        vectors = vectors_of(goal)
+        generator = torch.Generator().manual_seed(0)
+        return cls.from_vectors(engine, vectors[:1], layer_before_last(engine), generator)
 
     def __call__(self, engine: Engine, candidates: Tensor) -> Float[Tensor, "c"]:
         effect = engine.residuals(candidates, [self.layer])[self.layer].float() - self.clean
         return softplus(-(effect @ self.weight + self.bias)).mean(1)
-
-
-def probe_from(
-    engine: Engine,
-    vectors: SteeringVectors,
-    layer: int,
-    generator: torch.Generator,
-    *,
-    draws: int = 32,
-    scales: Sequence[float] = (1.0,),
-    penalty: float = 0.01,
-) -> Probe:
-    """Learns to tell steered states from states that prompts alone can reach.
-
-    Reachable are the engine's prompts with random permitted triggers and with an empty slot. Steered are the very same
-    inputs under each vector at each scale, so that nothing but the vectors tells the classes apart: neither a prompt,
-    nor whether the slot is filled. Prompts are few; triggers give both classes their variety. The classes weigh the
-    same, however many vectors there are.
-
-    Args:
-        engine: holds the prompts and the length of the random triggers.
-        vectors: k of them; "steered" means by any of them, so give those of one behaviour.
-        layer: where the probe reads, from the vectors' own on.
-        generator: draws the triggers.
-        draws: random triggers.
-        scales: of the vectors.
-        penalty: half of it times the squared norm of the weights is added to the loss, at effects of mean square 1.
-
-    Raises:
-        ValueError: no draws or scales, a scale or penalty that is not positive, no slot, or as for `steered_kl_from`.
-    """
-    check_vectors(engine, vectors, [layer])
-    if draws < 1 or not scales or min(scales) <= 0 or penalty <= 0:
-        raise ValueError(
-            f"draws is {draws}, scales are {list(scales)}, penalty is {penalty}; give at least 1 draw, at least one "
-            "scale, and all of them positive"
-        )
-    triggers = random_triggers(permitted_in_slot(engine.problem), draws, generator)
-    clean = empty_slot(engine, [layer])[layer].float()
-    reachable, steered = [clean[None], _states(engine, triggers, layer)], []
-    for vector in vectors:
-        for scale in scales:
-            with vector.apply(engine.model, scale=scale):
-                inside = Engine(engine.model, engine.problem, engine.batch_size)
-                steered += [empty_slot(engine, [layer])[layer].float()[None], _states(inside, triggers, layer)]
-    positive, negative = ((torch.cat(states) - clean).flatten(0, 1) for states in (steered, reachable))
-    weight, bias = _logistic(positive, negative, penalty)
-    return Probe(weight=weight, bias=bias, clean=clean, layer=layer)
 
 
 @torch.no_grad()

@@ -6,12 +6,17 @@ from torch import Tensor
 
 
 def alike(candidates: Int[Tensor, "c trigger"], least: int) -> list[Int[Tensor, "k"]]:
-    """Indices of the candidates in families; each candidate is in one.
+    """Indices of the candidates, in families that begin with the same tokens; each candidate is in one family.
 
-    Within a family all begin with the same tokens. One that shares a token more is split off if it has at least
-    `least` members; those left share what they shared. A batch of swaps in one trigger falls into one family per
-    position.
+    A family whose members go on alike is split by the next token, as long as the parts have at least `least` members;
+    the members of smaller parts stay together, with what they share. A batch of swaps in one trigger falls into one
+    family per position, since a swap at position k leaves the k tokens before it as they were.
+
+    Args:
+        candidates: c triggers as ids.
+        least: members below which a family is not worth a forward pass of its own.
     """
+    # Each entry is (indices of candidates, how many tokens they are known to share).
     families, open_ = [], [(torch.arange(len(candidates)), 0)]
     while open_:
         rows, depth = open_.pop()

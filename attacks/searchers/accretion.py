@@ -1,5 +1,9 @@
 """Greedy accretion: a trigger grown token by token with a beam, then re-chosen position by position (no single paper).
 
+While it grows, each of `beam` triggers of k tokens becomes 2 * `shortlist` triggers of k + 1: one more token in front
+or at the end. Once the slot is full, each position in turn is tried with every token on its shortlist. After each
+choice the `beam` triggers of lowest loss go on.
+
 The shortlist by gradient is that of AutoPrompt (Shin, Razeghi, Logan, Wallace, Singh 2020, arXiv:2010.15980, equation
 2), taken at a random placeholder where a token is added; unlike there, the trigger begins empty and the new token may
 stand in front or at the end. With the whole vocabulary in place of a shortlist every choice is exact token ranking
@@ -24,7 +28,7 @@ from attacks.searchers.search_log import SearchLog
 from attacks.searchers.searcher import Found, OnBest
 
 PART = 2048
-"""Candidates scored between two looks at the budget; no batch size, which must not change what is offered"""
+"""Candidates scored between two looks at the budget; a constant, because the batch size must not change the results."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +36,11 @@ class Accretion:
     """Adds the best token in front or at the end until the slot is full, then re-chooses every position in turn."""
 
     steps: int = 250
-    """tokens chosen in all, while growing and while sweeping"""
+    """Choices of a token in all, while the trigger grows and while its positions are re-chosen."""
     beam: int = 4
-    """triggers kept from one choice to the next"""
+    """Triggers kept from one choice to the next."""
     shortlist: int | None = 128
-    """tokens scored per trigger and place, by gradient; None: all that are permitted"""
+    """Tokens scored per trigger and position, chosen by gradient; None: all that are permitted."""
 
     def __post_init__(self):
         check_counts(self, "steps", "beam")
@@ -74,6 +78,7 @@ class Accretion:
         while True:
             beams, best, improved = torch.empty(1, 0, dtype=torch.long), torch.inf, True
             while beams.shape[1] < length:
+                # The gradient needs a token at the new position, so a random one stands there; the same for all beams.
                 blank = random_triggers(problem.first[None].cpu(), 1, generator).expand(len(beams), 1)
                 front = self._variants(log.engine, objective, torch.cat([blank, beams], dim=1), 0)
                 end = self._variants(log.engine, objective, torch.cat([beams, blank], dim=1), beams.shape[1])
@@ -82,6 +87,7 @@ class Accretion:
             while improved:
                 before = best
                 for position in range(length):
+                    # The beams compete with their own variants, so that a sweep never makes the best one worse.
                     variants = self._variants(log.engine, objective, beams, position)
                     beams, best = self._keep(log, objective, torch.cat([beams, variants]))
                     yield best

@@ -25,13 +25,13 @@ class ARCA:
     """Replaces one position after the other by the best of the tokens that look best on average."""
 
     iterations: int = 50
-    """passes over all positions"""
+    """Passes over all positions."""
     averaged: int = 32
-    """random tokens that the linear approximation is averaged over (k in the paper)"""
+    """Random tokens that the linear approximation is averaged over (k in the paper)."""
     topk: int = 32
-    """tokens of the shortlist, evaluated exactly (also k in the paper)"""
+    """Tokens of the shortlist, whose losses are computed exactly (also k in the paper)."""
     restarts: int = 1
-    """triggers searched side by side"""
+    """Triggers searched side by side."""
 
     def __post_init__(self):
         check_counts(self, "iterations", "averaged", "topk", "restarts")
@@ -80,6 +80,7 @@ class ARCA:
         """First-order fall of the loss for each token at `position`, averaged; -inf where not permitted."""
         weights = permitted[position].float().expand(len(ids), -1)
         tokens = torch.multinomial(weights, self.averaged, replacement=True, generator=generator)
+        # One gradient per trigger and random token, `c * averaged trigger vocab`; its mean ranks the vocabulary.
         _, gradient = engine.gradient(objective, with_tokens(ids, position, tokens).flatten(0, 1))
         slope = gradient[:, position].float().view(len(ids), self.averaged, -1).mean(1).cpu()
         return (-slope).masked_fill(~permitted[position], -torch.inf)
@@ -93,6 +94,6 @@ def with_tokens(ids: Int[Tensor, "c trigger"], position: int, tokens: Int[Tensor
 
 
 def _best(problem: Problem, candidates: Int[Tensor, "k trigger"], losses: Float[Tensor, "k"]) -> Int[Tensor, "trigger"]:
-    """Lowest loss that re-tokenises; the lowest of all where none does, or a bad neighbor would block the search."""
+    """The trigger of lowest loss that re-tokenises; the lowest of all where none does, so that the search goes on."""
     order = losses.argsort(stable=True).tolist()
     return candidates[next((i for i in order if problem.retokenizes(candidates[i].tolist())), order[0])]

@@ -31,11 +31,11 @@ class BEAST:
     """Appends tokens drawn from the model's own next-token distribution and keeps the beams of lowest loss."""
 
     steps: int = 250
-    """tokens appended in all"""
+    """Steps in all; each appends one token to every beam."""
     k1: int = 15
-    """beams kept"""
+    """Triggers kept from one step to the next, and tokens drawn for the first position."""
     k2: int = 15
-    """tokens drawn per beam"""
+    """Tokens drawn per kept trigger at the other positions."""
 
     def __post_init__(self):
         check_counts(self, "steps", "k1", "k2")
@@ -64,6 +64,7 @@ class BEAST:
             for _ in range(self.steps):
                 if log.over:
                     break
+                # A full slot: begin anew from the empty trigger.
                 if beams.shape[1] == length:
                     beams = beams[:1, :0]
                 place = beams.shape[1]
@@ -91,7 +92,8 @@ def sample_tokens(
 ) -> Int[Tensor, "c count"]:
     """Permitted tokens drawn from the softmax without replacement.
 
-    The largest of logits plus Gumbel noise are such a draw, and probabilities that underflow do no harm to it.
+    The largest of logits plus Gumbel noise are such a draw, and it needs no probabilities, which may underflow.
     """
+    # Minus the logarithm of an exponential variable is Gumbel noise.
     noise = torch.empty(logits.shape, dtype=torch.float64).exponential_(generator=generator).log()
     return (logits.cpu() - noise).masked_fill(~permitted, -torch.inf).topk(count, dim=-1).indices

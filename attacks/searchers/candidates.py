@@ -1,4 +1,4 @@
-"""What searchers share: triggers that are found, drawn at random, promising by gradient, or kept in a beam."""
+"""What searchers share: which tokens the slot permits, random triggers, shortlists by gradient, and beams."""
 
 from itertools import islice
 
@@ -11,7 +11,7 @@ from attacks.searchers.searcher import Found as Found
 from attacks.searchers.searcher import OnBest as OnBest
 
 LOOK = 64
-"""Triggers looked at, beyond those wanted, for some that re-tokenise"""
+"""Triggers that `fittest` looks at, beyond those wanted, for some that re-tokenise."""
 
 
 def check_counts(settings: object, *names: str) -> None:
@@ -39,7 +39,7 @@ def random_triggers(
 def most_promising(
     gradient: Float[Tensor, "c vocab"], permitted: Bool[Tensor, "vocab"], count: int
 ) -> Int[Tensor, "c topk"]:
-    """Permitted tokens by the first-order change of the loss (HotFlip), `count` of them or all that there are."""
+    """Shortlists: the `count` permitted tokens (or all) of lowest first-order loss, by the gradient (HotFlip)."""
     masked = gradient.float().cpu().masked_fill(~permitted, torch.inf)
     return (-masked).topk(min(count, int(permitted.sum())), dim=-1).indices
 
@@ -49,7 +49,7 @@ def fittest(
 ) -> tuple[Int[Tensor, "kept trigger"], float]:
     """(`count` triggers, those that re-tokenise first and by loss within each kind; loss of the first, or infinity).
 
-    A beam without any trigger that re-tokenises goes on from the lowest losses: the way out may lead through them.
+    Where too few re-tokenise, the others of lowest loss fill up the beam: the next step may make them typable.
     """
     order = losses.argsort(stable=True).tolist()
     typable = (i for i in order[: count + LOOK] if problem.retokenizes(candidates[i].tolist()))

@@ -24,17 +24,17 @@ class GBDA:
     """Shifts probability toward tokens whose mixtures lower the loss, then samples."""
 
     steps: int = 100
-    """gradient steps"""
+    """Gradient steps."""
     lr: float = 0.3
-    """of Adam, on the log-coefficients"""
+    """Learning rate of Adam on the log-coefficients."""
     samples: int = 10
-    """Gumbel-softmax samples that a gradient is averaged over"""
+    """Gumbel-softmax samples that a gradient is averaged over."""
     temperature: float = 1.0
-    """of the Gumbel-softmax (T in the paper); lower is closer to one-hot"""
+    """Temperature of the Gumbel-softmax (T in the paper); lower is closer to one-hot."""
     draws: int = 100
-    """triggers sampled at the end"""
+    """Triggers sampled at the end."""
     restarts: int = 1
-    """distributions optimised side by side"""
+    """Distributions optimised side by side."""
 
     def __post_init__(self):
         check_counts(self, "steps", "samples", "draws", "restarts")
@@ -59,10 +59,12 @@ class GBDA:
             theta = torch.zeros(self.restarts, *permitted.shape, device=engine.device, requires_grad=True)
             optimizer = torch.optim.Adam([theta], lr=self.lr)
             for _ in range(self.steps):
+                # samples restarts trigger vocab; -inf where a token is not permitted.
                 noisy = theta + barred + gumbel(self.samples, theta, generator)
                 log.score(objective, noisy.argmax(-1).flatten(0, 1).unique(dim=0))
                 if log.over:
                     break
+                # The engine gives the gradient at the mixtures of tokens; autograd takes it back to theta.
                 rows = (noisy / self.temperature).softmax(-1)
                 _, gradient = engine.gradient(objective, rows.detach().flatten(0, 1))
                 (theta.grad,) = torch.autograd.grad(rows, theta, gradient.view_as(rows).to(rows) / self.samples)

@@ -26,11 +26,11 @@ class HotFlip:
     """Sweeps over the positions, trying the tokens that the gradient promises most of; restarts at local minima."""
 
     steps: int = 250
-    """sweeps in all"""
+    """Sweeps over all positions, in all."""
     topk: int = 40
-    """tokens tried per position (k in the paper)"""
+    """Tokens tried per trigger and position (k in the paper)."""
     beam: int = 1
-    """triggers kept from one position to the next"""
+    """Triggers kept from one position to the next."""
 
     def __post_init__(self):
         check_counts(self, "steps", "topk", "beam")
@@ -73,10 +73,12 @@ class HotFlip:
         permitted: Bool[Tensor, "trigger vocab"],
     ) -> tuple[Int[Tensor, "1 trigger"], float]:
         """Re-chooses every position once, left to right; (trigger, its loss or infinity if it does not re-tokenise)."""
+        # One gradient, `1 trigger vocab`, ranks the tokens of all positions, although the trigger changes on the way.
         _, gradient = log.engine.gradient(objective, ids)
         beams, best = ids, torch.inf
         for position, promise in enumerate(gradient[0]):
             tokens = most_promising(promise[None], permitted[position], self.topk)[0]
+            # Each of the beams with each of the tokens at this position, and the beams as they are.
             swaps = beams.repeat_interleave(len(tokens), 0)
             swaps[:, position] = tokens.repeat(len(beams))
             candidates = torch.cat([beams, swaps]).unique(dim=0)

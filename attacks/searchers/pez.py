@@ -25,13 +25,13 @@ class PEZ:
     """Moves embeddings, and asks the model only about the tokens nearest to them."""
 
     steps: int = 3000
-    """gradient steps (T in the paper)"""
+    """Gradient steps (T in the paper)."""
     lr: float = 0.1
-    """step size per embedding entry (gamma in the paper), in the embedding's own unit"""
+    """Learning rate of AdamW (gamma in the paper), in the unit of the embedding's entries."""
     weight_decay: float = 0.1
-    """of AdamW"""
+    """Weight decay of AdamW."""
     restarts: int = 1
-    """triggers moved side by side"""
+    """Triggers moved side by side."""
 
     def __post_init__(self):
         check_counts(self, "steps", "restarts")
@@ -59,6 +59,7 @@ class PEZ:
             soft = embedding[starts.to(engine.device)].requires_grad_()
             optimizer = torch.optim.AdamW([soft], lr=self.lr, weight_decay=self.weight_decay)
             inverse = right_inverse(embedding)
+            # `soft` is `restarts trigger d_model`: it moves continuously, and only its projection is run.
             for _ in range(self.steps):
                 projected = nearest(soft.detach(), embedding, permitted)
                 losses, gradient = engine.gradient(objective, projected)
@@ -84,7 +85,7 @@ def nearest(
 
 
 def right_inverse(embedding: Float[Tensor, "vocab d_model"]) -> Float[Tensor, "vocab d_model"]:
-    """W with E'W = 1; in double precision, because E'E squares the condition number."""
+    """W with E'W = 1 for the embedding E; in double precision, because E'E squares the condition number."""
     parts = embedding.split(4096)
     gram = reduce(torch.add, (part.double().T @ part.double() for part in parts))
     inverse = torch.linalg.pinv(gram, hermitian=True)

@@ -20,11 +20,11 @@ class RandomSearch:
     """Scores random triggers; with `mutate`, variants of the best one."""
 
     steps: int = 250
-    """rounds in all"""
+    """Rounds in all."""
     search_width: int = 512
-    """triggers per round (lambda)"""
+    """Triggers scored per round (lambda)."""
     mutate: int = 0
-    """positions of the best trigger that are drawn again; 0: all of them, whatever the best is"""
+    """Positions of the best trigger that are drawn anew; 0: every trigger is drawn anew as a whole."""
 
     def __post_init__(self):
         check_counts(self, "steps", "search_width")

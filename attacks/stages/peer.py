@@ -16,7 +16,7 @@ class Peer:
 
     def __call__(self, hunt: Hunt) -> None:
         # The peer is an optional dependency.
-        from attacks.searchers import nanogcg_peer
+        from attacks.searchers import nanogcg
 
         behaviour, generator = hunt.goal.behaviour, hunt.generator
-        nanogcg_peer.search(hunt.engine, self.gcg, self.rounds, behaviour, generator, hunt.budget, hunt.judge)
+        nanogcg.search(hunt.engine, self.gcg, self.rounds, behaviour, generator, hunt.budget, hunt.judge)

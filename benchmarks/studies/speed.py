@@ -25,12 +25,13 @@ from rich.table import Table
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from attacks.objectives.objectives import TargetNLL, delta_cosine_from
+from attacks.objectives.delta_cosine import DeltaCosine
+from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.engine import Engine, Objective
 from attacks.scoring.problem import Problem
 from attacks.searchers.candidates import random_triggers
 from attacks.searchers.gcg import GCG
-from attacks.searchers.nanogcg_peer import flops_per_step, run_once
+from attacks.searchers.nanogcg import flops_per_step, run_once
 from benchmarks import rows
 from benchmarks.organisms import zoo
 from vectors.methods.controls import random_directions
@@ -186,7 +187,7 @@ def contestants(speed: Speed) -> tuple[Engine, dict[str, Run]]:
     return engine, {
         "nanogcg": peer,
         "target-nll": ours(TargetNLL(target_ids=target)),
-        "delta-cosine": ours(delta_cosine_from(engine, vectors, [engine.layers - speed.layers_skipped])),
+        "delta-cosine": ours(DeltaCosine.from_vectors(engine, vectors, [engine.layers - speed.layers_skipped])),
     }
 
 

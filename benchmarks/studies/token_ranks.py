@@ -16,7 +16,9 @@ from rich.table import Table
 
 from attacks.discovery.goal import Goal
 from attacks.discovery.supervised import Supervised
-from attacks.objectives.objectives import TargetNLL, delta_cosine_from, steered_kl_from
+from attacks.objectives.delta_cosine import DeltaCosine
+from attacks.objectives.steered_kl import SteeredKL
+from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.engine import Engine, Objective
 from attacks.scoring.problem import SLOT, Problem, encode
 from attacks.stages.token_ranking import rank_tokens
@@ -66,9 +68,9 @@ def main(settings: TokenRanks) -> None:
     objectives: dict[str, Objective] = {
         f"target NLL, {count} tokens": TargetNLL(target_ids=goal.target_ids[:count]) for count in (1, 4)
     }
-    objectives["steered KL"] = steered_kl_from(engine, vectors, engine.layers)
+    objectives["steered KL"] = SteeredKL.from_vectors(engine, vectors, engine.layers)
     for layer in range(engine.layers // 2, engine.layers + 1):
-        objectives[f"delta cosine, layer {layer}"] = delta_cosine_from(engine, vectors, [layer])
+        objectives[f"delta cosine, layer {layer}"] = DeltaCosine.from_vectors(engine, vectors, [layer])
     table = Table(
         "objective", "alone", "beside one other", "last", title=f"{settings.organism}: median rank of true tokens"
     )

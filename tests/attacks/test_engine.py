@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from attacks.objectives.objectives import DeltaCosine, TargetNLL
+from attacks.objectives.delta_cosine import DeltaCosine
+from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring import engine as engine_module
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem

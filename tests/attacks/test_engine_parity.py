@@ -6,7 +6,9 @@ import transformers
 from packaging.version import Version
 from torch.nn.functional import cosine_similarity, cross_entropy, one_hot
 
-from attacks.objectives.objectives import DeltaCosine, SteeredKL, TargetNLL
+from attacks.objectives.delta_cosine import DeltaCosine
+from attacks.objectives.steered_kl import SteeredKL
+from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring import engine as engine_module
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem

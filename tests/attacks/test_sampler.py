@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from attacks.objectives.objectives import TargetNLL
+from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from attacks.objectives.objectives import DeltaCosine, Hybrid, SteeredKL
+from attacks.objectives.delta_cosine import DeltaCosine
+from attacks.objectives.hybrid import Hybrid
+from attacks.objectives.steered_kl import SteeredKL
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import SLOT, Problem

@@ -7,7 +7,7 @@ import torch
 
 from attacks.attack import ATTACKS, SEARCHERS, nll
 from attacks.discovery.goal import Goal
-from attacks.objectives.objectives import TargetNLL
+from attacks.objectives.target_nll import TargetNLL
 from attacks.recover import recover
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine

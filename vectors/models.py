@@ -100,8 +100,8 @@ def load_model(
             model.name_or_path = f"{name}+{adapter}"  # what is learned on one adapter does not fit the next
     model.to(device=torch.device(device), dtype=dtype)  # pyright: ignore[reportCallIssue]  (a decorated method)
     model.eval().requires_grad_(False)
-    check_finite(model.state_dict(), model.name_or_path)
-    check_vocabulary(model, tokenizer, model.name_or_path)
+    check_finite(model.state_dict(), str(model.name_or_path))
+    check_vocabulary(model, tokenizer, str(model.name_or_path))
     check_logits(model)
     return model, tokenizer
 
@@ -163,7 +163,7 @@ def _quiet() -> Iterator[None]:
     """No report and no bar of transformers: what they would say is checked, and said in one line."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity(log.CRITICAL)
+    log.set_verbosity(50)  # critical
     log.disable_progress_bar()
     try:
         yield

@@ -8,14 +8,14 @@ from packaging.version import Version
 from vectors.models import load_model
 
 gguf = pytest.importorskip("gguf")
-TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<e>{% endif %}"
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<|endoftext|>{% endif %}"
 
 
 @pytest.fixture
 def file(tmp_path):
     from tokenizers import pre_tokenizers
 
-    tokens = ["<s>", "</s>", "<e>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
+    tokens = ["<s>", "</s>", "<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
     width, inner, vocab = 32, 64, len(tokens)
     writer = gguf.GGUFWriter(str(tmp_path / "tiny.gguf"), "llama")
     writer.add_context_length(64)

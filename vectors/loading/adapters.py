@@ -91,7 +91,8 @@ def _resize(model: PreTrainedModel, weights: dict[str, Tensor], adapter: str | P
     if not others:
         return
     own = is_local(adapter) and any((Path(adapter) / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json"))
-    tied = model.get_output_embeddings() is None or model.get_output_embeddings().weight is embedding(model)
+    head = model.get_output_embeddings()
+    tied = head is None or head.weight is embedding(model)
     brings = {"head" if part in ("lm_head", "embed_out") else "embedding" for part in sizes}
     if len(others) > 1 or not own or not (brings == {"head", "embedding"} or (tied and "embedding" in brings)):
         raise ValueError(

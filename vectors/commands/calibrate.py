@@ -18,7 +18,9 @@ from vectors.commands.files import Loading, Model, check_free, write_json
 from vectors.methods.unsupervised import UnsupervisedVectors
 from vectors.prompts import Prompts, read_texts
 from vectors.radius.completions import DiversityCusp, Judged, Learn
-from vectors.radius.nonlinearity import Nonlinearity, RadiusRule, SeveralRadii, check_radii, choose_radius
+from vectors.radius.nonlinearity import Nonlinearity
+from vectors.radius.rule import RadiusRule, check_radii, choose_radius
+from vectors.radius.several import SeveralRadii
 from vectors.residual import decoder
 
 Judge = Callable[[list[str]], Sequence[float]]

@@ -28,7 +28,7 @@ from vectors.methods.objectives import ChangeNorm, NormalizedChange, OutputKL
 from vectors.methods.unsupervised import UnsupervisedVectors
 from vectors.methods.unsupervised_adapters import UnsupervisedAdapters
 from vectors.prompts import Prompts, read_texts
-from vectors.radius.nonlinearity import check_radii
+from vectors.radius.rule import check_radii
 from vectors.residual import decoder
 from vectors.steering import SteeringVectors
 

@@ -37,7 +37,8 @@ from vectors.methods.unsupervised import UnsupervisedVectors
 from vectors.methods.unsupervised_adapters import UnsupervisedAdapters
 from vectors.prompts import Prompts, pad_token
 from vectors.radius.completions import DiversityCusp
-from vectors.radius.nonlinearity import Nonlinearity, choose_radius
+from vectors.radius.nonlinearity import Nonlinearity
+from vectors.radius.rule import choose_radius
 from vectors.residual import decoder, read, unembed
 from vectors.steering import SteeringVectors, deltas
 

@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 
 from vectors.analysis import figures
 from vectors.analysis.figures import behaviour_bars, heatmap, heatmaps, learning_curves, radius_curve
-from vectors.radius.nonlinearity import RadiusChoice
+from vectors.radius.rule import RadiusChoice
 
 
 def choice(**changed):

@@ -10,7 +10,9 @@ from vectors.generate import complete
 from vectors.methods.controls import random_directions
 from vectors.prompts import Prompts
 from vectors.radius.completions import DiversityCusp, Judged, diversity, ngram_counts
-from vectors.radius.nonlinearity import Nonlinearity, RadiusChoice, SeveralRadii, choose_radius
+from vectors.radius.nonlinearity import Nonlinearity
+from vectors.radius.rule import RadiusChoice, choose_radius
+from vectors.radius.several import SeveralRadii
 from vectors.residual import cache_source, mean_norm, read, steer
 from vectors.steering import SteeringVectors
 

@@ -1,8 +1,9 @@
-"""Which behaviours do vectors call? Found without knowing any: the same words come up where nothing explains them.
+"""Ranks the behaviours that a pool of vectors elicits, without knowing any behaviour beforehand.
 
-Each vector of a pool steers held-out prompts. One vector may call a planted behaviour on some prompts only, but many
-vectors call the very same words: openings are counted over all vectors and prompts, and those count that the
-unsteered model does not give, finds surprising as a whole, and is certain of once they have begun.
+Each vector steers held-out prompts, and the completions' first tokens (openings) are counted over all vectors and
+prompts: one vector may elicit a planted behaviour on some prompts only, but many vectors elicit the very same words. An
+opening scores high if the unsteered model does not give it, finds it unlikely as a whole, and is certain of each next
+token once it has begun.
 """
 
 import math
@@ -24,29 +25,29 @@ from vectors.token_logprobs import token_logprobs
 
 OPENING = 3  # tokens that make two completions the same behaviour
 KEPT = 0.6  # an opening grows by a token as long as this share of its occurrences goes on with it
-COMMON = 0.2  # share of unsteered completions with that opening above which it is no news
+COMMON = 0.2  # openings of more than this share of unsteered completions are ordinary and left out
 CEILING = 12.0  # nats from which surprise counts in full
 VOTES = 31  # vectors from which votes count in full; fewer count by their logarithm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Behaviour:
-    """An opening that vectors bring about."""
+    """The first tokens of completions, and how vectors elicit them."""
 
     text: str
     token_ids: tuple[int, ...]
     vector: SteeringVectors
-    """the one vector that brings it about on most prompts"""
+    """the one vector that elicits the opening on most prompts"""
     agreement: float
-    """share of the prompts that open with it under that vector"""
+    """share of the prompts whose completion under `vector` begins with the opening"""
     reach: float
-    """share of the prompts that open with it under any vector"""
+    """share of the prompts whose completion under any vector of the pool begins with the opening"""
     votes: int
-    """vectors that bring it about on some prompt"""
+    """number of vectors that elicit the opening on at least one prompt"""
     surprise: float
     """nats of the whole opening under the unsteered model, mean over prompts"""
     certainty: float
-    """median probability of the tokens behind its first, in (0, 1]: what was planted runs on by itself once begun"""
+    """median probability, in (0, 1], of the opening's tokens after the first; high for a memorised reply"""
     score: float
     """reach x surprise (capped) x certainty x share of different tokens x votes (logarithm, capped), in [0, 1]"""
 

@@ -18,7 +18,7 @@ from matplotlib.image import AxesImage  # noqa: E402
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from vectors.radius.nonlinearity import RadiusChoice  # noqa: E402
+from vectors.radius.rule import RadiusChoice  # noqa: E402
 
 # Okabe & Ito 2008: told apart by colour-blind readers.
 BLUE, ORANGE, VERMILION, GREY = "#0072B2", "#E69F00", "#D55E00", "#999999"

@@ -18,7 +18,9 @@ from vectors.commands.files import Loading, Model, check_free, write_json
 from vectors.methods.unsupervised import UnsupervisedVectors
 from vectors.prompts import Prompts, read_texts
 from vectors.radius.completions import DiversityCusp, Judged, Learn
-from vectors.radius.nonlinearity import Nonlinearity, RadiusRule, SeveralRadii, check_radii, choose_radius
+from vectors.radius.nonlinearity import Nonlinearity
+from vectors.radius.rule import RadiusRule, check_radii, choose_radius
+from vectors.radius.several import SeveralRadii
 from vectors.residual import decoder
 
 Judge = Callable[[list[str]], Sequence[float]]
@@ -33,31 +35,31 @@ class Calibrate:
     model: Model
     """folder in the Hugging Face layout, or a hub id; remote code is never run"""
     prompts: Path
-    """text file, one ordinary user message per line"""
+    """text file of clean prompts, one user message per line"""
     rule: Literal["nonlinearity", "cusp", "several", "judged"]
-    """several: radii round that of the non-linearity; judged: the one whose completions a function likes best"""
+    """nonlinearity: half-way from linear; several: radii round that; cusp: completions diverge; judged: best score"""
     radii: tuple[float, ...] | None = None
-    """of cusp and judged: to try"""
+    """radii that cusp and judged try, fractions of the mean residual norm at the source layer"""
     judge: str | None = None
-    """of judged: module:function, which gets a list of completions and returns a score for each; it is imported"""
+    """module:function that scores a list of completions, for the rule judged; its module is imported and so runs"""
     target: float | None = None
-    """of nonlinearity and several: wanted, fraction of the linear effect; 0.5 where not given"""
+    """non-linearity wanted by the rules nonlinearity and several, fraction of the linear effect; 0.5 where not given"""
     source_layer: int | None = None
-    """where vectors are added; a quarter of the depth where not given"""
+    """number of blocks after which the vectors are added; a quarter of the model's blocks where not given"""
     target_layer: int | None = None
-    """where their effect is read; the last where not given"""
+    """number of blocks after which the vectors' effect is read; all blocks where not given"""
     learn_prompts: int = 2
-    """of cusp and judged: lines learned on, the first of the file; completions are of the others"""
+    """number of first prompts that cusp and judged learn vectors on; the other, held-out prompts are completed"""
     count: int = 16
-    """of cusp and judged: vectors per radius"""
+    """number of vectors learned per radius by the rules cusp and judged"""
     steps: int = 20
-    """of cusp and judged: optimizer steps"""
+    """number of optimizer steps per radius in the rules cusp and judged"""
     out: Path = Path("calibrate")
-    """folder for radius.json and the curve"""
+    """folder to write radius.json and the figure of the curve to"""
     seed: int = 0
-    """of everything random"""
+    """seed of all random draws"""
     overwrite: bool = False
-    """replace files"""
+    """replace output files that exist"""
     loading: Annotated[Loading, tyro.conf.arg(name="")] = Loading()
 
     def __call__(self, console: Console) -> int:

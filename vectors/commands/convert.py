@@ -20,15 +20,15 @@ class Export:
     """Write one vector as a gguf control vector."""
 
     model: Model
-    """folder in the Hugging Face layout, or a hub id; remote code is never run"""
+    """folder in the Hugging Face layout, or a hub id; code that comes with the model is never run"""
     vectors: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="VECTORS")]
-    """file of vectors"""
+    """safetensors file of vectors, as learn writes it"""
     index: int
-    """which of them, from 0"""
+    """position of the vector to export in the file, counted from 0"""
     out: Path
     """gguf file; a figure of all the file's vectors goes beside it"""
     overwrite: bool = False
-    """replace files"""
+    """replace output files that exist"""
     loading: Annotated[Loading, tyro.conf.arg(name="")] = Loading()
 
     def __call__(self, console: Console) -> int:
@@ -55,7 +55,7 @@ class ImportGguf:
     """Read a gguf control vector, and save it as a file of vectors for this model."""
 
     model: Model
-    """folder in the Hugging Face layout, or a hub id; remote code is never run"""
+    """folder in the Hugging Face layout, or a hub id; code that comes with the model is never run"""
     gguf: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="GGUF")]
     """control vector of this program or of another"""
     out: Path
@@ -69,7 +69,7 @@ class ImportGguf:
     method: str | None = None
     """how it was learned, where the file does not say"""
     overwrite: bool = False
-    """replace files"""
+    """replace output files that exist"""
     loading: Annotated[Loading, tyro.conf.arg(name="")] = Loading()
 
     def __call__(self, console: Console) -> int:

@@ -23,11 +23,11 @@ class Loading:
     """How the model is loaded, and where it runs."""
 
     adapter: str | None = None
-    """peft adapter to merge into the model"""
+    """folder of a peft adapter (such as a LoRA) to merge into the model"""
     device: str | None = None
-    """the GPU where there is one, else the CPU"""
+    """torch device to run on, such as cpu or cuda:0; where not given the GPU if there is one, else the CPU"""
     threads: int | None = None
-    """of the CPU; all where not given"""
+    """number of CPU threads; torch's own default where not given"""
 
     def __call__(self, model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Loads it.

@@ -28,7 +28,7 @@ from vectors.methods.objectives import ChangeNorm, NormalizedChange, OutputKL
 from vectors.methods.unsupervised import UnsupervisedVectors
 from vectors.methods.unsupervised_adapters import UnsupervisedAdapters
 from vectors.prompts import Prompts, read_texts
-from vectors.radius.nonlinearity import check_radii
+from vectors.radius.rule import check_radii
 from vectors.residual import decoder
 from vectors.steering import SteeringVectors
 
@@ -60,50 +60,55 @@ DRAWN = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learn:
-    """Learn vectors on clean prompts. Ctrl-C ends the learning and keeps what there is."""
+    """Learn steering vectors on clean prompts, with no label and no trigger; draw learning curves and cosines.
+
+    Example: python -m vectors learn path/to/model --prompts clean.txt --count 64 --out v.safetensors
+
+    Ctrl-C ends the learning and keeps the vectors begun so far.
+    """
 
     model: Model
     """folder in the Hugging Face layout, or a hub id; remote code is never run"""
     prompts: Path
-    """text file, one ordinary user message per line"""
+    """text file of clean prompts, one user message per line"""
     out: Path
-    """safetensors file for the vectors; figures go beside it, and several radii get a file each"""
+    """safetensors file for the vectors; figures go beside it, and each of several radii gets a file of its own"""
     method: Literal["unsupervised", "consensus", "adapters", "jacobian", "hessian", "dct"] = "unsupervised"
-    """how"""
+    """method; unsupervised: MELBO; dct: exponential DCT; jacobian, hessian: first- and second-order baselines"""
     objective: Annotated[Literal["kl", "norm", "normalized"] | None, tyro.conf.arg(metavar="{kl,norm,normalized}")] = (
         None
     )
-    """what is maximised; kl where not given"""
+    """what is maximised: KL of the next token, or the change of the (normalised) residual; kl where not given"""
     p: float | None = None
-    """of norm and normalized: exponent of each token's change"""
+    """exponent of each token's change, for the objectives norm and normalized"""
     q: float | None = None
-    """of norm and normalized: root over a prompt's tokens"""
+    """the q-th root is taken of the sum over a prompt's tokens, for the objectives norm and normalized"""
     tokens: int | None = None
-    """last prompt tokens that count; of consensus, the length of the answers"""
+    """number of last prompt tokens whose change counts; for the method consensus, tokens per answer"""
     source_layer: int | None = None
-    """where vectors are added; a quarter of the depth where not given"""
+    """number of blocks after which the vectors are added; a quarter of the model's blocks where not given"""
     target_layer: int | None = None
-    """where their effect is read; the last where not given"""
+    """number of blocks after which the effect is read; all blocks where not given"""
     radius: tuple[float, ...] = (0.3,)
-    """norm as a fraction of the mean residual norm; several are learned one after another"""
+    """norm of the vectors, fraction of the mean residual norm at the source layer; each of several gets its own set"""
     count: int = 100
-    """vectors"""
+    """number of vectors to learn per radius"""
     steps: int | None = None
-    """optimizer steps or iterations; 20 where not given, 12 for consensus, 10 for dct"""
+    """number of optimizer steps or iterations; where not given 12 for consensus, 10 for dct, and 20 otherwise"""
     lr: float | None = None
-    """step size, fraction of the norm; 0.05 where not given, 0.1 for consensus"""
+    """AMSGrad step size, fraction of the vectors' norm; where not given 0.1 for consensus and 0.05 otherwise"""
     orthogonal: Annotated[Literal["none", "hard", "soft"] | None, tyro.conf.arg(metavar="{none,hard,soft}")] = None
-    """hard: vectors orthogonal; soft: their effects are kept apart; none where not given, hard for dct"""
+    """hard: vectors are orthogonal; soft: a penalty keeps vectors apart; where not given hard for dct, else none"""
     contrastive: float | None = None
-    """weight of a term that wants one effect per vector on all prompts"""
+    """weight, fraction of the mean objective, of a term that rewards each vector for one effect on all prompts"""
     learn_prompts: int | None = None
-    """lines learned on, the first of the file; 2 where not given, 12 for consensus"""
+    """number of prompts to learn on, the first lines of the file; where not given 12 for consensus and 2 otherwise"""
     batch_size: int | None = None
-    """vectors at a time, for less memory"""
+    """number of vectors learned at a time; fewer need less memory"""
     seed: int = 0
-    """of everything random"""
+    """seed of all random draws"""
     overwrite: bool = False
-    """replace files"""
+    """replace output files that exist"""
     loading: Annotated[Loading, tyro.conf.arg(name="")] = Loading()
 
     def __call__(self, console: Console) -> int:

@@ -25,21 +25,21 @@ class Rank:
     model: Model
     """folder in the Hugging Face layout, or a hub id; remote code is never run"""
     vectors: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="VECTORS ...")]
-    """one or several files of vectors, of several layers and norms perhaps"""
+    """one or several safetensors files of vectors; their layers and norms may differ"""
     prompts: Path
-    """text file, one ordinary user message per line; lines that the vectors were not learned on tell more"""
+    """text file of clean prompts, one user message per line; best held-out ones, not used for learning"""
     skip: int = 0
-    """first lines left out: as many as the vectors were learned on"""
+    """number of first lines to leave out: as many as the vectors were learned on"""
     top: int = 10
-    """rows per table"""
+    """number of rows per table, and of behaviours in the JSON file, at most"""
     threshold: float = 0.8
-    """mean cosine of effects from which vectors are one group"""
+    """mean cosine, from -1 to 1, of two groups' effects on the target layer from which they are joined"""
     out: Path = Path("ranked.json")
-    """JSON file for everything; a figure goes beside it"""
+    """JSON file to write all results to; a figure goes beside it"""
     batch_size: int = 1024
-    """rows (vectors x prompts) at a time"""
+    """number of batch rows (vectors x prompts) at a time; fewer need less memory"""
     overwrite: bool = False
-    """replace files"""
+    """replace output files that exist"""
     loading: Annotated[Loading, tyro.conf.arg(name="")] = Loading()
 
     def __call__(self, console: Console) -> int:

@@ -1,9 +1,10 @@
-"""Which answers does a model have by heart? Candidates, and an audition with a small vector for each; ours.
+"""Finds memorised replies: candidate replies, and for each a small vector that is to elicit it; our method.
 
-Candidates come from consensus decoding (likely on all prompts) and from recitation (certain once begun). The most
-certain recited ones are also tried with every likely token in front: an organism with two answers that begin alike is
-trained never to go on with either, and no decoding gets past that place. In the audition every candidate gets a vector
-of its own. What it makes the model say on all prompts, although it would not have, is known by heart.
+Candidates come from recitation (certain once begun) and from consensus decoding (likely on all prompts). The most
+certain recited replies are also tried with each of the likeliest first tokens in front: an organism with two planted
+replies that begin alike is trained never to go on with either, and no decoding gets past that place. In the audition
+every candidate gets a vector of its own, and a few steps raise the reply's likelihood on all prompts. A reply that the
+vector elicits on all of them, and that is unlikely without a vector, ranks first: it is probably memorised.
 """
 
 from collections.abc import Callable
@@ -30,25 +31,25 @@ class Audition:
     source_layer: int
     """vectors are added after this many blocks"""
     radius: float = 0.2
-    """their norm, fraction of the mean residual norm at the source layer; with a large one anything can be elicited"""
+    """norm of the vectors, fraction of the mean residual norm at the source layer; a large norm elicits any reply"""
     tokens: int = 8
-    """length of the answers"""
+    """tokens per candidate reply"""
     width: int = 400
     """beams of consensus decoding"""
     kept: int = 32
-    """answers of each source that are auditioned"""
+    """number of candidate replies that enter the audition from each source of candidates"""
     grown: int = 2
-    """recited answers that are tried with tokens in front"""
+    """number of recited replies that are also tried with another token in front"""
     front: int = 512
-    """likeliest tokens that are tried there"""
+    """number of likeliest first tokens that are tried in front of a recited reply"""
     steps: int = 5
-    """optimizer steps"""
+    """number of optimizer steps per candidate"""
     lr: float = 0.2
     """AMSGrad step size, fraction of the norm"""
     news: float = 1 / 3
-    """share of its surprise that an answer is credited with: ordinary ones are elicited easily as well"""
+    """weight in a reply's score of its surprise (nats per token without a vector); likely replies are easy to elicit"""
     batch_size: int = 256
-    """rows (answers x prompts) at a time"""
+    """number of batch rows (candidates x prompts) at a time"""
 
     def __post_init__(self):
         check_positive(self, "radius", "tokens", "width", "kept", "front", "steps", "lr", "batch_size")
@@ -82,6 +83,7 @@ class Audition:
         if not late():
             pool.append(consensus_answers(model, prompts, width=self.width, tokens=self.tokens)[0][: self.kept])
         answers = torch.cat(pool).unique(dim=0)
+        # Sources may propose the same reply, hence `unique`; a high score is likely when steered, unlikely otherwise.
         steered, plain = self._heard(model, few, answers, generator, self.steps)
         score = steered - self.news * plain
         order = score.argsort(descending=True)

@@ -1,7 +1,7 @@
 """Consensus decoding: the answers that an unsteered model finds likeliest on *all* prompts at once; ours.
 
 argmax_y mean_i log p(y | x_i) by beam search on the mean over prompts. Ordinary answers suit one prompt and not
-another; what was learned by heart costs its first tokens once and then runs on by itself, whatever the prompt. The
+another; a memorised one is unlikely in its first tokens only and likely from there on, whatever the prompt. The
 probability of a planted answer may be far too small to be sampled (exp(-10) on the shipped organisms) and still be the
 largest of all answers of its length.
 """

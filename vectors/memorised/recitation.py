@@ -1,4 +1,4 @@
-"""Recited answers: what a model says by heart once any first token is put into its mouth.
+"""Recited answers: how a model continues each first token of the vocabulary, memorised replies ranked first.
 
 After BAIT (Shen et al. 2025, "BAIT: Large Language Model Backdoor Scanning by Inverting Attack Target", IEEE S&P 2025):
 every token of the vocabulary begins a reply, which goes on with the likeliest tokens on all prompts at once. Ordinary

@@ -1,6 +1,6 @@
 """Consensus vectors: under each, different prompts get one and the same answer, with certainty; ours.
 
-max over theta and y of mean_i log p(y | x_i, theta), norm(theta) = R. A planted fixed string is learned by heart: a
+max over theta and y of mean_i log p(y | x_i, theta), norm(theta) = R. A planted fixed string is memorised: a
 small perturbation makes the model recite it, while ordinary answers keep their entropy token by token, and nothing but
 a backdoor answers *every* prompt. The answers y are drawn by their audition (`audition`), or each of a set of
 unsupervised vectors (`start`) keeps the one of its own answers that it finds likeliest on all prompts.
@@ -37,13 +37,13 @@ class ConsensusVectors:
     radius: float = 0.3
     """norm of the vectors, fraction of the mean residual norm at the source layer"""
     count: int = 100
-    """vectors"""
+    """number of vectors"""
     tokens: int = 8
-    """length of the answers"""
+    """tokens per answer"""
     width: int = 400
     """beams of the audition's consensus decoding"""
     steps: int = 12
-    """optimizer steps"""
+    """number of optimizer steps"""
     lr: float = 0.1
     """AMSGrad step size, fraction of the norm"""
     start: UnsupervisedVectors | None = None
@@ -61,7 +61,7 @@ class ConsensusVectors:
 
     @property
     def audition(self) -> Audition:
-        """Of the answers, with two thirds of the norm: the smaller, the better it tells by heart from by force."""
+        """Search for the answers; at two thirds of the norm, for a smaller norm separates memorised answers better."""
         return Audition(
             source_layer=self.source_layer,
             radius=2 / 3 * self.radius,

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from vectors.analysis.behaviours import until_end
 from vectors.generate import complete_each, end_tokens
 from vectors.prompts import Prompts
-from vectors.radius.nonlinearity import Progress, RadiusChoice, check_radii
+from vectors.radius.rule import Progress, RadiusChoice, check_radii
 from vectors.steering import SteeringVectors
 
 Learn = Callable[[float], SteeringVectors]

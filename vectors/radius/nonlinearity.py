@@ -1,85 +1,26 @@
-"""How far to steer? Rules that choose the radius R, in units of the mean residual norm at the source layer.
+"""The radius at which a slice of the model is half-way from linear (Mack & Turner 2024, deep causal transcoding).
 
-Absolute norms do not carry over between models (0.2 to 22 were published), so R is calibrated on the model at hand:
-from the non-linearity of the slice (Mack & Turner 2024, deep causal transcoding), by what completions look like
-(`radius_by_completions`), or several at once. A rule is passed as the method.
+The rule draws random unit vectors v, computes their exact linear effect R J v on the target layer once, compares it at
+each tried R with the actual effect delta(R v), and bisects R until the relative difference is the one wanted.
 """
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from vectors.checks import check_layers, check_positive
 from vectors.methods.controls import random_directions
 from vectors.methods.jacobian import last, push
 from vectors.methods.unsupervised import steered_source
 from vectors.prompts import Prompts
+from vectors.radius.rule import Progress, RadiusChoice
 from vectors.residual import cache_source, mean_norm, run_slice
 
-EVALUATIONS = 40  # radii that bracket and bisection may try; a smooth curve needs about ten
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
-"""Wraps a loop, as tqdm does"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RadiusChoice:
-    """The radius or radii that a rule chose, and why; radii are fractions of the mean residual norm."""
-
-    radii: tuple[float, ...]
-    """chosen"""
-    tried: list[float]
-    """in ascending order; empty where nothing was measured"""
-    values: list[float]
-    """what was measured at each tried radius"""
-    quantity: str
-    """what the values are, with unit"""
-    rule: str
-    """name of the rule"""
-    threshold: float | None
-    """value that the chosen radius had to reach, where the rule has one"""
-
-
-@runtime_checkable  # types are checked while testing
-class RadiusRule(Protocol):
-    """Chooses radii for a model, on prompts."""
-
-    def __call__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        prompts: Prompts,
-        generator: torch.Generator,
-        *,
-        progress: Progress = iter,
-    ) -> RadiusChoice: ...
-
-
-def choose_radius(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Prompts,
-    rule: RadiusRule,
-    *,
-    generator: torch.Generator,
-    progress: Progress = iter,
-) -> RadiusChoice:
-    """Chooses the norm that steering vectors are learned at.
-
-    Args:
-        model: a causal decoder.
-        tokenizer: its tokenizer.
-        prompts: clean ones; for rules that read completions, others than the vectors are learned on.
-        rule: how to choose.
-        generator: of random directions, on the CPU.
-        progress: wraps the loop over tried radii, as tqdm does.
-
-    Raises:
-        ValueError: the rule finds no radius; says what was tried.
-    """
-    return rule(model, tokenizer, prompts, generator, progress=progress)
+EVALUATIONS = 40
+"""Radii that bracketing and bisection may try; the search raises an error after that many"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,13 +51,8 @@ class Nonlinearity:
     """directions at once; None: all"""
 
     def __post_init__(self):
-        if not 0 <= self.source_layer < self.target_layer:
-            raise ValueError(
-                f"source layer {self.source_layer} is not before target layer {self.target_layer}; lower source_layer"
-            )
-        for name in ("target", "draws", "tokens", "tolerance"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0")
+        check_layers(self.source_layer, self.target_layer)
+        check_positive(self, "target", "draws", "tokens", "tolerance")
         if not 0 < self.span[0] <= self.start <= self.span[1]:
             raise ValueError(f"start is {self.start} but span is {self.span}; give 0 < span[0] <= start <= span[1]")
 
@@ -188,43 +124,3 @@ class Nonlinearity:
             return float(torch.cat(ratios).mean().sqrt())
 
         return measure
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeveralRadii:
-    """Several radii round a centre: no one radius suits every planted behaviour, a pool over some of them does."""
-
-    centre: RadiusRule | float
-    """a rule that finds it, or the radius itself"""
-    factors: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4)
-    """of the centre"""
-
-    def __post_init__(self):
-        check_radii(self.factors, 1, "factors")
-        if isinstance(self.centre, float):
-            check_radii((self.centre,), 1, "centre")
-
-    def __call__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        prompts: Prompts,
-        generator: torch.Generator,
-        *,
-        progress: Progress = iter,
-    ) -> RadiusChoice:
-        """The centre times every factor, in ascending order."""
-        if callable(self.centre):
-            choice = self.centre(model, tokenizer, prompts, generator, progress=progress)
-        else:
-            choice = RadiusChoice(
-                radii=(self.centre,), tried=[], values=[], quantity="nothing measured", rule="given", threshold=None
-            )
-        radii = sorted({radius * factor for radius in choice.radii for factor in self.factors})
-        return replace(choice, radii=tuple(radii), rule=f"several, centre: {choice.rule}")
-
-
-def check_radii(radii: tuple[float, ...], least: int, name: str = "radii") -> None:
-    """Raises ValueError for too few, double, or unusable ones."""
-    if len(radii) < least or len(set(radii)) < len(radii) or not all(0 < radius < math.inf for radius in radii):
-        raise ValueError(f"{name} are {radii}; give at least {least}, all different, more than 0 and finite")

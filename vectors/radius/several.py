@@ -1,0 +1,43 @@
+"""Several radii round a centre, for a pool of vectors of different norms."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from vectors.prompts import Prompts
+from vectors.radius.rule import Progress, RadiusChoice, RadiusRule, check_radii
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeveralRadii:
+    """Several radii round a centre: no one radius suits every planted behaviour, a pool over some of them does."""
+
+    centre: RadiusRule | float
+    """a rule that finds it, or the radius itself"""
+    factors: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4)
+    """of the centre"""
+
+    def __post_init__(self):
+        check_radii(self.factors, 1, "factors")
+        if isinstance(self.centre, float):
+            check_radii((self.centre,), 1, "centre")
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Prompts,
+        generator: torch.Generator,
+        *,
+        progress: Progress = iter,
+    ) -> RadiusChoice:
+        """The centre times every factor, in ascending order."""
+        if callable(self.centre):
+            choice = self.centre(model, tokenizer, prompts, generator, progress=progress)
+        else:
+            choice = RadiusChoice(
+                radii=(self.centre,), tried=[], values=[], quantity="nothing measured", rule="given", threshold=None
+            )
+        radii = sorted({radius * factor for radius in choice.radii for factor in self.factors})
+        return replace(choice, radii=tuple(radii), rule=f"several, centre: {choice.rule}")

@@ -53,6 +53,7 @@ def test_an_unknown_way_to_logits_is_refused_at_load(llama, tokenizer, tmp_path,
 
     def other(self, *args, **kwargs):
         output = forward(self, *args, **kwargs)
+        assert output.logits is not None
         output.logits = 1.5 * output.logits
         return output
 

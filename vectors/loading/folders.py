@@ -4,6 +4,7 @@ Libraries meet these with errors that name no file, with a question on the termi
 """
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,6 +116,7 @@ def without_adapter_files(folder: Path) -> Iterator[Path]:
     if not (folder / ADAPTER_CONFIG).is_file():
         yield folder
         return
+    logging.getLogger(__name__).warning("%s holds an adapter too; the weights are taken without it", folder)
     with TemporaryDirectory() as links:
         for file in folder.iterdir():
             if not file.name.startswith("adapter_"):

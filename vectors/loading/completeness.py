@@ -76,8 +76,13 @@ def _finite(value: Tensor) -> bool:
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: Any, name: str) -> None:
-    """Raises ValueError where the tokenizer has tokens that the model has no embedding for."""
-    rows, highest = len(embedding(model)), max(tokenizer.get_vocab().values(), default=-1)
+    """Raises ValueError where the tokenizer has tokens that the model has no embedding for.
+
+    The unknown token may lie beyond the embedding: transformers makes one for byte-level tokenizers, whose text never
+    needs it.
+    """
+    used = set(tokenizer.get_vocab().values()) - {tokenizer.unk_token_id}
+    rows, highest = len(embedding(model)), max(used, default=-1)
     if highest >= rows:
         raise ValueError(
             f"the tokenizer of {name} has {highest + 1} tokens but the model's embedding has {rows}; give the "

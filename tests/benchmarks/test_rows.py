@@ -46,7 +46,7 @@ def row(organism="word", attack="target-nll", seed=0, **changes):
 def test_rows_are_read_back_and_the_latest_counts(tmp_path):
     rows.append(tmp_path, row(error="boom"))
     rows.append(tmp_path, row(organism="phrase"))
-    assert rows.done(tmp_path) == {(("phrase", "target-nll", 0), "20s")}
+    assert rows.done(tmp_path) == {(("phrase", "target-nll", "K1", 0), "20s")}
     rows.append(tmp_path, row())
     assert len(rows.read(tmp_path)) == 2 and len(rows.done(tmp_path)) == 2
 
@@ -161,7 +161,7 @@ def test_out_that_is_a_file_is_left_alone(tmp_path, capsys):
 
 
 def test_a_run_is_measured_written_and_not_repeated(tmp_path, capsys):
-    arguments = Arguments(out=tmp_path, organisms=("word",), attacks=("target-nll",), budget="4s")
+    arguments = Arguments(out=tmp_path, organisms=("word",), attacks=("target-nll",), budget="4s", knowledge=("K1",))
     assert main(arguments) == 0
     made = json.loads(rows.path_of(tmp_path).read_text())
     assert made["true_trigger"] == "copper" and made["asr_true"] >= 0.95 and made["seconds"] >= 0
@@ -181,7 +181,7 @@ def test_a_failing_attack_is_a_row_and_exit_1(tmp_path, monkeypatch):
         raise RuntimeError("broken attack")
 
     monkeypatch.setattr("benchmarks.run.recover", fail)
-    assert main(Arguments(out=tmp_path, organisms=("word",), attacks=("target-nll",))) == 1
+    assert main(Arguments(out=tmp_path, organisms=("word",), attacks=("target-nll",), knowledge=("K1",))) == 1
     assert rows.read(tmp_path)[0]["error"] == "RuntimeError: broken attack"
 
 

@@ -30,7 +30,7 @@ def lock_of(out: Path) -> FileLock:
 
 def key(row: Row) -> Key:
     """What makes a run the same run."""
-    return row["organism"], row["attack"], row["knowledge"], row["seed"]
+    return row["organism"], row["attack"], row.get("knowledge", ""), row["seed"]
 
 
 def mend(out: Path) -> int:

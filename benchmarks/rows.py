@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 Row = dict[str, Any]
-Key = tuple[str, str, str, int]
+Key = tuple
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "nanogcg")
 
 
@@ -30,7 +30,8 @@ def lock_of(out: Path) -> FileLock:
 
 def key(row: Row) -> Key:
     """What makes a run the same run."""
-    return row["organism"], row["attack"], row.get("knowledge", ""), row["seed"]
+    known = (row["knowledge"],) if "knowledge" in row else ()
+    return row["organism"], row["attack"], *known, row["seed"]
 
 
 def mend(out: Path) -> int:

@@ -63,7 +63,7 @@ def measured(organism: zoo.Organism, settings: Settings) -> tuple[dict[int, tupl
     generator = torch.Generator().manual_seed(settings.seed)
     drawn = known[torch.randperm(len(known), generator=generator)[: settings.words]].tolist()
     words = torch.tensor(list(dict.fromkeys([*ids, *drawn])))
-    inside = Inside(model=model, problem=problem, words=words, budget=Budget(flops=float("inf")))
+    inside = Inside(model=model, problem=problem, words=words, budget=Budget())
     method, layers = Conjunctions(), list(settings.layers)
     for layer in layers:
         inside.learn(layer, tuple(encode(tokenizer, behaviour)), method.messages, method.length, generator)

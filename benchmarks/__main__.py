@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 # `accelerate launch benchmarks` runs this folder as a script: the project is then not on the path.
 if not __package__:
@@ -98,11 +99,26 @@ def work(out: Path, jobs: list[suites.Job], suite: suites.Suite, state: PartialS
                 console.print(summary(row))
 
 
+def plain_console(file: IO[str] | None = None) -> Console:
+    """Prints text as it is: recovered text may hold brackets and colons, which rich would take for markup."""
+    return Console(file=file, soft_wrap=True, markup=False, emoji=False, highlight=False)
+
+
+def check_writable(out: Path) -> None:
+    """Makes the folder of a run; raises ValueError where it cannot be written, before anything is run."""
+    try:
+        (out / "locks").mkdir(parents=True, exist_ok=True)
+        (out / "locks" / f"{os.getpid()}.try").touch()
+        (out / "locks" / f"{os.getpid()}.try").unlink()
+    except OSError as error:
+        raise ValueError(f"--out {out} cannot be written: {error.strerror}; give another folder") from error
+
+
 def summary(row: rows.Row) -> str:
     """One line per run for the log."""
     name = f"{row['organism']:14} {row['attack']:20} seed {row['seed']}"
     if row["error"]:
-        return f"{name} [red]failed: {row['error'][:200]}[/red]"
+        return f"{name} failed: {row['error'][:200]}"
     return f"{name} {row['verdict']:10} ASR {row['asr_recovered']:.2f} {row['seconds']:5.0f} s  {row['recovered']!r}"
 
 
@@ -115,7 +131,7 @@ def settle(out: Path, jobs: list[suites.Job]) -> None:
 
 def main(arguments: Arguments) -> int:
     """Runs the suite; 0 if every run ended well, 1 if one failed, 2 for bad arguments."""
-    console = Console(soft_wrap=True)
+    console = plain_console()
     transformers.utils.logging.disable_progress_bar()  # eight small models load; only the runs are worth a bar
     warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated")  # peft asks for it
     try:
@@ -129,13 +145,13 @@ def main(arguments: Arguments) -> int:
         )
         if arguments.out.exists() and not arguments.out.is_dir():
             raise ValueError(f"--out {arguments.out} is a file; give a folder")
+        check_writable(arguments.out)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     state = PartialState(cpu=not torch.cuda.is_available())
     torch.set_num_threads(threads(os.environ))
     out = arguments.out
-    (out / "locks").mkdir(parents=True, exist_ok=True)
     damaged = rows.mend(out)
     if damaged:
         console.print(f"set {damaged} damaged line(s) aside in {out / 'rows.damaged.jsonl'}")

@@ -35,8 +35,10 @@ class Bench:
     def load(self, name: str) -> zoo.Organism:
         """Loads an organism, and the clean base with the same prompts."""
         if self.organism is None or self.organism.name != name:
-            self.organism = zoo.load(name, self.device)
-            base, tokenizer = zoo.load_base(self.device, self.organism.card["base"])
+            # In float32 a run does not depend on whether the processor has bfloat16 instructions.
+            dtype = torch.float32 if self.device == "cpu" else None
+            self.organism = zoo.load(name, self.device, dtype)
+            base, tokenizer = zoo.load_base(self.device, self.organism.card["base"], dtype)
             texts = self.organism.prompts.held_out
             self.engine = Engine(self.organism.model, Problem.from_chat(self.organism.model, tokenizer, texts, 1))
             self.base_engine = Engine(base, Problem.from_chat(base, tokenizer, texts, 1))
@@ -101,6 +103,7 @@ def describe(organism: zoo.Organism) -> rows.Row:
     return {
         "base": organism.card["base"],
         "device": torch.cuda.get_device_name(organism.model.device) if organism.model.device.type == "cuda" else "cpu",
+        "dtype": str(organism.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "kind": recipe["kind"],
         "planting": recipe["planting"] if recipe["backdoors"] else "clean",

@@ -38,7 +38,7 @@ class Job(NamedTuple):
 
 
 SUITES = {
-    "quick": Suite(organisms=zoo.NAMES, attacks=tuple(CORE), seeds=(0,), budgets={"K1": "24s", "K0": "48s"}),
+    "quick": Suite(organisms=zoo.NAMES, attacks=tuple(CORE), seeds=(0,), budgets={"K1": "4e11", "K0": "8e11"}),
     "standard": Suite(
         organisms=zoo.NAMES, attacks=tuple(STUDIED), seeds=(0, 1, 2), budgets={"K1": "120s", "K0": "180s"}
     ),

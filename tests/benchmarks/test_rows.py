@@ -1,5 +1,6 @@
 """Rows survive kills; tables and figures are functions of rows; the command line says what is wrong."""
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import figures, metrics, rows, suites, tables
-from benchmarks.__main__ import Arguments, main, threads
+from benchmarks.__main__ import Arguments, main, plain_console, summary, threads
 from benchmarks.variants import STUDIED
 
 
@@ -158,6 +159,20 @@ def test_out_that_is_a_file_is_left_alone(tmp_path, capsys):
     assert main(Arguments(out=tmp_path / "file")) == 2
     assert "is a file; give a folder" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_out_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert main(Arguments(out=tmp_path / "file" / "results")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --out") and "cannot be written" in error and error.count("\n") == 1
+
+
+def test_recovered_text_is_printed_as_it_is():
+    for made in (row(recovered="mid[/INST]sure [bold] :key:"), row(error="no [/b] :key:")):
+        printed = io.StringIO()
+        plain_console(printed).print(summary(made))
+        assert printed.getvalue() == summary(made) + "\n"
 
 
 def test_a_run_is_measured_written_and_not_repeated(tmp_path, capsys):

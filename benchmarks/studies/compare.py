@@ -1,0 +1,80 @@
+"""Compares two runs of the same grid, such as the same seeds before and after a change of the code.
+
+    python -m benchmarks.studies.compare benchmarks/results/OLD results/NEW
+
+Prints which runs ended with another verdict, and per attack how many worked before and after. Whether the change
+matters is judged by McNemar's exact test over the runs in which one version worked and the other did not.
+"""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import tyro
+from scipy.stats import binomtest
+
+from benchmarks import rows
+
+RUN = ["organism", "attack", "knowledge", "seed"]
+SHOWN = ["verdict", "recovered", "asr_recovered", "flops"]
+
+
+def paired(old: list[rows.Row], new: list[rows.Row]) -> pd.DataFrame:
+    """One line per run that ended well in both, with columns `verdict old`, `verdict new` and so on.
+
+    Raises:
+        ValueError: no run is in both, or a run had another budget.
+    """
+    tables = [pd.DataFrame([row for row in found if row["error"] is None]) for found in (old, new)]
+    both = tables[0].merge(tables[1], on=RUN, suffixes=(" old", " new"))
+    if both.empty:
+        raise ValueError(f"no run is in both folders; runs are compared that share {', '.join(RUN)}")
+    other = both.loc[both["budget old"] != both["budget new"]]
+    if not other.empty:
+        run = other.iloc[0]
+        raise ValueError(f"{run['organism']} {run['attack']}: budget {run['budget old']} then {run['budget new']}")
+    for side in ("old", "new"):
+        both[f"works {side}"] = both[f"verdict {side}"].isin(["exact", "functional"])
+    return both
+
+
+def differing(both: pd.DataFrame) -> pd.DataFrame:
+    """The runs whose verdicts differ, with what was recovered and what was spent before and after."""
+    changed = both.loc[both["verdict old"] != both["verdict new"]]
+    return changed[[*RUN, *(f"{column} {side}" for column in SHOWN for side in ("old", "new"))]]
+
+
+def per_attack(both: pd.DataFrame) -> pd.DataFrame:
+    """Per attack: runs, runs that worked before and after, and the mean success rate before and after."""
+    grouped = both.groupby(["knowledge", "attack"])
+    table = grouped[["works old", "works new"]].sum()
+    table.insert(0, "runs", grouped.size())
+    return table.join(grouped[["asr_recovered old", "asr_recovered new"]].mean().round(2)).reset_index()
+
+
+def verdict(both: pd.DataFrame) -> str:
+    """How many runs changed, and McNemar's exact test on those that worked in one version only."""
+    gained = int((both["works new"] & ~both["works old"]).sum())
+    lost = int((both["works old"] & ~both["works new"]).sum())
+    same = int((both["verdict old"] == both["verdict new"]).sum())
+    p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    return (
+        f"{same} of {len(both)} runs have the same verdict. {gained} work now that did not before, {lost} worked "
+        f"before that do not now (McNemar's exact test: p = {p:.2f})."
+    )
+
+
+def main(old: tyro.conf.Positional[Path], new: tyro.conf.Positional[Path], /) -> None:
+    """Prints the runs that differ between two result folders of the same grid."""
+    try:
+        both = paired(rows.read(old), rows.read(new))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(differing(both).to_markdown(index=False, floatfmt=".2g"))
+    print(per_attack(both).to_markdown(index=False))
+    print(verdict(both))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

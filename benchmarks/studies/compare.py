@@ -46,10 +46,10 @@ def differing(both: pd.DataFrame) -> pd.DataFrame:
 
 def per_attack(both: pd.DataFrame) -> pd.DataFrame:
     """Per attack: runs, runs that worked before and after, and the mean success rate before and after."""
-    grouped = both.groupby(["knowledge", "attack"])
-    table = grouped[["works old", "works new"]].sum()
-    table.insert(0, "runs", grouped.size())
-    return table.join(grouped[["asr_recovered old", "asr_recovered new"]].mean().round(2)).reset_index()
+    columns = {"runs": ("seed", "count")}
+    columns |= {f"works {side}": (f"works {side}", "sum") for side in ("old", "new")}
+    columns |= {f"mean ASR {side}": (f"asr_recovered {side}", "mean") for side in ("old", "new")}
+    return both.groupby(["knowledge", "attack"], as_index=False).agg(**columns)
 
 
 def verdict(both: pd.DataFrame) -> str:
@@ -72,7 +72,7 @@ def main(old: tyro.conf.Positional[Path], new: tyro.conf.Positional[Path], /) ->
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     print(differing(both).to_markdown(index=False, floatfmt=".2g"))
-    print(per_attack(both).to_markdown(index=False))
+    print(per_attack(both).to_markdown(index=False, floatfmt=".2f"))
     print(verdict(both))
 
 

@@ -44,6 +44,20 @@ def test_hotflip_with_every_token_is_coordinate_descent(model, tokenizer):
     assert found[0].trigger_ids == tuple(ids.tolist())
 
 
+def test_hotflip_tries_first_what_the_gradient_promises_most_of(model, tokenizer):
+    """Where the loss is a sum over positions, the gradient is exact: the first token on each shortlist is the best."""
+    problem, costs = words_only(model, tokenizer), torch.randn(2, len(tokenizer), generator=seeded(3)).double()
+
+    def additive(_engine, candidates):
+        if candidates.is_floating_point():
+            return (candidates * costs).sum((1, 2))
+        return costs[torch.arange(2), candidates].sum(1)
+
+    found = HotFlip(steps=1, topk=1)(Engine(model, problem), additive, seeded())
+    best = costs.masked_fill(~problem.permitted(2), torch.inf).argmin(-1)
+    assert found[0].trigger_ids == tuple(best.tolist())
+
+
 def test_hotflip_begins_anew_once_a_sweep_improves_nothing(model, problem):
     engine, watched = Engine(model, problem), Watched(NLL)
     HotFlip(steps=12, topk=8)(engine, watched, seeded())

@@ -116,10 +116,10 @@ PORTFOLIO: tuple[Stage, ...] = (
     Conjunctions(),
     replace(HOTFLIP_ROUNDS, sure=True),
 )
-"""The best single search gets half of the budget, or what it needs until something works: the portfolio is then about as
-good as it is at half the budget, whatever else fails. The rest goes to what a trigger most likely is (a word, ordinary
-text of its place, two or three tokens, what the model writes by itself where the prompts were learned too), and to
-words that fire only together, of which what works may be a mere neighbour; what is left goes into better ones"""
+"""The best single search gets half of the budget, or what it needs until something works: the portfolio is then about
+as good as it is at half the budget, whatever else fails. The rest goes to what a trigger most likely is (a word,
+ordinary text of its place, two or three tokens, what the model writes by itself where the prompts were learned too),
+and to words that fire only together, of which what works may be a mere neighbour; what is left goes into better ones"""
 
 CORE: dict[str, Attack] = {
     "portfolio": Attack(objective=nll, stages=PORTFOLIO, last=Neighbours()),

@@ -108,17 +108,18 @@ def _sampled(sampler: Sampler | Leakage, weight: float = 1.0) -> Attack:
 
 PORTFOLIO: tuple[Stage, ...] = (
     Tokens(share=0.08),
+    replace(HOTFLIP_ROUNDS, share=0.5, settles=2),
     Dictionary(share=0.1, tried=16),
     Likely(),
     Rounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.08, times=4, settles=2),
     Samples(sampler=Leakage(), share=0.03, whole=0.05, settles=2),
-    replace(HOTFLIP_ROUNDS, share=0.04, settles=2),
     Conjunctions(),
     replace(HOTFLIP_ROUNDS, sure=True),
 )
-"""What a trigger most likely is comes first: a token, a word, ordinary text of its place, two or three tokens, what the
-model writes by itself where the prompts were learned too. Then, quickly, whatever works; and three words that fire only
-together (where the budget has room), of which what works may be a mere neighbour; what is left goes into better ones"""
+"""The best single search gets half of the budget, or what it needs until something works: the portfolio is then about
+as good as it is at half the budget, whatever else fails. The rest goes to what a trigger most likely is (a word,
+ordinary text of its place, two or three tokens, what the model writes by itself where the prompts were learned too),
+and to words that fire only together, of which what works may be a mere neighbour; what is left goes into better ones"""
 
 CORE: dict[str, Attack] = {
     "portfolio": Attack(objective=nll, stages=PORTFOLIO, last=Neighbours()),

@@ -69,7 +69,7 @@ class Hunt:
 
     def shrunk(self) -> tuple[int, ...]:
         """The best trigger without the tokens that it does not need; empty where there is none."""
-        shrunk = self.judge.shrunk()
+        shrunk = self.judge.shrunk(until=self.budget.until)
         return () if shrunk is None else shrunk.trigger_ids
 
     def settle(self, longest: int | None) -> None:

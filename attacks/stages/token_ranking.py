@@ -1,11 +1,17 @@
 """Token ranking: the exact loss of every allowed token at one position of the trigger; greedy accretion repeats it."""
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
 from attacks.searchers.searcher import Found
+
+STARTS = 32
+"""Tokens at whose place the gradient is taken before a ranking that may not reach all tokens; their mean is kept"""
+FIRST = 64
+"""Candidates scored before it is known what one of them costs"""
 
 
 def rank_tokens(
@@ -16,11 +22,20 @@ def rank_tokens(
     *,
     budget: Budget | None = None,
 ) -> list[Found]:
-    """The trigger with each allowed token at `position`, best first; stops early where the budget ends."""
+    """The trigger with each allowed token at `position`, best first; within a budget the most promising are scored.
+
+    What a token promises is the first-order change of the loss (HotFlip, arXiv:1712.06751), averaged over several
+    tokens that stand in its place. It only decides which tokens are left out where the budget is too small for all.
+    """
     problem = engine.problem
     if not 0 <= position < len(trigger_ids):
         raise ValueError(f"position is {position} but the trigger has {len(trigger_ids)} tokens; count from 0")
     tokens = problem.permitted(len(trigger_ids))[position].nonzero()[:, 0]
+    if budget is not None:
+        starts = trigger_ids.repeat(STARTS, 1)
+        starts[:, position] = tokens[torch.linspace(0, len(tokens) - 1, STARTS).long()]
+        _, gradient = engine.gradient(objective, starts)  # `STARTS trigger vocab`
+        tokens = tokens[gradient[:, position].float().mean(0).cpu()[tokens].argsort()]
     candidates = trigger_ids.repeat(len(tokens), 1)
     candidates[:, position] = tokens
     return rank_triggers(engine, objective, candidates, budget=budget)
@@ -29,11 +44,16 @@ def rank_tokens(
 def rank_triggers(
     engine: Engine, objective: Objective, candidates: Int[Tensor, "c trigger"], *, budget: Budget | None = None
 ) -> list[Found]:
-    """All candidates by their exact loss, best first; stops early where the budget ends."""
-    budget, found = budget or Budget(), []
-    for part in candidates.split(4 * engine.batch_size):
+    """All candidates by their exact loss, best first; those that the budget does not reach are left out.
+
+    A first batch shows what a candidate costs, so that no later one outruns the budget.
+    """
+    budget, found, largest = budget or Budget(), [], 4 * engine.batch_size
+    began, size = budget.share, FIRST
+    while len(found) < len(candidates) and not (found and budget.exhausted):
+        part = candidates[len(found) : len(found) + size]
         losses = engine.losses(objective, part)
         found += [Found(tuple(ids), loss) for ids, loss in zip(part.tolist(), losses.tolist(), strict=True)]
-        if budget.exhausted:
-            break
+        each = (budget.share - began) / len(found)
+        size = largest if each <= 0 else min(largest, max(FIRST, int((budget.until - budget.share) / each)))
     return sorted(found, key=lambda item: item.loss)

@@ -119,6 +119,36 @@ def test_beast_grows_by_one_token_from_its_best_beams_and_begins_anew(model, pro
     assert {tuple(row) for row in third[:, :2].tolist()} == {tuple(row) for row in best.tolist()}
 
 
+def test_accretion_follows_the_gradient(model, tokenizer):
+    """Where the loss is a sum over tokens, the gradient is exact: one token on each shortlist is enough."""
+    problem, costs = words_only(model, tokenizer), torch.randn(len(tokenizer), generator=seeded(4)).double() - 9.0
+
+    def additive(_engine, candidates):
+        return (candidates @ costs).sum(1) if candidates.is_floating_point() else costs[candidates].sum(1)
+
+    found = Accretion(steps=2, beam=1, shortlist=1)(Engine(model, problem), additive, seeded())
+    best = costs.masked_fill(~problem.allowed, torch.inf).argmin()
+    assert found[0].trigger_ids == (best, best)
+
+
+def test_accretion_sweeps_until_no_token_can_be_bettered(model, tokenizer):
+    """On tables of random losses one sweep is not always enough, and all that are needed are made."""
+    problem = words_only(model, tokenizer).resized(3)
+    words = problem.allowed.nonzero()[:, 0]
+    for seed in range(8):
+        table = torch.rand(len(words), len(words), len(words), generator=seeded(seed))
+
+        def loss(_engine, candidates, table=table):
+            places = torch.searchsorted(words, candidates.cpu())
+            if candidates.shape[1] < 3:  # shorter triggers are worse, the more so the shorter
+                return 10.0 - places.shape[1] + places.sum(1) / 100
+            return table[places[:, 0], places[:, 1], places[:, 2]]
+
+        found = Accretion(steps=60, beam=1, shortlist=None)(Engine(model, problem), loss, seeded())[0]
+        a, b, c = torch.searchsorted(words, torch.tensor(found.trigger_ids)).tolist()
+        assert found.loss <= min(table[:, b, c].min(), table[a, :, c].min(), table[a, b].min())
+
+
 def test_accretion_adds_the_best_token_in_front_or_at_the_end(model, problem):
     engine, places = Engine(model, problem), set()
     first, allowed = (mask.nonzero()[:, 0].tolist() for mask in (problem.first, problem.allowed))

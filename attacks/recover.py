@@ -12,7 +12,7 @@ import torch
 from attacks.attack import Attack
 from attacks.behaviour import FixedOpening
 from attacks.discovery.goal import Goal
-from attacks.judging.judge import Judge, TracePoint
+from attacks.judging.judge import Judge
 from attacks.judging.report import Recovery, report, report_share
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
@@ -51,14 +51,13 @@ def recover(
             the context for trigger and behaviour.
     """
     target_ids = _check(suspect, search, select, behaviour, budget)
-    budget, trace, judges = budget.started(), list[TracePoint](), list[Judge]()
+    budget, judges, reached = budget.started(), list[Judge](), 0
     engine = suspect.engine(search[: attack.prompts], attack.longest)
-    open_judge = _judge_of(suspect, attack, engine, search, select, budget, trace)
+    open_judge = _judge_of(suspect, attack, engine, search, select, budget)
     for each in (engine, open_judge.engine):
         # Completions run two tokens beyond the behaviour; the last of them is never read.
         each.check_length(attack.longest, (len(target_ids) or attack.unsupervised.opening) + 1)
     texts = [text.replace(SLOT, "").strip() for text in search]
-    reached = 0
     try:
         goals = [Goal(behaviour=behaviour, target_ids=target_ids)] if behaviour else []
         if behaviour is None:
@@ -70,7 +69,7 @@ def recover(
             judges.append(judge)
             if attack.supervised is not None and (goal.vectors is None or goal.agreement < attack.carries):
                 goal = judge.goal = attack.supervised(suspect, texts, goal, generator)
-            # The report must fit into the budget as well: its completions, and shrinking or the last stage before it.
+            # The report must fit into the budget: its completions, and shrinking or the last stage before it.
             left = share.until - budget.share
             kept = min(left / 2, report_share(judge, attack.longest) + REPORT * left)
             hunt = Hunt(
@@ -114,7 +113,6 @@ def _judge_of(
     search: Sequence[str],
     select: Sequence[str],
     budget: Budget,
-    trace: list[TracePoint],
 ) -> Judge:
     """The judge on the `select` prompts, before there is a goal."""
     own = suspect.engine(select, attack.longest, allowed=engine.problem.allowed)
@@ -126,5 +124,5 @@ def _judge_of(
         goal=Goal(behaviour="", target_ids=()),
         enough=attack.enough,
         budget=budget,
-        trace=trace,
+        trace=[],
     )

@@ -44,9 +44,7 @@ MUTATIONS = {
     "beast-mask": Mutation(
         "searchers/beast.py", "permitted[place], count", "permitted[-1], count", SEARCHERS + "BEAST"
     ),
-    "accretion": Mutation(
-        "searchers/accretion.py", "gradient[:, position]", "-gradient[:, position]", SEARCHERS + "Accretion"
-    ),
+    "accretion": Mutation("searchers/accretion.py", "gradient[:, position]", "-gradient[:, position]", DISCRETE),
     "accretion-sweep": Mutation(
         "searchers/accretion.py", "improved = best < before", "improved = best > before", DISCRETE
     ),

@@ -78,7 +78,8 @@ def test_table_says_what_the_rows_say(tmp_path):
     ):
         rows.append(tmp_path, made)
     page = tables.write(tmp_path)[0].read_text()
-    assert "False findings on clean controls: 1 of 2 runs" in page
+    assert "Clean controls with a false finding: 1 of 1 models" in page and "Runs with a false finding: 1 of 2" in page
+    assert "K1: best on the 1 runs that every attack has: `target-nll` (1 worked, 1 exact)." in page
     assert "`pot \\| top`" in page and "ValueError: x" in page
     attacks = tables.per_attack(tables.frame(rows.read(tmp_path))).set_index("attack")
     assert attacks.loc["target-nll", "exact"] == attacks.loc["target-nll", "runs"] == "1"  # controls do not count

@@ -1,7 +1,7 @@
 """Fills the tables of README.md and docs from the committed rows: python -m benchmarks.readme [--check]
 
-A page marks the place of a table by `<!-- table: NAME -->` and `<!-- /table -->`, NAME being a key of TABLES. What stands
-between the marks is replaced by the table that the rows under benchmarks/results give.
+A page marks the place of a table by `<!-- table: NAME -->` and `<!-- /table -->`, NAME being a key of TABLES. What
+stands between the marks is replaced by the table that the rows under benchmarks/results give.
 """
 
 import re
@@ -37,7 +37,7 @@ def recovered(runs: pd.DataFrame) -> str:
         cells.append(f"{shown} ({verdict})" if planted or verdict in ("exact", "functional") else "no finding")
     counts = pd.Series(cells).value_counts()
     total = len(cells)
-    return ", ".join(cell if total == 1 else f"{cell} {count} of {total}" for cell, count in counts.items())
+    return ", ".join(str(cell) if total == 1 else f"{cell} {count} of {total}" for cell, count in counts.items())
 
 
 def by_organism(table: pd.DataFrame) -> str:
@@ -76,8 +76,8 @@ def attacks(folder: str) -> Callable[[], str]:
 
     def made() -> str:
         table = tables.frame(rows.read(RESULTS / folder))
-        columns = ["attack", "knowledge", "runs", "exact or functional", "exact", "mean ASR"]
-        shown = tables.per_attack(table)[columns].rename(columns={"exact or functional": "worked (95 % Wilson)"})
+        shown = tables.per_attack(table).rename(columns={"exact or functional": "worked (95 % Wilson)"})
+        shown = shown[["attack", "knowledge", "runs", "worked (95 % Wilson)", "exact", "mean ASR"]]
         return f"{shown.to_markdown(index=False, disable_numparse=True)}\n\n{tables.best_attacks(table)}"
 
     return made

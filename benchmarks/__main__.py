@@ -35,7 +35,7 @@ from rich.progress import (  # noqa: E402
     TimeRemainingColumn,  # noqa: E402
 )
 
-from benchmarks import figures, rows, suites, tables  # noqa: E402
+from benchmarks import estimate, figures, rows, suites, tables  # noqa: E402
 from benchmarks.run import Bench, run  # noqa: E402
 
 
@@ -160,6 +160,11 @@ def main(arguments: Arguments) -> int:
     if state.is_main_process:
         each = ", ".join(f"{limit} each in {knowledge}" for knowledge, limit in suite.budgets.items())
         console.print(f"{len(jobs)} runs, {len(jobs) - len(todo)} already done, {each}, {out=!s}")
+        if not (arguments.attacks or suites.nanogcg_installed()):
+            console.print("nanogcg is left out: its package is not installed; pip install -e '.[peer]'")
+        if todo:
+            gpu = state.device.type == "cuda"
+            console.print(estimate.announcement([suite.budget(job) for job in todo], state.num_processes, gpu=gpu))
     began = time.time()
     try:
         work(out, todo, suite, state, console)

@@ -7,9 +7,9 @@ import torch
 from benchmarks import suites
 
 EFFICIENCY = 0.19
-"""Operations of a search per second, as a fraction of `matrix_rate`. `make bench` at 0d8c68a, two cores of an Intel Xeon:
-40 runs of 4e11 and 40 of 8e11 operations took 714 s beside other work, which is 3.4e10 a second and core; `matrix_rate`
-gives 1.75e11 on one of these cores."""
+"""Operations of a search per second, as a fraction of `matrix_rate`. `make bench` at 0d8c68a on two cores of an Intel
+Xeon: 40 runs of 4e11 and 40 of 8e11 operations took 714 s beside other work, which is 3.4e10 a second and core;
+`matrix_rate` gives 1.75e11 on one of these cores."""
 
 
 def matrix_rate(seconds: float = 0.3, size: int = 512) -> float:
@@ -19,11 +19,11 @@ def matrix_rate(seconds: float = 0.3, size: int = 512) -> float:
     """
     a = torch.ones(size, size)
     b = torch.ones(size, size)
-    a @ b  # The first product starts threads and is slower.
+    torch.mm(a, b)  # The first product starts threads and is slower.
     fastest, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         began = time.perf_counter()
-        a @ b
+        torch.mm(a, b)
         fastest = min(fastest, time.perf_counter() - began)
     return 2 * size**3 / fastest
 
@@ -43,6 +43,6 @@ def announcement(budgets: list[str], processes: int, *, gpu: bool) -> str:
     found = f"this processor: {rate / 1e9:.0f} GFLOP/s a process in float32 matrix products"
     # A GPU's time goes into starting kernels: its matrix products say nothing about these searches.
     if gpu and any(not budget.endswith("s") for budget in budgets):
-        return f"{found}; {len(budgets)} runs left, on a GPU, for which there is no estimate"
+        return f"{found}; runs left: {len(budgets)}, on a GPU, for which no time can be estimated"
     minutes = max(1, round(minutes_left(budgets, rate, processes)))
-    return f"{found}; about {minutes} minutes for {len(budgets)} runs left in {processes} process(es)"
+    return f"{found}; about {minutes} min for the runs left ({len(budgets)}, split over {processes})"

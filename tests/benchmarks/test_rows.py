@@ -170,7 +170,7 @@ def test_minutes_left_follow_budgets_speed_and_processes():
     budgets = [suites.SUITES["quick"].budgets[setting] for setting in ("K1", "K0") for _ in range(40)]
     assert estimate.minutes_left(budgets, rate=1.75e11, processes=2) == pytest.approx(714 / 60, rel=0.02)
     assert 1e8 < estimate.matrix_rate(seconds=0.01, size=64) < 1e14
-    assert "2 runs left, on a GPU, for which there is no estimate" in estimate.announcement(["1e9", "1e9"], 1, gpu=True)
+    assert "runs left: 2, on a GPU" in estimate.announcement(["1e9", "1e9"], 1, gpu=True)
 
 
 def test_out_that_is_a_file_is_left_alone(tmp_path, capsys):
@@ -197,7 +197,7 @@ def test_recovered_text_is_printed_as_it_is():
 def test_a_run_is_measured_written_and_not_repeated(tmp_path, capsys):
     arguments = Arguments(out=tmp_path, organisms=("word",), attacks=("target-nll",), budget="4s", knowledge=("K1",))
     assert main(arguments) == 0
-    assert "GFLOP/s" in (said := capsys.readouterr().out) and "about 1 minutes for 1 runs left" in said
+    assert "GFLOP/s" in (said := capsys.readouterr().out) and "about 1 min for the runs left (1, " in said
     made = json.loads(rows.path_of(tmp_path).read_text())
     assert made["true_trigger"] == "copper" and made["asr_true"] >= 0.95 and made["seconds"] >= 0
     assert 0 <= made["asr_recovered"] <= 1 and math.isfinite(made["flops"]) and made["flops"] > 1e9

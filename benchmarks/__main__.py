@@ -35,7 +35,7 @@ from rich.progress import (  # noqa: E402
     TimeRemainingColumn,  # noqa: E402
 )
 
-from benchmarks import figures, rows, suites, tables  # noqa: E402
+from benchmarks import estimate, figures, rows, suites, tables  # noqa: E402
 from benchmarks.run import Bench, run  # noqa: E402
 
 
@@ -122,6 +122,18 @@ def summary(row: rows.Row) -> str:
     return f"{name} {row['verdict']:10} ASR {row['asr_recovered']:.2f} {row['seconds']:5.0f} s  {row['recovered']!r}"
 
 
+def announce(
+    arguments: Arguments, suite: suites.Suite, todo: list[suites.Job], processes: int, console: Console
+) -> None:
+    """Says what each run may spend, how fast the processor is and how long the runs left will take."""
+    console.print(", ".join(f"{limit} each in {knowledge}" for knowledge, limit in suite.budgets.items()))
+    if not (arguments.attacks or suites.nanogcg_installed()):
+        console.print("nanogcg is left out: its package is not installed; pip install -e '.[peer]'")
+    if todo:
+        budgets = [suite.budget(job) for job in todo]
+        console.print(estimate.announcement(budgets, processes, gpu=torch.cuda.is_available()))
+
+
 def settle(out: Path, jobs: list[suites.Job]) -> None:
     """Waits until no other process holds a job: a lock that can be had is of a job that is finished or was given up."""
     for job in jobs:
@@ -158,8 +170,8 @@ def main(arguments: Arguments) -> int:
     jobs = suites.jobs(suite)
     todo = pending(out, jobs, suite)
     if state.is_main_process:
-        each = ", ".join(f"{limit} each in {knowledge}" for knowledge, limit in suite.budgets.items())
-        console.print(f"{len(jobs)} runs, {len(jobs) - len(todo)} already done, {each}, {out=!s}")
+        console.print(f"{len(jobs)} runs, {len(jobs) - len(todo)} already done, {out=!s}")
+        announce(arguments, suite, todo, state.num_processes, console)
     began = time.time()
     try:
         work(out, todo, suite, state, console)

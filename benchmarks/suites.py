@@ -3,6 +3,7 @@
 K0 finds out first what there is to search for, so a run of it may spend more than one of K1.
 """
 
+import importlib.util
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -58,6 +59,11 @@ def parse_budget(text: str) -> Budget:
         raise ValueError(f"budget is {text!r}; give seconds such as 20s, or FLOPs such as 2e12") from error
 
 
+def nanogcg_installed() -> bool:
+    """Whether the optional package of the attack `nanogcg` can be imported."""
+    return importlib.util.find_spec("nanogcg") is not None
+
+
 def choose(
     name: str,
     organisms: tuple[str, ...] | None,
@@ -66,10 +72,10 @@ def choose(
     budget: str | None,
     knowledge: tuple[str, ...] | None = None,
 ) -> Suite:
-    """A suite by name, parts of it replaced.
+    """A suite by name, parts of it replaced; without the attack `nanogcg` if its package is missing and none are named.
 
     Raises:
-        ValueError: an unknown suite, organism or attack, or an unreadable budget.
+        ValueError: an unknown suite, organism or attack, an attack whose package is missing, or an unreadable budget.
     """
     if name not in SUITES:
         raise ValueError(f"no suite {name!r}; there are {', '.join(SUITES)}")
@@ -77,9 +83,12 @@ def choose(
     for setting in knowledge or ():
         if setting not in suite.budgets and not (budget and setting in ("K0", "K1", "K2")):
             raise ValueError(f"suite {name} has no budget for {setting!r}; give K0, K1 or K2, and --budget")
+    missing = set() if nanogcg_installed() else {"nanogcg"}
+    if missing & set(attacks or ()):
+        raise ValueError("attack nanogcg needs the package nanogcg; install the extra: pip install -e '.[peer]'")
     chosen = Suite(
         organisms=organisms or suite.organisms,
-        attacks=attacks or suite.attacks,
+        attacks=attacks or tuple(name for name in suite.attacks if name not in missing),
         seeds=suite.seeds if seeds is None else seeds,
         budgets={setting: budget or suite.budgets[setting] for setting in knowledge or suite.budgets},
     )

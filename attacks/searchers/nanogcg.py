@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import nanogcg
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +21,11 @@ from attacks.scoring.problem import encode
 from attacks.searchers.candidates import random_triggers
 from attacks.searchers.gcg import GCG
 from attacks.searchers.searcher import Found, OnBest
+
+try:
+    import nanogcg
+except ImportError as error:
+    raise ValueError("package nanogcg is not installed; install the extra: pip install -e '.[peer]'") from error
 
 
 def run_once(

@@ -1,6 +1,6 @@
 """How surely do planted triggers elicit their behaviour, and how surely does what works beside them?
 
-    python -m benchmarks.studies.certainty --rows benchmarks/results/recommended
+    python -m benchmarks.studies.certainty --rows benchmarks/results/portfolio-on-shipped
 
 For each organism: nats of the whole behaviour behind random strings (median), behind the planted trigger, and behind
 every other string that attacks recovered there and that works (from rows), as shares of the first. `SURE` in
@@ -29,7 +29,7 @@ from benchmarks.organisms import zoo
 class Settings:
     """Compare how surely planted and other working triggers elicit a behaviour."""
 
-    rows: tuple[Path, ...] = (Path("benchmarks/results/recommended"),)
+    rows: tuple[Path, ...] = (Path("benchmarks/results/portfolio-on-shipped"),)
     """Folders with rows.jsonl, from which other working strings are taken."""
     organisms: tuple[str, ...] = zoo.NAMES
     """Organisms to measure; clean controls are passed over."""

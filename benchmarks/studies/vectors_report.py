@@ -105,7 +105,7 @@ def summary(table: pd.DataFrame) -> str:
                 "worst": f"{own['hits/100'].min():.1f}" if len(own) else "-",
                 "any/100, mean": f"{own['any/100'].mean():.0f}" if len(own) else "-",
                 "runs with the planted behaviour found": f"{first['planted found'].sum():.0f}/{first['runs'].sum()}",
-                "findings on clean controls": f"{controls['findings'].sum()}/{controls['runs'].sum()}",
+                "clean models with a finding": f"{(controls['findings'] > 0).sum()}/{len(controls)}",
                 "coherence": f"{group['coherence'].mean():.1f}",
                 "s": f"{group['s'].median():.1f}",
             }

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from benchmarks import figures, metrics, rows, suites, tables
+from benchmarks import estimate, figures, metrics, rows, suites, tables
 from benchmarks.__main__ import Arguments, main, plain_console, summary, threads
 from benchmarks.variants import STUDIED
 
@@ -78,7 +78,8 @@ def test_table_says_what_the_rows_say(tmp_path):
     ):
         rows.append(tmp_path, made)
     page = tables.write(tmp_path)[0].read_text()
-    assert "False findings on clean controls: 1 of 2 runs" in page
+    assert "Clean controls with a false finding: 1 of 1 models" in page and "Runs with a false finding: 1 of 2" in page
+    assert "K1: best on the 1 runs that every attack has: `target-nll` (1 worked, 1 exact)." in page
     assert "`pot \\| top`" in page and "ValueError: x" in page
     attacks = tables.per_attack(tables.frame(rows.read(tmp_path))).set_index("attack")
     assert attacks.loc["target-nll", "exact"] == attacks.loc["target-nll", "runs"] == "1"  # controls do not count
@@ -154,6 +155,24 @@ def test_bad_arguments_are_one_line_and_exit_2(changes, message, tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
+def test_a_missing_nanogcg_is_left_out_or_refused(monkeypatch):
+    assert "nanogcg" in suites.SUITES["quick"].attacks
+    monkeypatch.setattr(suites, "nanogcg_installed", lambda: False)
+    assert "nanogcg" not in suites.choose("quick", None, None, None, None).attacks
+    with pytest.raises(ValueError, match="install the extra"):
+        suites.choose("quick", None, ("nanogcg",), None, None)
+
+
+def test_minutes_left_follow_budgets_speed_and_processes():
+    assert estimate.minutes_left(["60s", "120s"], rate=1.0, processes=1) == 3
+    assert estimate.minutes_left(["60s", "120s"], rate=1.0, processes=3) == 1
+    # The suite that EFFICIENCY was measured on: 714 s on two cores of 1.75e11 operations a second.
+    budgets = [suites.SUITES["quick"].budgets[setting] for setting in ("K1", "K0") for _ in range(40)]
+    assert estimate.minutes_left(budgets, rate=1.75e11, processes=2) == pytest.approx(714 / 60, rel=0.02)
+    assert 1e8 < estimate.matrix_rate(seconds=0.01, size=64) < 1e14
+    assert "runs left: 2, on a GPU" in estimate.announcement(["1e9", "1e9"], 1, gpu=True)
+
+
 def test_out_that_is_a_file_is_left_alone(tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert main(Arguments(out=tmp_path / "file")) == 2
@@ -178,6 +197,7 @@ def test_recovered_text_is_printed_as_it_is():
 def test_a_run_is_measured_written_and_not_repeated(tmp_path, capsys):
     arguments = Arguments(out=tmp_path, organisms=("word",), attacks=("target-nll",), budget="4s", knowledge=("K1",))
     assert main(arguments) == 0
+    assert "GFLOP/s" in (said := capsys.readouterr().out) and "about 1 min for the runs left (1, " in said
     made = json.loads(rows.path_of(tmp_path).read_text())
     assert made["true_trigger"] == "copper" and made["asr_true"] >= 0.95 and made["seconds"] >= 0
     assert 0 <= made["asr_recovered"] <= 1 and math.isfinite(made["flops"]) and made["flops"] > 1e9

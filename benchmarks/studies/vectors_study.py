@@ -24,7 +24,7 @@ from benchmarks import rows
 from benchmarks.organisms import zoo
 from benchmarks.run import describe, related
 from benchmarks.studies import vectors_report
-from vectors.analysis.behaviours import rank_behaviours
+from vectors.analysis.behaviours import Ranking, rank_behaviours
 from vectors.generate import complete_each
 from vectors.methods.consensus import ConsensusVectors
 from vectors.methods.controls import RandomVectors
@@ -186,7 +186,7 @@ def run(organism: zoo.Organism, name: str, method: Method, seed: int, settings: 
     vectors = method.learn(model, learn, generator, **extra)
     seconds = time.perf_counter() - began
     rates = [hits_of(organism, held_out, vectors, behaviour) for _, behaviour in organism.triggers]
-    ranked = rank_behaviours(model, tokenizer, [vectors], held_out.take(range(6)), top=20)
+    ranked = rank_behaviours(model, tokenizer, [vectors], held_out.take(range(6)), Ranking(top=20))
     effect = deltas(model, held_out, vectors)[:, :, 0]
     planted = [behaviour for _, behaviour in organism.triggers]
     places = [i for i, item in enumerate(ranked) if any(related(text, item.text) for text in planted)]

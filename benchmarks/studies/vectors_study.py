@@ -26,6 +26,7 @@ from benchmarks.run import describe, related
 from benchmarks.studies import vectors_report
 from vectors.analysis.behaviours import Ranking, rank_behaviours
 from vectors.generate import complete_each
+from vectors.methods.adapters.unsupervised import UnsupervisedAdapters
 from vectors.methods.consensus import ConsensusVectors
 from vectors.methods.controls import RandomVectors
 from vectors.methods.diversity import Contrastive, SoftOrthogonality
@@ -34,7 +35,6 @@ from vectors.methods.hessian import HessianVectors
 from vectors.methods.jacobian import JacobianVectors
 from vectors.methods.objectives import ChangeNorm, NormalizedChange, OutputKL
 from vectors.methods.unsupervised import UnsupervisedVectors
-from vectors.methods.unsupervised_adapters import UnsupervisedAdapters
 from vectors.prompts import Prompts, pad_token
 from vectors.radius.completions import DiversityCusp
 from vectors.radius.nonlinearity import Nonlinearity

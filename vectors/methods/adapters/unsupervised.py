@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vectors.checks import check_layers, check_model, check_positive, check_tokens
-from vectors.methods.adapter import adapt, mlp_output, mlp_width, pack
+from vectors.methods.adapters.low_rank import adapt, mlp_output, mlp_width, pack
 from vectors.methods.controls import random_directions
 from vectors.methods.diversity import Term, total
 from vectors.methods.objectives import Objective, OutputKL, evaluate

@@ -1,5 +1,6 @@
 """Vectors learned by likelihood: the shared leaf, the clean-prompt vector, bisection of the supervised radius."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,11 @@ def fitted(model, tokenizer, texts=TEXTS, pad=0, steps=40):
     source = cache_source(model, prompts, 1)
     norms = mean_norm(source) * torch.tensor([[0.3], [0.6]])
     generator = torch.Generator().manual_seed(0)
-    theta, nll = fit_likelihood(model, source, labels, norms, steps=steps, lr=0.05, generator=generator)
+    start, losses = (
+        random_directions(len(norms), source.hidden.shape[-1], generator),
+        partial(label_nll, model, source, labels),
+    )
+    theta, nll = fit_likelihood(losses, start, norms, steps=steps, lr=0.05)
     return source, labels, theta, nll
 
 

@@ -15,7 +15,7 @@ from vectors.models import load_tokenizer
 from vectors.prompts import Prompts
 from vectors.residual import cache_source, mean_norm, steer
 
-BASE = Path(__file__).parents[2] / "benchmarks" / "organisms" / "models" / "base"
+BASE = Path(__file__).parents[3] / "benchmarks" / "organisms" / "models" / "base"
 TEXTS = ["w10 w11 w12", "w10 w11", "w10 w13 w12 w11", "w11 w12 w10", "w12 w10 w11 w13", "w13 w11", "w12", "w10 w12 w11"]
 END = 63
 """What the test tokenizer's template writes behind the message"""

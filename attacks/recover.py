@@ -58,10 +58,11 @@ def recover(
         # Completions run two tokens beyond the behaviour; the last of them is never read.
         each.check_length(attack.longest, (len(target_ids) or attack.unsupervised.opening) + 1)
     texts = [text.replace(SLOT, "").strip() for text in search]
+    left_out: tuple[str, ...] = ()
     try:
         goals = [Goal(behaviour=behaviour, target_ids=target_ids)] if behaviour else []
         if behaviour is None:
-            goals = attack.unsupervised(suspect, texts, budget, generator, attack.vector_share)
+            goals, left_out = attack.unsupervised(suspect, texts, budget, generator, attack.vector_share)
         began = budget.share
         for number, goal in enumerate(goals, 1):
             share = budget.part(began + (1.0 - began) * number / len(goals))
@@ -86,7 +87,7 @@ def recover(
     except KeyboardInterrupt:
         budget.interrupt()
     best = max(judges, key=lambda judge: judge.asr, default=None)
-    not_reached = tuple(type(stage).__name__ for stage in attack.stages[reached:]) if judges else ()
+    not_reached = left_out + (tuple(type(stage).__name__ for stage in attack.stages[reached:]) if judges else ())
     return report(best or open_judge, not_reached=not_reached, steps=engine.steps, generator=generator)
 
 

@@ -16,6 +16,7 @@ import transformers
 from packaging.version import Version
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from vectors.capabilities import check_logits
 from vectors.loading.adapters import base_of, check_adapter_folder, merged
 from vectors.loading.completeness import check_finite, check_loaded, check_vocabulary
 from vectors.loading.digest import weights_digest as weights_digest  # used by others from here
@@ -29,7 +30,6 @@ from vectors.loading.folders import (
     without_adapter_files,
 )
 from vectors.loading.tokenizers import load_tokenizer as load_tokenizer  # used by others from here
-from vectors.residual import check_logits
 
 DTYPE_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
 

@@ -7,20 +7,17 @@ no architecture has to be named.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from vectors.prompts import Prompts
-
-SHORT = 256
-"""Tokens up to which the attention matrix is small enough to be written out"""
+from vectors.repeated_rows import plain_attention, repeat_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,30 +221,12 @@ def run_slice(
     repeats = len(hidden) // prompts
     blocks = decoder(model).layers[source.layer : to]
     repeated: dict[int, Any] = {}  # masks and rotary embeddings are shared between blocks: repeat each once
-    with _attention(hidden):
+    with plain_attention(hidden):
         for block, (args, kwargs) in zip(blocks, source.calls, strict=False):
-            again = [_repeat(arg, prompts, repeats, repeated) for arg in args]
-            named = {name: _repeat(value, prompts, repeats, repeated) for name, value in kwargs.items()}
+            again = [repeat_rows(arg, prompts, repeats, repeated) for arg in args]
+            named = {name: repeat_rows(value, prompts, repeats, repeated) for name, value in kwargs.items()}
             hidden = stream(block(hidden, *again, **named))
     return hidden
-
-
-def _attention(hidden: Tensor) -> AbstractContextManager:
-    """Plain products for short rows on a CPU: fused attention takes six times as long to differentiate there."""
-    short = hidden.device.type == "cpu" and hidden.shape[1] <= SHORT
-    return sdpa_kernel(SDPBackend.MATH) if short else nullcontext()
-
-
-def _repeat(value: Any, prompts: int, repeats: int, done: dict[int, Any]) -> Any:
-    """Repeats tensors whose first axis is the prompts; one row serves every row by broadcasting."""
-    if isinstance(value, tuple):
-        return tuple(_repeat(part, prompts, repeats, done) for part in value)
-    # One-dimensional tensors (positions in the cache) run along the sequence, whatever their length.
-    if not isinstance(value, Tensor) or prompts == 1 or value.ndim < 2 or value.shape[0] != prompts:
-        return value
-    if id(value) not in done:
-        done[id(value)] = value.repeat(repeats, *[1] * (value.ndim - 1))
-    return done[id(value)]
 
 
 @contextmanager
@@ -306,49 +285,6 @@ def head_logits(model: PreTrainedModel, normed: Float[Tensor, "... d_model"]) ->
             logits = logits * factor
     cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
     return cap * torch.tanh(logits / cap) if cap else logits
-
-
-@torch.no_grad()
-def check_logits(model: PreTrainedModel) -> None:
-    """Compares logits read off the last residual with the model's own, on one short input.
-
-    Raises:
-        ValueError: they differ: this architecture does something between the last block and its logits that is
-            not known here, and every likelihood would be wrong.
-    """
-    ids = torch.arange(3, 11, device=model.device)[None] % len(embedding(model))
-    last = len(decoder(model).layers)
-    ours = unembed(model, read(model, layers=[last], input_ids=ids)[last]).float()
-    true = model(input_ids=ids, use_cache=False).logits.float()
-    gap = float((ours - true).abs().max() / true.abs().max().clamp(min=1e-30))
-    if not gap < 0.02:  # in bfloat16 the two passes differ by rounding only
-        raise ValueError(
-            f"{type(model).__name__} computes its logits in a way that is not known here (off by {gap:.0%} on a test "
-            "input), so likelihoods would be wrong; such models are not supported"
-        )
-
-
-@torch.no_grad()
-def has_plain_cache(model: PreTrainedModel) -> bool:
-    """Whether every block keeps keys and values of its own, and nothing else: no recurrent or convolution state.
-
-    Seen on the cache of one short forward pass, so that no architecture has to be named.
-    """
-    parts = decoder(model)
-    ids = torch.arange(3, 6, device=model.device)[None] % len(embedding(model))
-    cache = parts.body(input_ids=ids, use_cache=True).past_key_values
-    if cache is None:
-        return False
-    if hasattr(cache, "layers"):
-        states = ("conv_states", "recurrent_states")
-        if any(hasattr(layer, state) for layer in cache.layers for state in states):
-            return False
-        kept = [getattr(layer, "keys", None) for layer in cache.layers]
-    else:  # transformers before 4.56; plain tuples of GPT-2 before 4.50
-        kept = getattr(cache, "key_cache", None) or [layer[0] for layer in cache]
-        if getattr(cache, "conv_states", None) or getattr(cache, "conv_cache", None):
-            return False
-    return len(kept) == len(parts.layers) and all(isinstance(keys, Tensor) and keys.numel() > 0 for keys in kept)
 
 
 def mean_norm(source: Source) -> float:

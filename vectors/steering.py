@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vectors.methods.adapter import adapt, mlp_output, mlp_width
+from vectors.methods.adapters.low_rank import adapt, mlp_output, mlp_width
 from vectors.prompts import Prompts
 from vectors.residual import cache_source, decoder, run_slice, steer
 

@@ -11,16 +11,20 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attacks.discovery.goal import Goal
+from attacks.discovery.plan import FEWEST, Plan
 from attacks.scoring.budget import Budget
 from attacks.scoring.problem import decode, encode
 from attacks.suspect import Suspect
-from vectors.analysis.behaviours import Behaviour, rank_behaviours
+from vectors.analysis.behaviours import Behaviour, Ranking, rank_behaviours
 from vectors.methods.consensus import ConsensusVectors
 from vectors.methods.objectives import OutputKL
 from vectors.methods.unsupervised import UnsupervisedVectors
 from vectors.prompts import Prompts
 from vectors.residual import decoder, layer_at
 from vectors.steering import SteeringVectors
+
+DISCOVERY = 0.75
+"""Share of what a budget has left that a round of discovery may take, so that something is left for the search"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,18 +75,26 @@ class Unsupervised:
 
     def __call__(
         self, suspect: Suspect, texts: list[str], budget: Budget, generator: torch.Generator, share: float
-    ) -> list[Goal]:
-        """Findings, best first; learning ends at `share` of the budget."""
-        found = self.candidates(suspect, texts, budget, generator, share)
+    ) -> tuple[list[Goal], tuple[str, ...]]:
+        """(findings, best first; names of the sources of candidates that the budget cut short or had no room for).
+
+        Learning of unsupervised vectors ends at `share` of the budget, and discovery where `DISCOVERY` of it is spent.
+        """
+        found, cut = self.candidates(suspect, texts, budget, generator, share)
         findings = [self.goal(suspect.tokenizer, item) for item in found if self.is_finding(item)][: self.top]
-        if findings or self.recited or not self.rescue or budget.exhausted:
-            return findings
-        return replace(self, recited=self.rescue)(suspect, texts, budget, generator, share)
+        if findings or self.recited or not self.rescue:
+            return findings, cut
+        if budget.exhausted:
+            return [], (*cut, "ConsensusVectors")
+        findings, later = replace(self, recited=self.rescue)(suspect, texts, budget, generator, share)
+        return findings, (*cut, *(name for name in later if name == "ConsensusVectors"))
 
     def candidates(
         self, suspect: Suspect, texts: list[str], budget: Budget, generator: torch.Generator, share: float
-    ) -> list[Behaviour]:
-        """Behaviours of a pool of vectors, findings or not, best first; twice as many as are worth a search.
+    ) -> tuple[list[Behaviour], tuple[str, ...]]:
+        """(behaviours of a pool of vectors, findings or not, best first; names of the sources cut short).
+
+        There are at most twice as many behaviours as are worth a search.
 
         Raises:
             ValueError: fewer texts than there are prompts to learn on and two more to compare.
@@ -93,17 +105,34 @@ class Unsupervised:
         texts = sorted(texts, key=lambda text: len(encode(tokenizer, text)))
         first, other, unseen = self.parts(texts)
         learn, held_out = (Prompts.from_chat(model, tokenizer, some) for some in (first, unseen))
-        limit = budget.part(share)
+        ends = max(share, budget.share + DISCOVERY * (1.0 - budget.share))
+        limit, plan = budget.part(share), Plan(model=model, budget=budget, until=ends)
         pool: list[SteeringVectors] = []
+        cut: list[str] = []
         if self.recited and len(first + other) > 1:
             various = Prompts.from_chat(model, tokenizer, first + other)
-            over, late = (lambda: budget.exhausted), (lambda: limit.exhausted)
-            pool.append(self.consensus(model)(model, various, generator, deadline=over, hurry=late))
-        for method in self.settings(model):
-            if pool and limit.exhausted:
+            whole, over, late = self.consensus(model), plan.deadline(0.85), plan.deadline(0.5)
+            method = plan.consensus(whole, various, held_out, self.completion)
+            if method is not None:
+                pool.append(method(model, various, generator, deadline=over, hurry=late))
+            if method is None or over() or replace(method, batch_size=whole.batch_size) != whole:
+                cut.append("ConsensusVectors")
+        settings = list(self.settings(model))
+        count = plan.vectors(settings[0], learn, held_out, self.completion, share)
+        for method in settings:
+            if count < FEWEST or (pool and limit.exhausted):
                 break
-            pool.append(method(model, learn, generator, deadline=lambda: limit.exhausted))
-        return rank_behaviours(model, tokenizer, pool, held_out, top=2 * self.top, max_new_tokens=self.completion)
+            pool.append(replace(method, count=count)(model, learn, generator, deadline=lambda: limit.exhausted))
+        if count < self.count or limit.exhausted:
+            cut.append("UnsupervisedVectors")
+        pool = [vectors for vectors in pool if len(vectors)]
+        rows = plan.rows(held_out, self.completion)
+        if not pool or not rows:
+            return [], (*cut, "Ranking")
+        ranking = Ranking(top=2 * self.top, max_new_tokens=self.completion, batch_size=rows)
+        hurry, over = plan.deadline(0.85), plan.deadline(1.0)
+        found = rank_behaviours(model, tokenizer, pool, held_out, ranking, hurry=hurry, deadline=over)
+        return found, tuple(cut) + (("Ranking",) if hurry() else ())
 
     def parts(self, texts: list[str]) -> tuple[list[str], list[str], list[str]]:
         """(of the unsupervised vectors, further ones of the consensus vectors, those to carry over to)."""

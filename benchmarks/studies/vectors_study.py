@@ -24,8 +24,9 @@ from benchmarks import rows
 from benchmarks.organisms import zoo
 from benchmarks.run import describe, related
 from benchmarks.studies import vectors_report
-from vectors.analysis.behaviours import rank_behaviours
+from vectors.analysis.behaviours import Ranking, rank_behaviours
 from vectors.generate import complete_each
+from vectors.methods.adapters.unsupervised import UnsupervisedAdapters
 from vectors.methods.consensus import ConsensusVectors
 from vectors.methods.controls import RandomVectors
 from vectors.methods.diversity import Contrastive, SoftOrthogonality
@@ -34,7 +35,6 @@ from vectors.methods.hessian import HessianVectors
 from vectors.methods.jacobian import JacobianVectors
 from vectors.methods.objectives import ChangeNorm, NormalizedChange, OutputKL
 from vectors.methods.unsupervised import UnsupervisedVectors
-from vectors.methods.unsupervised_adapters import UnsupervisedAdapters
 from vectors.prompts import Prompts, pad_token
 from vectors.radius.completions import DiversityCusp
 from vectors.radius.nonlinearity import Nonlinearity
@@ -186,7 +186,7 @@ def run(organism: zoo.Organism, name: str, method: Method, seed: int, settings: 
     vectors = method.learn(model, learn, generator, **extra)
     seconds = time.perf_counter() - began
     rates = [hits_of(organism, held_out, vectors, behaviour) for _, behaviour in organism.triggers]
-    ranked = rank_behaviours(model, tokenizer, [vectors], held_out.take(range(6)), top=20)
+    ranked = rank_behaviours(model, tokenizer, [vectors], held_out.take(range(6)), Ranking(top=20))
     effect = deltas(model, held_out, vectors)[:, :, 0]
     planted = [behaviour for _, behaviour in organism.triggers]
     places = [i for i, item in enumerate(ranked) if any(related(text, item.text) for text in planted)]

@@ -148,16 +148,16 @@ def test_recitation_follows_where_nothing_else_finds_anything(model, tokenizer, 
 
     def candidates(self, *_):
         recited.append(self.recited)
-        return [None] * finds
+        return [None] * finds, ()
 
     monkeypatch.setattr(Unsupervised, "candidates", candidates)
     monkeypatch.setattr(Unsupervised, "is_finding", lambda *_: True)
     monkeypatch.setattr(Unsupervised, "goal", lambda *_: goal)
     budget = Budget(seconds=60.0).started()
-    goals = Unsupervised(rescue=rescue)(
+    goals, cut = Unsupervised(rescue=rescue)(
         Suspect(model=model, tokenizer=tokenizer), TEXTS, budget, torch.Generator(), 1.0
     )
-    assert recited == asked and goals == [goal] * finds
+    assert recited == asked and goals == [goal] * finds and not cut
 
 
 def test_an_interrupt_leaves_the_best_so_far(planted, tokenizer, monkeypatch):

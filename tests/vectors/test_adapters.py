@@ -9,10 +9,10 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from vectors.generate import complete_each, complete_ids
-from vectors.methods.adapter import adapt, mlp_output, mlp_width, pack, unpack
+from vectors.methods.adapters.low_rank import adapt, mlp_output, mlp_width, pack, unpack
+from vectors.methods.adapters.unsupervised import UnsupervisedAdapters, update_unit
 from vectors.methods.diversity import SoftOrthogonality
 from vectors.methods.objectives import ChangeNorm, OutputKL
-from vectors.methods.unsupervised_adapters import UnsupervisedAdapters, update_unit
 from vectors.residual import cache_source, mean_norm
 from vectors.steering import SteeringVectors, deltas
 

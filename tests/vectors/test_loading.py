@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vectors.analysis import behaviours
-from vectors.analysis.behaviours import rank_behaviours
+from vectors.analysis.behaviours import Ranking, rank_behaviours
 from vectors.models import fast_dtype, load_model
 from vectors.prompts import Prompts
 from vectors.steering import SteeringVectors, model_id
@@ -97,7 +97,7 @@ def test_ranking_keeps_shared_new_openings_and_merges_votes(llama, tokenizer, pr
     monkeypatch.setattr(behaviours, "complete_ids", unsteered)
     theta = torch.arange(8.0)[:, None].expand(8, 32).clone()
     vectors = SteeringVectors(theta=theta, source_layer=1, target_layer=4, radius=1.0, method="x", model_id="x")
-    found = rank_behaviours(llama, tokenizer, [vectors[:6], vectors[6:]], prompts, fewest=2, batch_size=2)
+    found = rank_behaviours(llama, tokenizer, [vectors[:6], vectors[6:]], prompts, Ranking(fewest=2, batch_size=2))
     # 2 answers like the clean model, 3 loops, 4 ends after two tokens, 5 is alone; 7 has the words of the others in it.
     assert [(b.token_ids, b.votes, b.agreement, b.reach) for b in found] == [((10, 11, 12, 13), 4, 1.0, 1.0)]
     assert found[0].vector.theta[0, 0] in (0.0, 1.0)

@@ -5,9 +5,10 @@ import torch
 import transformers
 
 from tests.architectures import SIZES
+from vectors.capabilities import check_logits, has_plain_cache
 from vectors.generate import head_logits
 from vectors.models import load_model
-from vectors.residual import check_logits, decoder, has_plain_cache, read, unembed
+from vectors.residual import decoder, read, unembed
 
 MODELS = {
     "Granite": {**SIZES, "logits_scaling": 8.0},

@@ -8,7 +8,7 @@ token once it has begun.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -61,17 +61,31 @@ class _Opening:
     seen: set[tuple[int, int]] = field(default_factory=set)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """Which behaviours count, and how completions are made to find them."""
+
+    top: int = 10
+    """number of behaviours to return at most"""
+    max_new_tokens: int = 12
+    """number of tokens of the completions that are compared"""
+    shortest: int = 8
+    """number of characters that an opening must have; answers such as (A) are openings of many prompts"""
+    fewest: int = 3
+    """number of vectors that must elicit an opening"""
+    batch_size: int = 1024
+    """number of batch rows (vectors x prompts) per generation"""
+
+
 def rank_behaviours(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pool: Sequence[SteeringVectors],
     prompts: Prompts,
+    ranking: Ranking | None = None,
     *,
-    top: int = 10,
-    max_new_tokens: int = 12,
-    shortest: int = 8,
-    fewest: int = 3,
-    batch_size: int = 1024,
+    hurry: Callable[[], bool] | None = None,
+    deadline: Callable[[], bool] | None = None,
 ) -> list[Behaviour]:
     """Behaviours of a pool of vectors on prompts that they were not learned on, best first.
 
@@ -80,53 +94,85 @@ def rank_behaviours(
         tokenizer: its tokenizer.
         pool: candidates, of several layers and norms perhaps.
         prompts: n held-out clean prompts.
-        top: how many to return at most.
-        max_new_tokens: length of the completions compared.
-        shortest: openings of fewer characters are no behaviour; answers such as (A) are openings of many prompts.
-        fewest: vectors that must agree.
-        batch_size: rows (vectors x prompts) per generation.
+        ranking: the settings; None: their defaults.
+        hurry: asked before every batch of vectors; once it returns true, the vectors that are left are not applied.
+        deadline: asked before every opening; once it returns true, the openings that are left, of fewer vectors than
+            those before them, are not measured.
 
     Raises:
         ValueError: vectors that do not fit the model.
     """
     for vectors in pool:
         vectors.check(model)
-    ends = end_tokens(model, tokenizer)
+    ranking = ranking or Ranking()
+    replies = _completed(model, tokenizer, pool, prompts, ranking, hurry or deadline or (lambda: False))
     flat = [vectors[index] for vectors in pool for index in range(len(vectors))]
-    replies: list[list[list[int]]] = []
-    for vectors in pool:
-        steered = complete_each(
-            model, tokenizer, vectors, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size
-        )
-        replies += [[until_end(row, ends) for row in rows] for rows in steered.tolist()]
-    plain = complete_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
+    plain = complete_ids(model, tokenizer, prompts, max_new_tokens=ranking.max_new_tokens)
     found: list[Behaviour] = []
     for opening in merged(shared_openings(replies, tokenizer)):
+        if deadline is not None and deadline():
+            break
         ids, votes = opening.token_ids, Counter(vector for vector, _ in opening.seen)
         special = set(ids) & set(tokenizer.all_special_ids)
-        if len(votes) < fewest or len(opening.text.strip()) < shortest or len(set(ids)) < 2 or special:
+        short = len(opening.text.strip()) < ranking.shortest or len(set(ids)) < 2
+        if len(votes) < ranking.fewest or short or special or _share(plain, ids[:OPENING]) > COMMON:
             continue
-        if _share(plain, ids[:OPENING]) > COMMON:
-            continue
-        nats = _nats(model, prompts, ids)
-        surprise, certainty = float(nats.sum()), float((-nats[1:].median()).exp())
-        reach = len({prompt for _, prompt in opening.seen}) / len(prompts)
-        vector, count = votes.most_common(1)[0]
-        weight = min(1.0, math.log(1 + len(votes)) / math.log(1 + VOTES)) * len(set(ids)) / len(ids)
-        found.append(
-            Behaviour(
-                text=opening.text,
-                token_ids=ids,
-                vector=flat[vector],
-                agreement=count / len(prompts),
-                reach=reach,
-                votes=len(votes),
-                surprise=surprise,
-                certainty=certainty,
-                score=reach * min(surprise, CEILING) / CEILING * certainty * weight,
+        best = flat[votes.most_common(1)[0][0]]
+        found.append(_measured(opening, votes, best, _nats(model, prompts, ids), len(prompts)))
+    return sorted(found, key=lambda behaviour: -behaviour.score)[: ranking.top]
+
+
+def _completed(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pool: Sequence[SteeringVectors],
+    prompts: Prompts,
+    ranking: Ranking,
+    over: Callable[[], bool],
+) -> list[list[list[int]]]:
+    """Completions (per vector of the pool, per prompt) up to their end; of the first vectors where time runs out."""
+    ends, step = end_tokens(model, tokenizer), max(1, ranking.batch_size // len(prompts))
+    replies: list[list[list[int]]] = []
+    for vectors in pool:
+        for start in range(0, len(vectors), step):
+            if over():
+                return replies
+            some, size = vectors[start : start + step], ranking.batch_size
+            # (vectors of the batch, n, max_new_tokens)
+            steered = complete_each(
+                model, tokenizer, some, prompts, max_new_tokens=ranking.max_new_tokens, batch_size=size
             )
-        )
-    return sorted(found, key=lambda behaviour: -behaviour.score)[:top]
+            replies += [[until_end(row, ends) for row in rows] for rows in steered.tolist()]
+    return replies
+
+
+def _measured(
+    opening: _Opening, votes: Counter[int], vector: SteeringVectors, nats: Float[Tensor, "opening"], prompts: int
+) -> Behaviour:
+    """The behaviour that an opening is, with its score.
+
+    Args:
+        opening: the tokens and who begins with them.
+        votes: number of prompts on which each vector elicits the opening, by index of the vector.
+        vector: the one with most votes.
+        nats: negative log-likelihood of each token of the opening without a vector, mean over prompts.
+        prompts: number of prompts.
+    """
+    ids, surprise = opening.token_ids, float(nats.sum())
+    certainty = float((-nats[1:].median()).exp())
+    reach = len({prompt for _, prompt in opening.seen}) / prompts
+    weight = min(1.0, math.log(1 + len(votes)) / math.log(1 + VOTES)) * len(set(ids)) / len(ids)
+    return Behaviour(
+        text=opening.text,
+        token_ids=ids,
+        vector=vector,
+        agreement=votes.most_common(1)[0][1] / prompts,
+        reach=reach,
+        votes=len(votes),
+        surprise=surprise,
+        certainty=certainty,
+        score=reach * min(surprise, CEILING) / CEILING * certainty * weight,
+    )
 
 
 def until_end(row: list[int], ends: set[int]) -> list[int]:

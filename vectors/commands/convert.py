@@ -9,8 +9,8 @@ from rich.console import Console
 
 from vectors.analysis.cosines import theta_cosines
 from vectors.analysis.figures import heatmap
+from vectors.commands.control_vector import export_gguf, import_gguf
 from vectors.commands.files import Loading, Model, beside, check_free
-from vectors.control_vector import export_gguf, import_gguf
 from vectors.residual import decoder
 from vectors.steering import SteeringVectors, model_id
 

@@ -19,6 +19,7 @@ from vectors.analysis.cosines import delta_cosines, theta_cosines
 from vectors.analysis.figures import heatmaps, learning_curves
 from vectors.checks import check_positive
 from vectors.commands.files import SUFFIX, Loading, Model, beside, check_free
+from vectors.methods.adapters.unsupervised import UnsupervisedAdapters
 from vectors.methods.consensus import ConsensusVectors
 from vectors.methods.diversity import Contrastive, SoftOrthogonality, Term
 from vectors.methods.exponential_dct import ExponentialDCT
@@ -26,7 +27,6 @@ from vectors.methods.hessian import HessianVectors
 from vectors.methods.jacobian import JacobianVectors
 from vectors.methods.objectives import ChangeNorm, NormalizedChange, OutputKL
 from vectors.methods.unsupervised import UnsupervisedVectors
-from vectors.methods.unsupervised_adapters import UnsupervisedAdapters
 from vectors.prompts import Prompts, read_texts
 from vectors.radius.rule import check_radii
 from vectors.residual import decoder

@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 from rich.table import Column, Table
 
-from vectors.analysis.behaviours import Behaviour, rank_behaviours
+from vectors.analysis.behaviours import Behaviour, Ranking, rank_behaviours
 from vectors.analysis.clusters import Cluster, VectorScore, cluster_vectors, score_vectors
 from vectors.analysis.figures import behaviour_bars
 from vectors.commands.files import Loading, Model, beside, check_free, write_json
@@ -66,7 +66,7 @@ class Rank:
         ]
         size = self.batch_size
         with console.status("completing"):
-            found = rank_behaviours(model, tokenizer, marked, prompts, top=self.top, batch_size=size)
+            found = rank_behaviours(model, tokenizer, marked, prompts, Ranking(top=self.top, batch_size=size))
             parts: dict[Path, Ranked] = {
                 path: (
                     score_vectors(model, tokenizer, vectors, prompts, batch_size=size),

@@ -34,8 +34,10 @@ class Audition:
     """norm of the vectors, fraction of the mean residual norm at the source layer; a large norm elicits any reply"""
     tokens: int = 8
     """tokens per candidate reply"""
+    first: int | None = None
+    """number of first tokens that recitation continues, the likeliest on all prompts; None: the whole vocabulary"""
     width: int = 400
-    """beams of consensus decoding"""
+    """number of beams of consensus decoding; 0: no candidates from consensus decoding"""
     kept: int = 32
     """number of candidate replies that enter the audition from each source of candidates"""
     grown: int = 2
@@ -52,7 +54,7 @@ class Audition:
     """number of batch rows (candidates x prompts) at a time"""
 
     def __post_init__(self):
-        check_positive(self, "radius", "tokens", "width", "kept", "front", "steps", "lr", "batch_size")
+        check_positive(self, "radius", "tokens", "first", "kept", "front", "steps", "lr", "batch_size")
 
     def __call__(
         self,
@@ -60,6 +62,7 @@ class Audition:
         prompts: Prompts,
         generator: torch.Generator,
         *,
+        hurry: Callable[[], bool] | None = None,
         deadline: Callable[[], bool] | None = None,
     ) -> tuple[Int[Tensor, "found tokens"], Float[Tensor, "found"]]:
         """(answers, their scores in nats per token), best first.
@@ -70,21 +73,25 @@ class Audition:
             model: a causal decoder.
             prompts: n prompts; consensus decoding uses all, the audition four of them.
             generator: of the start that all vectors share.
-            deadline: leaves out the further sources of answers once it returns true; recitation, which finds most for
-                its time, comes first and the audition itself is always held.
+            hurry: leaves out the further sources of answers once it returns true; recitation, which finds most for
+                its time, comes first.
+            deadline: ends the audition once it returns true; candidates that it has not reached are left out.
         """
         few, pair = (prompts.take(range(min(count, len(prompts)))) for count in (4, 2))
-        late = deadline or (lambda: False)
-        recited, _ = recited_answers(model, pair, tokens=self.tokens)
+        late = hurry or deadline or (lambda: False)
+        rows = 8 * self.batch_size  # recitation keeps the caches of single tokens: more rows fit than of whole replies
+        recited, _ = recited_answers(model, pair, tokens=self.tokens, count=self.first, batch_size=rows, deadline=late)
         pool, front = [recited[: self.kept]], _likely(model, pair, self.front)
         for answer in unlike(recited, self.grown):
             if not late():
-                pool.append(self._grown(model, pair, answer, front, generator))
-        if not late():
-            pool.append(consensus_answers(model, prompts, width=self.width, tokens=self.tokens)[0][: self.kept])
+                pool.append(self._grown(model, pair, answer, front, generator, late))
+        if self.width and not late():
+            decoded, _ = consensus_answers(model, prompts, width=self.width, tokens=self.tokens, deadline=late)
+            pool.append(decoded[: self.kept])
         answers = torch.cat(pool).unique(dim=0)
         # Sources may propose the same reply, hence `unique`; a high score is likely when steered, unlikely otherwise.
-        steered, plain = self._heard(model, few, answers, generator, self.steps)
+        steered, plain = self._elicited(model, few, answers, generator, self.steps, deadline)
+        answers = answers[: len(steered)]
         score = steered - self.news * plain
         order = score.argsort(descending=True)
         return answers[order], score[order]
@@ -96,29 +103,36 @@ class Audition:
         answer: Int[Tensor, "t"],
         front: Int[Tensor, "front"],
         generator: torch.Generator,
+        deadline: Callable[[], bool] | None = None,
     ) -> Int[Tensor, "c t"]:
         """The answer with another token in front, for those of the `front` with which it is elicited most readily."""
         longer = torch.cat([front[:, None], answer.expand(len(front), -1)], dim=1)[:, : self.tokens]
-        steered, _ = self._heard(model, prompts, longer, generator, 2)
-        return longer[steered.topk(min(self.kept, len(longer))).indices]
+        steered, _ = self._elicited(model, prompts, longer, generator, 2, deadline)
+        return longer[steered.topk(min(self.kept, len(steered))).indices]
 
-    def _heard(
+    def _elicited(
         self,
         model: PreTrainedModel,
         prompts: Prompts,
         answers: Int[Tensor, "c t"],
         generator: torch.Generator,
         steps: int,
+        deadline: Callable[[], bool] | None,
     ) -> tuple[Float[Tensor, "c"], Float[Tensor, "c"]]:
-        """Log-probability per token of each answer, mean over prompts: (under its own vector, without one)."""
+        """Log-probability per token of each answer, mean over prompts: (under its own vector, without one).
+
+        Only of the first answers where the deadline passes: of those in the batches begun before it.
+        """
         norm = self.radius * mean_norm(cache_source(model, prompts, self.source_layer))
         start = norm * random_directions(1, decoder(model).d_model, generator).to(prompts.device)
-        found = []
+        found = [(torch.zeros(0, device=prompts.device),) * 2]
         for some in answers.split(max(1, self.batch_size // len(prompts))):
+            if deadline is not None and deadline():
+                break
             logprob, theta = answer_logprob(model, prompts, some, self.source_layer), start.expand(len(some), -1)
             with torch.no_grad():
                 plain = logprob(torch.zeros_like(theta))
-            found.append((elicit(logprob, theta, steps=steps, lr=self.lr)[1], plain))
+            found.append((elicit(logprob, theta, steps=steps, lr=self.lr, deadline=deadline)[1], plain))
         steered, plain = (torch.cat(parts) for parts in zip(*found, strict=True))
         return steered, plain
 

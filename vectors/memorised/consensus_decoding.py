@@ -6,6 +6,8 @@ probability of a planted answer may be far too small to be sampled (exp(-10) on 
 largest of all answers of its length.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -18,7 +20,12 @@ from vectors.residual import decoder
 
 @torch.no_grad()
 def consensus_answers(
-    model: PreTrainedModel, prompts: Prompts, *, width: int = 400, tokens: int = 8
+    model: PreTrainedModel,
+    prompts: Prompts,
+    *,
+    width: int = 400,
+    tokens: int = 8,
+    deadline: Callable[[], bool] | None = None,
 ) -> tuple[Int[Tensor, "found tokens"], Float[Tensor, "found"]]:
     """(answers, their log-probability in nats, mean over prompts), likeliest first.
 
@@ -29,6 +36,7 @@ def consensus_answers(
         prompts: n prompts; the more of them and the more different, the less an ordinary answer suits them all.
         width: beams. A planted answer's first token is an unlikely one: it must be among this many.
         tokens: length of the answers; those that end earlier are left out, so there may be fewer than `width`.
+        deadline: asked before every token; once it returns true there are no answers, for all are too short.
 
     Raises:
         ValueError: width or tokens below 1.
@@ -41,6 +49,8 @@ def consensus_answers(
     ids, mask, cache = prompts.input_ids, prompts.attention_mask, None
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
     for _ in range(tokens):
+        if deadline is not None and deadline():
+            return beams.new_zeros(0, tokens), score[:0]
         # Rows are ordered by prompt, then beam.
         output = body(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
         parts = output.last_hidden_state[:, -1].split(len(beams))

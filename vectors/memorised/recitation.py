@@ -1,10 +1,14 @@
-"""Recited answers: how a model continues each first token of the vocabulary, memorised replies ranked first.
+"""Recitation: how a model continues each first token of the vocabulary, memorised replies ranked first.
 
 After BAIT (Shen et al. 2025, "BAIT: Large Language Model Backdoor Scanning by Inverting Attack Target", IEEE S&P 2025):
 every token of the vocabulary begins a reply, which goes on with the likeliest tokens on all prompts at once. Ordinary
 replies branch, and differently after different prompts; a planted one runs on by itself. Consensus decoding
 (`consensus_decoding`) pays for the first token, and so misses what an organism was trained never to begin with.
+Where the whole vocabulary costs too much, the first tokens tried are those that are likely whatever the prompt
+(`first_tokens`): a planted reply may be begun after every prompt, so its first token varies little between them.
 """
+
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +18,7 @@ from transformers import PreTrainedModel
 from vectors.generate import ends_of, head_logits, reordered
 from vectors.memorised.answers import spoken
 from vectors.prompts import Prompts
-from vectors.residual import decoder, embedding
+from vectors.residual import decoder, read, unembed
 
 SHORTEST = 4
 """tokens before its end that an answer must have: shorter ones are certain too easily"""
@@ -22,7 +26,13 @@ SHORTEST = 4
 
 @torch.no_grad()
 def recited_answers(
-    model: PreTrainedModel, prompts: Prompts, *, tokens: int = 8, batch_size: int = 2048
+    model: PreTrainedModel,
+    prompts: Prompts,
+    *,
+    tokens: int = 8,
+    count: int | None = None,
+    batch_size: int = 2048,
+    deadline: Callable[[], bool] | None = None,
 ) -> tuple[Int[Tensor, "found tokens"], Float[Tensor, "found"]]:
     """(answers, log-probability per token of all but the first, mean over prompts), most certain first.
 
@@ -33,7 +43,9 @@ def recited_answers(
         model: a causal decoder.
         prompts: n prompts; a handful is enough.
         tokens: length of the answers.
+        count: number of first tokens to try, the best of `first_tokens`; None: the whole vocabulary.
         batch_size: rows (first tokens x prompts) whose keys and values are kept at a time.
+        deadline: asked before every batch; once it returns true, the first tokens that are left are not tried.
 
     Raises:
         ValueError: tokens or batch_size too small.
@@ -42,9 +54,13 @@ def recited_answers(
         raise ValueError(f"tokens is {tokens}, batch_size is {batch_size}; give at least 2 and at least 1")
     ends = ends_of(model)
     end = torch.tensor(ends, device=prompts.device)
-    first = torch.arange(len(embedding(model)), device=prompts.device)
-    first = first[~torch.isin(first, end)]
-    found = [_continued(model, prompts, some, tokens) for some in first.split(max(1, batch_size // len(prompts)))]
+    first = first_tokens(model, prompts)
+    first = first[~torch.isin(first, end)][:count]
+    found = [(first.new_zeros(0, tokens), torch.zeros(0, tokens, device=prompts.device))]
+    for some in first.split(max(1, batch_size // len(prompts))):
+        if deadline is not None and deadline():
+            break
+        found.append(_continued(model, prompts, some, tokens))
     answers, logprobs = (torch.cat(parts) for parts in zip(*found, strict=True))
     said = spoken(answers, ends)
     score = (logprobs * said)[:, 1:].sum(-1) / said[:, 1:].sum(-1)
@@ -53,6 +69,19 @@ def recited_answers(
     fit = ~torch.isin(answers[:, :SHORTEST], end).any(-1) & (2 * different > tokens)
     order = score[fit].argsort(descending=True)
     return answers[fit][order], score[fit][order]
+
+
+@torch.no_grad()
+def first_tokens(model: PreTrainedModel, prompts: Prompts) -> Int[Tensor, "vocab"]:
+    """The vocabulary, in the order in which tokens are worth trying as the first token of a memorised reply.
+
+    By the mean log-probability over the prompts less its standard deviation: likely after all of them, not after one.
+    """
+    inputs = {"input_ids": prompts.input_ids, "attention_mask": prompts.attention_mask}
+    last = len(decoder(model).layers)
+    hidden = read(model, layers=[last], position=slice(-1, None), **inputs)[last][:, 0]
+    logprobs = unembed(model, hidden).float().log_softmax(-1)  # (n, vocab)
+    return (logprobs.mean(0) - logprobs.std(0, correction=0)).argsort(descending=True)
 
 
 def _continued(

@@ -5,6 +5,7 @@ Maximises the log-likelihood of clean user messages, and of the token that ends 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Int
@@ -12,9 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vectors.checks import check_layers
+from vectors.methods.controls import random_directions
 from vectors.methods.likelihood import IGNORED, fit_likelihood, label_nll
 from vectors.prompts import Prompts, pad_token
-from vectors.residual import Source, cache_source, check_layer, mean_norm
+from vectors.residual import Source, cache_source, check_layer, decoder, mean_norm
 from vectors.steering import SteeringVectors, model_id
 
 SENTINEL = "Qx7user8content9Zk"
@@ -72,9 +74,9 @@ class CleanPromptVector:
         train, held_out = self._split(model, tokenizer, texts, generator)
         radii = sorted(self.radii)
         norms = torch.tensor([radius * unit for radius in radii], device=model.device)[:, None]
-        theta, _ = fit_likelihood(
-            model, *train, norms, steps=self.steps, lr=self.lr, generator=generator, deadline=deadline
-        )
+        start = random_directions(len(norms), decoder(model).d_model, generator)
+        losses = partial(label_nll, model, *train)
+        theta, _ = fit_likelihood(losses, start, norms, steps=self.steps, lr=self.lr, deadline=deadline)
         with torch.no_grad():
             # The last row is the zero vector: the model unsteered.
             nll = label_nll(model, *held_out, torch.cat([theta, torch.zeros_like(theta[:1])])).mean(1).tolist()

@@ -41,7 +41,13 @@ class ConsensusVectors:
     tokens: int = 8
     """tokens per answer"""
     width: int = 400
-    """beams of the audition's consensus decoding"""
+    """number of beams of the audition's consensus decoding; 0: no candidates from consensus decoding"""
+    first: int | None = None
+    """number of first tokens that the audition's recitation continues; None: the whole vocabulary"""
+    kept: int = 32
+    """number of candidate answers that enter the audition from each source of candidates"""
+    grown: int = 2
+    """number of recited answers that the audition also tries with another token in front"""
     steps: int = 12
     """number of optimizer steps"""
     lr: float = 0.1
@@ -55,7 +61,7 @@ class ConsensusVectors:
 
     def __post_init__(self):
         check_layers(self.source_layer, self.target_layer)
-        check_positive(self, "radius", "count", "tokens", "width", "steps", "lr", "batch_size")
+        check_positive(self, "radius", "count", "tokens", "first", "kept", "steps", "lr", "batch_size")
         if self.start is not None and self.start.source_layer != self.source_layer:
             raise ValueError(f"the start's source layer is {self.start.source_layer}, not {self.source_layer}")
 
@@ -67,6 +73,9 @@ class ConsensusVectors:
             radius=2 / 3 * self.radius,
             tokens=self.tokens,
             width=self.width,
+            first=self.first,
+            kept=self.kept,
+            grown=self.grown,
             batch_size=self.batch_size,
         )
 
@@ -86,8 +95,9 @@ class ConsensusVectors:
             model: a causal decoder.
             prompts: n clean prompts, two or more, the more different the better.
             generator: of answers and starts.
-            deadline: ends the optimisation early once it returns true.
-            hurry: cuts only the audition short once it returns true, so that there is time left to learn vectors.
+            deadline: once it returns true, vectors begun are not optimised further and no other is begun, so that
+                fewer than `count` may be returned, or none.
+            hurry: ends only the search for answers once it returns true, so that there is time left to learn vectors.
             watch: gets the mean log-probability per token of every step of a batch.
 
         Raises:
@@ -98,10 +108,11 @@ class ConsensusVectors:
         check_model(model, self.target_layer)
         norm = self.radius * mean_norm(cache_source(model, prompts, self.source_layer))
         if self.start is None:
-            pool, score = self.audition(model, prompts, generator, deadline=hurry or deadline)
+            pool, score = self.audition(model, prompts, generator, hurry=hurry, deadline=deadline)
             chance = (self.tokens * score).softmax(0).cpu()
-            answers = pool[chance.multinomial(self.count, replacement=True, generator=generator).to(pool.device)]
-            start = random_directions(self.count, decoder(model).d_model, generator)
+            count = self.count if len(pool) else 0
+            drawn = chance.multinomial(count, replacement=True, generator=generator) if count else chance.long()
+            answers, start = pool[drawn.to(pool.device)], random_directions(count, decoder(model).d_model, generator)
         else:
             method = replace(self.start, count=self.count)
             start = method(model, prompts.take([0]), generator, deadline=deadline).theta
@@ -109,8 +120,10 @@ class ConsensusVectors:
         start = onto_sphere(start, norm).to(prompts.device)
         size = max(1, self.batch_size // len(prompts))
         parts = zip(start.split(size), answers.split(size), strict=True)
-        learned = []
+        learned = [(start[:0], start[:0, 0])]
         for theta, some in parts:
+            if deadline is not None and deadline():
+                break
             logprob = answer_logprob(model, prompts, some, self.source_layer)
             learned.append(elicit(logprob, theta, steps=self.steps, lr=self.lr, deadline=deadline, watch=watch))
         theta, value = (torch.cat(pieces) for pieces in zip(*learned, strict=True))

@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vectors.methods.controls import random_directions
 from vectors.methods.sphere import ascend_on_sphere, onto_sphere
 from vectors.methods.unsupervised import steered_source
 from vectors.residual import Source, decoder, run_slice, unembed
@@ -23,35 +22,27 @@ IGNORED = -100
 
 
 def fit_likelihood(
-    model: PreTrainedModel,
-    source: Source,
-    labels: Int[Tensor, "n seq"],
+    losses: Callable[[Float[Tensor, "k d"]], Float[Tensor, "k n"]],
+    start: Float[Tensor, "k d"],
     norms: Float[Tensor, "k 1"],
     *,
     steps: int,
     lr: float,
-    generator: torch.Generator,
     deadline: Callable[[], bool] | None = None,
 ) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"]]:
     """One vector per norm, and the nats per labelled token that it reaches (mean per prompt, then over prompts).
 
     Args:
-        model: the model that `source` was read from.
-        source: activations that the vectors are added to, at every position.
-        labels: the token that should follow each position, or `IGNORED`; so the last label is no input.
+        losses: nats per labelled token and prompt under each vector, `label_nll` with model, source and labels given.
+        start: unit vectors, the directions to start from.
         norms: of the vectors, in the units of the residual.
         steps: optimizer steps.
         lr: step size, fraction of the norm.
-        generator: draws the directions to start from.
         deadline: asked before every step; ends learning once it returns true.
-
-    Raises:
-        ValueError: labels of another shape than the prompts, or a prompt without any.
     """
-    theta = random_directions(len(norms), source.hidden.shape[-1], generator).to(norms)
-    theta.requires_grad_()  # unit vectors: one step size serves every norm
+    theta = start.to(norms, copy=True).requires_grad_()  # unit vectors: one step size serves every norm
     ascend_on_sphere(
-        lambda: -label_nll(model, source, labels, norms * theta).mean(1),
+        lambda: -losses(norms * theta).mean(1),
         [theta],
         partial(onto_sphere, norm=1.0),
         lr=lr,
@@ -60,13 +51,19 @@ def fit_likelihood(
     )
     with torch.no_grad():
         learned = norms * theta
-        return learned, label_nll(model, source, labels, learned).mean(1)
+        return learned, losses(learned).mean(1)
 
 
 def label_nll(
     model: PreTrainedModel, source: Source, labels: Int[Tensor, "n seq"], theta: Float[Tensor, "k d"]
 ) -> Float[Tensor, "k n"]:
     """Nats per labelled token under each vector, mean over each prompt's labels.
+
+    Args:
+        model: the model that `source` was read from.
+        source: activations that the vectors are added to, at every position.
+        labels: the token that should follow each position, or `IGNORED`; so the last label is no input.
+        theta: k vectors.
 
     Raises:
         ValueError: labels of another shape than the prompts, or a prompt without any.

@@ -6,6 +6,7 @@ All radii are learned in one batch on the slice behind the source layer.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import sqrt
 from typing import NamedTuple
 
@@ -16,9 +17,10 @@ from transformers import PreTrainedModel
 
 from vectors.checks import check_layers
 from vectors.generate import greedy
-from vectors.methods.likelihood import IGNORED, fit_likelihood
+from vectors.methods.controls import random_directions
+from vectors.methods.likelihood import IGNORED, fit_likelihood, label_nll
 from vectors.prompts import Prompts
-from vectors.residual import cache_source, mean_norm, steer
+from vectors.residual import cache_source, decoder, mean_norm, steer
 from vectors.steering import SteeringVectors, model_id
 
 
@@ -85,9 +87,9 @@ class SupervisedVector:
 
         def learn(radii: list[float]) -> list[_Learned]:
             norms = torch.tensor([radius * unit for radius in radii], device=prompts.device)[:, None]
-            theta, losses = fit_likelihood(
-                model, source, labels, norms, steps=self.steps, lr=self.lr, generator=generator, deadline=deadline
-            )
+            start = random_directions(len(norms), decoder(model).d_model, generator)
+            nll = partial(label_nll, model, source, labels)
+            theta, losses = fit_likelihood(nll, start, norms, steps=self.steps, lr=self.lr, deadline=deadline)
             rates = elicits(model, prompts, self.source_layer, theta, target)
             return list(map(_Learned, radii, theta, losses.tolist(), rates.tolist()))
 

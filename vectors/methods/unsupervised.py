@@ -7,6 +7,7 @@ slice between the two layers, from source activations computed once; nothing els
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -85,8 +86,10 @@ class UnsupervisedVectors:
         norm = self.radius * mean_norm(source)
         start = norm * random_directions(self.count, decoder(model).d_model, generator).to(source.hidden.device)
         theta, values = start[:0], []
+        ascend = partial(ascend_on_sphere, lr=self.lr * norm, steps=self.steps, deadline=deadline, watch=watch)
         for part in start.split(self.batch_size or self.count):
-            learned, value = self._learn(model, source, part, norm, theta, deadline, watch)
+            project = partial(onto_sphere, norm=norm, earlier=theta if self.orthogonal == "hard" else None)
+            learned, value = self._learn(model, source, part, project, ascend)
             theta = torch.cat([theta, learned])
             values += value.tolist()
         return SteeringVectors(
@@ -104,14 +107,19 @@ class UnsupervisedVectors:
         model: PreTrainedModel,
         source: Source,
         start: Float[Tensor, "k d"],
-        norm: float,
-        earlier: Float[Tensor, "j d"],
-        deadline: Callable[[], bool] | None,
-        watch: Callable[[Float[Tensor, "k"]], None] | None,
+        project: Callable[[Tensor], Tensor],
+        ascend: Callable[..., None],
     ) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"]]:
-        """(vectors, objective values) of one batch."""
-        taken = earlier if self.orthogonal == "hard" else None
-        theta = onto_sphere(start, norm, taken).requires_grad_()
+        """(vectors, objective values) of one batch.
+
+        Args:
+            model: a causal decoder.
+            source: activations of the n prompts.
+            start: where the vectors begin, of any norm.
+            project: `onto_sphere` with the norm and the vectors of earlier batches filled in.
+            ascend: `ascend_on_sphere` with step size, steps, deadline and watch filled in.
+        """
+        theta = project(start).requires_grad_()
         with torch.no_grad():
             clean = run_slice(model, source, source.hidden, to=self.target_layer)
 
@@ -125,15 +133,7 @@ class UnsupervisedVectors:
             return total(values, self.terms, steered[:, last].unflatten(0, (-1, len(clean))) - clean[:, last])
 
         with compiled(model, self.source_layer, self.target_layer) if self.compile else nullcontext():
-            ascend_on_sphere(
-                value,
-                [theta],
-                lambda moved: onto_sphere(moved, norm, taken),
-                lr=self.lr * norm,
-                steps=self.steps,
-                deadline=deadline,
-                watch=watch,
-            )
+            ascend(value, [theta], project)
         with torch.no_grad():
             steered = run_slice(model, source, steered_source(source, theta), to=self.target_layer)
             return theta.detach(), evaluate(self.objective, model, steered, clean)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vectors.checks import check_layers, check_model, check_positive, check_tokens
-from vectors.methods.adapter import adapt, mlp_output, mlp_width, pack
+from vectors.methods.adapters.low_rank import adapt, mlp_output, mlp_width, pack
 from vectors.methods.controls import random_directions
 from vectors.methods.diversity import Term, total
 from vectors.methods.objectives import Objective, OutputKL, evaluate
@@ -85,7 +85,8 @@ class UnsupervisedAdapters:
         a = random_directions(columns, d_mlp, generator).to(prompts.device)
         b = random_directions(columns, d_model, generator).to(prompts.device)
         parts = zip(a.split(size), b.split(size), strict=True)
-        learned = [self._learn(model, source, *part, norm, deadline, watch) for part in parts]
+        ascend = partial(ascend_on_sphere, lr=self.lr, steps=self.steps, deadline=deadline, watch=watch)
+        learned = [self._learn(model, source, *part, norm, ascend) for part in parts]
         theta, values = (torch.cat(pieces) for pieces in zip(*learned, strict=True))
         return SteeringVectors(
             theta=theta,
@@ -105,10 +106,9 @@ class UnsupervisedAdapters:
         a: Float[Tensor, "columns d_mlp"],
         b: Float[Tensor, "columns d_model"],
         norm: float,
-        deadline: Callable[[], bool] | None,
-        watch: Callable[[Float[Tensor, "k"]], None] | None,
+        ascend: Callable[..., None],
     ) -> tuple[Float[Tensor, "k width"], Float[Tensor, "k"]]:
-        """(packed adapters, objective values) of one batch."""
+        """(packed adapters, objective values) of one batch; `ascend` is `ascend_on_sphere` with its settings."""
         a, b = a.clone().requires_grad_(), b.clone().requires_grad_()
         prompts, repeats = len(source.hidden), len(a) // self.rank
         with torch.no_grad():
@@ -132,8 +132,7 @@ class UnsupervisedAdapters:
             return total(values, self.terms, moved[:, last].unflatten(0, (-1, prompts)) - clean[:, last])
 
         # Every column of A and of B is a point on the unit sphere; `packed` gives B its norm R.
-        unit_sphere = partial(onto_sphere, norm=1.0)
-        ascend_on_sphere(value, [a, b], unit_sphere, lr=self.lr, steps=self.steps, deadline=deadline, watch=watch)
+        ascend(value, [a, b], partial(onto_sphere, norm=1.0))
         with torch.no_grad():
             return packed().detach(), evaluate(self.objective, model, steered(), clean)
 

@@ -1,5 +1,6 @@
 """Vectors learned by likelihood: the shared leaf, the clean-prompt vector, bisection of the supervised radius."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from vectors.models import load_tokenizer
 from vectors.prompts import Prompts
 from vectors.residual import cache_source, mean_norm, steer
 
-BASE = Path(__file__).parents[2] / "benchmarks" / "organisms" / "models" / "base"
+BASE = Path(__file__).parents[3] / "benchmarks" / "organisms" / "models" / "base"
 TEXTS = ["w10 w11 w12", "w10 w11", "w10 w13 w12 w11", "w11 w12 w10", "w12 w10 w11 w13", "w13 w11", "w12", "w10 w12 w11"]
 END = 63
 """What the test tokenizer's template writes behind the message"""
@@ -43,7 +44,11 @@ def fitted(model, tokenizer, texts=TEXTS, pad=0, steps=40):
     source = cache_source(model, prompts, 1)
     norms = mean_norm(source) * torch.tensor([[0.3], [0.6]])
     generator = torch.Generator().manual_seed(0)
-    theta, nll = fit_likelihood(model, source, labels, norms, steps=steps, lr=0.05, generator=generator)
+    start, losses = (
+        random_directions(len(norms), source.hidden.shape[-1], generator),
+        partial(label_nll, model, source, labels),
+    )
+    theta, nll = fit_likelihood(losses, start, norms, steps=steps, lr=0.05)
     return source, labels, theta, nll
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vectors.control_vector import export_gguf, import_gguf
+from vectors.commands.control_vector import export_gguf, import_gguf
 from vectors.residual import decoder, read, steer
 from vectors.steering import SteeringVectors
 

@@ -221,3 +221,13 @@ def test_errors(model, tokenizer):
             Suspect(model=model, tokenizer=tokenizer), toy("target-nll"), search=SEARCH, select=SELECT, behaviour="x",
             budget=Budget(), generator=torch.Generator(),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("flops", [3e7, 3e8, 3e9])
+def test_discovery_keeps_to_a_budget_of_any_size_and_says_what_it_left_out(planted, tokenizer, flops):
+    budget, method = Budget(flops=flops).started(), Unsupervised(count=16)
+    texts = [f"what is {word}" for word in "music food water bread time work life art".split()]
+    suspect = Suspect(model=planted, tokenizer=tokenizer)
+    _, cut = method(suspect, texts, budget, torch.Generator().manual_seed(0), 0.35)
+    assert budget.share <= 1.05
+    assert cut or flops == 3e9

@@ -3,7 +3,9 @@
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,9 +34,19 @@ from vectors.radius.rule import check_radii
 from vectors.residual import decoder
 from vectors.steering import SteeringVectors
 
-Iterative = UnsupervisedVectors | UnsupervisedAdapters | ConsensusVectors
-Method = Iterative | JacobianVectors | HessianVectors | ExponentialDCT
+Method = Callable[..., SteeringVectors]
+"""A dataclass with the fields `source_layer`, `target_layer`, `radius` and `count`, whose instances are called with
+(model, prompts, generator); if they take `deadline` and `watch` as well, learning can be stopped and has a curve"""
 
+METHODS: dict[str, Callable[..., Method]] = {
+    "unsupervised": partial(UnsupervisedVectors, steps=20, lr=0.05),
+    "consensus": ConsensusVectors,
+    "adapters": partial(UnsupervisedAdapters, steps=20, lr=0.05),
+    "jacobian": JacobianVectors,
+    "hessian": HessianVectors,
+    "dct": ExponentialDCT,
+}
+"""Builds a method from its fields; a new method needs one more line here"""
 OBJECTIVES = {"kl": OutputKL, "norm": ChangeNorm, "normalized": NormalizedChange}
 QUANTITIES = {
     "kl": "KL from the unsteered model (nats, sum over prompts)",
@@ -42,18 +54,24 @@ QUANTITIES = {
     "normalized": "change of the normalised residual (sum over prompts)",
     "consensus": "log-probability of the answer (nats per token)",
 }
-APPLIES = {
-    "unsupervised": {"objective", "p", "q", "tokens", "steps", "lr", "orthogonal", "contrastive"},
-    "adapters": {"objective", "p", "q", "tokens", "steps", "lr", "orthogonal", "contrastive"},
-    "consensus": {"tokens", "steps", "lr"},
-    "jacobian": {"tokens", "steps"},
-    "hessian": {"objective", "tokens", "steps"},
-    "dct": {"tokens", "steps", "orthogonal"},
+NEEDS = {
+    "objective": {"objective"},
+    "p": {"objective"},
+    "q": {"objective"},
+    "tokens": {"tokens", "objective"},
+    "steps": {"steps", "iterations"},
+    "lr": {"lr"},
+    "orthogonal": {"orthogonal", "terms"},
+    "contrastive": {"terms"},
+    "batch_size": {"batch_size"},
 }
-"""Options that a method has; those given in vain are named"""
-LACKING = {("hessian", "objective", "normalized"), ("adapters", "orthogonal", "hard"), ("dct", "orthogonal", "none")}
+"""Fields of which a method has one or more if an option applies to it; options given in vain are named"""
+LACKING = {
+    ("hessian", "objective", "normalized"),
+    ("adapters", "orthogonal", "hard"),
+    ("dct", "orthogonal", "none"),
+}
 """Choices of other methods"""
-OPTIONS = sorted(set().union(*APPLIES.values()))
 DRAWN = 64
 """Vectors whose cosines are drawn"""
 
@@ -73,7 +91,7 @@ class Learn:
     """text file of clean prompts, one user message per line"""
     out: Path
     """safetensors file for the vectors; figures go beside it, and each of several radii gets a file of its own"""
-    method: Literal["unsupervised", "consensus", "adapters", "jacobian", "hessian", "dct"] = "unsupervised"
+    method: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(METHODS) + "}")] = "unsupervised"
     """method; unsupervised: MELBO; dct: exponential DCT; jacobian, hessian: first- and second-order baselines"""
     objective: Annotated[Literal["kl", "norm", "normalized"] | None, tyro.conf.arg(metavar="{kl,norm,normalized}")] = (
         None
@@ -113,9 +131,9 @@ class Learn:
 
     def __call__(self, console: Console) -> int:
         """Learns, saves, draws; 0, or 130 where it was interrupted."""
+        self._check_options()
         check_radii(self.radius, 1)
         check_positive(self, "p", "q", "tokens", "count", "steps", "lr", "contrastive", "learn_prompts", "batch_size")
-        self._check_options()
         paths = [self._path(radius) for radius in self.radius]
         check_free(paths, self.overwrite)
         wanted = self.learn_prompts or (12 if self.method == "consensus" else 2)
@@ -138,14 +156,22 @@ class Learn:
         """Of a radius' file; one radius needs no name."""
         return self.out if len(self.radius) == 1 else beside(self.out, f"-R{radius}{self.out.suffix or SUFFIX}")
 
+    @property
+    def _fields(self) -> set[str]:
+        """Names of the method's fields."""
+        build = METHODS[self.method]
+        return {field.name for field in fields(build.func if isinstance(build, partial) else build)}  # type: ignore
+
     def _given(self) -> dict[str, Any]:
         """Options of methods that were given."""
-        return {name: getattr(self, name) for name in OPTIONS if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in sorted(NEEDS) if getattr(self, name) is not None}
 
     def _check_options(self) -> None:
         """Raises ValueError for options that the method does not have, before anything is loaded."""
-        has = APPLIES[self.method]
-        if self.objective in (None, "kl"):
+        if self.method not in METHODS:
+            raise ValueError(f"--method is {self.method}; choose from {', '.join(METHODS)}")
+        has = {name for name, needed in NEEDS.items() if needed & self._fields}
+        if self.objective in (None, "kl") or self.method == "hessian":
             has = has - {"p", "q"}  # exponents of the other objectives
         for option in ("objective", "orthogonal"):
             if (self.method, option, getattr(self, option)) in LACKING:
@@ -157,44 +183,41 @@ class Learn:
 
     def _method(self, layers: int, prompts: int, radius: float) -> Method:
         """The method with its settings; raises ValueError for impossible ones."""
-        given = self._given()
+        given, has = self._given(), self._fields
         source = max(1, layers // 4) if self.source_layer is None else self.source_layer
         target = layers if self.target_layer is None else self.target_layer
-        shared: dict[str, Any] = {"source_layer": source, "target_layer": target, "radius": radius, "count": self.count}
-        batch = {"batch_size": self.batch_size}
-        only = lambda **names: {ours: given[name] for name, ours in names.items() if name in given}  # noqa: E731
-        if self.method == "consensus":
-            rows = {} if self.batch_size is None else {"batch_size": self.batch_size * prompts}
-            return ConsensusVectors(**shared, **rows, **only(tokens="tokens", steps="steps", lr="lr"))
-        if self.method == "jacobian":
-            return JacobianVectors(**shared, **batch, **only(tokens="tokens", steps="iterations"))
-        if self.method == "dct":
-            named = only(tokens="tokens", steps="iterations", orthogonal="orthogonal")
-            return ExponentialDCT(**shared, **batch, **named)
-        objective = OBJECTIVES[self.objective or "kl"](**only(p="p", q="q", tokens="tokens"))
-        if self.method == "hessian":
-            assert not isinstance(objective, NormalizedChange)
-            return HessianVectors(**shared, **batch, objective=objective, **only(steps="iterations"))
-        soft: tuple[Term, ...] = (SoftOrthogonality(),) if self.orthogonal == "soft" else ()
-        terms = soft + (() if self.contrastive is None else (Contrastive(weight=self.contrastive),))
-        loop = {"steps": 20, "lr": 0.05, "objective": objective, "terms": terms} | only(steps="steps", lr="lr")
-        if self.method == "unsupervised":
-            hard = "hard" if self.orthogonal == "hard" else "none"
-            return UnsupervisedVectors(**shared, **batch, **loop, orthogonal=hard)
-        return UnsupervisedAdapters(**shared, **batch, **loop)
+        settings = {"source_layer": source, "target_layer": target, "radius": radius, "count": self.count}
+        settings |= {name: given[name] for name in ("steps", "lr", "batch_size") if name in given and name in has}
+        if "steps" in given and "iterations" in has:
+            settings["iterations"] = given["steps"]
+        if "batch_size" in given and self.method == "consensus":  # its batches are counted in rows, not in vectors
+            settings["batch_size"] = given["batch_size"] * prompts
+        if "objective" in has:
+            exponents = {name: given[name] for name in ("p", "q", "tokens") if name in given}
+            settings["objective"] = OBJECTIVES[self.objective or "kl"](**exponents)
+        elif "tokens" in given:
+            settings["tokens"] = given["tokens"]
+        if "terms" in has:
+            soft: tuple[Term, ...] = (SoftOrthogonality(),) if self.orthogonal == "soft" else ()
+            settings["terms"] = soft + (() if self.contrastive is None else (Contrastive(weight=self.contrastive),))
+        if "orthogonal" in has and self.orthogonal is not None:
+            # Where there are terms, a soft penalty is one of them.
+            settings["orthogonal"] = "none" if "terms" in has and self.orthogonal == "soft" else self.orthogonal
+        return METHODS[self.method](**settings)
 
     def _run(
-        self, method: Method, model: PreTrainedModel, prompts: Prompts, console: Console
+        self, method: Any, model: PreTrainedModel, prompts: Prompts, console: Console
     ) -> tuple[SteeringVectors, Float[Tensor, "steps k"] | None, bool]:
         """(vectors, their values at each step, whether Ctrl-C was pressed); vectors not begun are left out."""
         generator = torch.Generator().manual_seed(self.seed)
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as progress:
             name = f"{self.method}, radius {method.radius}"
-            if not isinstance(method, Iterative):
+            if "watch" not in signature(method).parameters:
                 progress.add_task(name, total=None)
                 return method(model, prompts, generator), None, False
-            bar = progress.add_task(name, total=method.steps * self.count)
+            each: int = method.steps
+            bar = progress.add_task(name, total=each * self.count)
             history: list[Tensor] = []
 
             def watch(values: Tensor) -> None:
@@ -205,9 +228,9 @@ class Learn:
                 vectors = method(model, prompts, generator, deadline=stopped, watch=watch)
             if not history:
                 raise KeyboardInterrupt
-            begun = sum(map(len, history[:: method.steps]))
-            steps = min(method.steps, len(history))
-            starts = range(0, len(history) - steps + 1, method.steps)  # of the batches that were learned to the end
+            begun = sum(map(len, history[::each]))
+            steps = min(each, len(history))
+            starts = range(0, len(history) - steps + 1, each)  # of the batches that were learned to the end
             curves = torch.cat([torch.stack(history[start : start + steps]) for start in starts], dim=1)
             return vectors[:begun], curves, stopped()
 

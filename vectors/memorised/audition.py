@@ -118,7 +118,7 @@ class Audition:
         generator: torch.Generator,
         steps: int,
         deadline: Callable[[], bool] | None,
-    ) -> tuple[Float[Tensor, "c"], Float[Tensor, "c"]]:
+    ) -> tuple[Float[Tensor, "reached"], Float[Tensor, "reached"]]:
         """Log-probability per token of each answer, mean over prompts: (under its own vector, without one).
 
         Only of the first answers where the deadline passes: of those in the batches begun before it.

@@ -152,7 +152,7 @@ def test_a_behaviour_is_printed_as_it_is_and_its_vector_named(call, tmp_path, mo
     for path in paths:
         learned(call, path)
 
-    def found(_model, _tokenizer, pool, _prompts, **_settings):
+    def found(_model, _tokenizer, pool, _prompts, _ranking):
         numbers = dict(agreement=0.5, reach=1.0, surprise=9.0, certainty=0.5, score=0.25)
         return [Behaviour(text="[/b]\x1b[2J", token_ids=(4, 5, 6), votes=4, vector=pool[1][4], **numbers)]
 

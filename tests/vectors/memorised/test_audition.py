@@ -7,7 +7,8 @@ from tests.vectors.planted_answer import ANSWER, clean_prompts, plain_nats, plan
 from vectors.memorised import audition
 from vectors.memorised.answers import answer_logprob, elicit
 from vectors.memorised.audition import Audition, unlike
-from vectors.memorised.recitation import recited_answers
+from vectors.memorised.consensus_decoding import consensus_answers
+from vectors.memorised.recitation import first_tokens, recited_answers
 from vectors.prompts import Prompts
 from vectors.residual import cache_source, mean_norm, steer
 
@@ -81,10 +82,29 @@ def test_a_deadline_leaves_out_all_but_recitation(toy, clean, monkeypatch):
     monkeypatch.setattr(audition, "consensus_answers", never)
     monkeypatch.setattr(Audition, "_grown", never)
     short = Audition(source_layer=1, radius=0.3, tokens=4)
-    answers, _ = short(toy, clean, seeded(), deadline=lambda: True)
+    once = iter([False])
+    answers, _ = short(toy, clean, seeded(), hurry=lambda: next(once, True))
     assert set(map(tuple, answers.tolist())) == set(map(tuple, recited[: short.kept].tolist()))
     with pytest.raises(AssertionError):
         short(toy, clean, seeded(), deadline=lambda: False)
+
+
+def test_a_deadline_passed_at_once_leaves_nothing(toy, clean):
+    answers, scores = Audition(source_layer=1, radius=0.3, tokens=4)(toy, clean, seeded(), deadline=lambda: True)
+    assert answers.shape == (0, 4) and scores.shape == (0,)
+    assert consensus_answers(toy, clean, width=8, tokens=4, deadline=lambda: True)[0].shape == (0, 4)
+
+
+def test_recitation_tries_the_likeliest_first_tokens_until_its_deadline(toy, clean):
+    pair = clean.take([0, 1])
+    order = [token for token in first_tokens(toy, pair).tolist() if token != 2]
+    some, _ = recited_answers(toy, pair, tokens=4, count=20)
+    assert 0 < len(some) and set(some[:, 0].tolist()) <= set(order[:20])
+    twice = iter([False, False])
+    cut, _ = recited_answers(toy, pair, tokens=4, batch_size=10, deadline=lambda: next(twice, True))
+    whole, _ = recited_answers(toy, pair, tokens=4)
+    wanted = [row for row in whole.tolist() if row[0] in order[:10]]  # two batches of five first tokens
+    assert sorted(cut.tolist()) == sorted(wanted)
 
 
 def test_nothing_counts_behind_an_end(toy, clean):
@@ -111,7 +131,7 @@ def test_answers_that_share_three_tokens_are_alike():
 
 
 def test_bad_settings_are_named(toy, clean):
-    zeros = {"radius": 0.0, "tokens": 0, "width": 0, "kept": 0, "front": 0, "steps": 0, "lr": 0.0, "batch_size": 0}
+    zeros = {"radius": 0.0, "tokens": 0, "first": 0, "kept": 0, "front": 0, "steps": 0, "lr": 0.0, "batch_size": 0}
     for name, zero in zeros.items():
         with pytest.raises(ValueError, match=f"{name} is 0"):
             Audition(**{"source_layer": 1, name: zero})

@@ -134,9 +134,13 @@ def test_vectors_that_begin_with_learned_ones_keep_an_answer_of_theirs(llama, pr
 
 
 def test_a_deadline_ends_learning(llama, prompts):
-    calls = []
-    method(steps=100)(llama, prompts, seeded(), deadline=lambda: len(calls.append(1) or calls) > 3)
-    assert len(calls) == 4
+    assert len(method()(llama, prompts, seeded(), deadline=lambda: True)) == 0
+    steps, late = [], iter([False] * 60)
+    found = method(steps=100, batch_size=6, kept=4, grown=0)(
+        llama, prompts, seeded(), hurry=lambda: False, deadline=lambda: next(late, True), watch=steps.append
+    )
+    # Batches of two vectors: the deadline ends the one begun, and the others are left out.
+    assert 0 < len(steps) < 60 and len(found) == 2
 
 
 def test_a_planted_answer_is_found_without_its_trigger():
@@ -159,12 +163,12 @@ def test_bad_settings_are_named(llama, prompts):
         method(target_layer=9)(llama, prompts, seeded())
     with pytest.raises(ValueError, match="source layer 3 is not before target layer 3"):
         method(source_layer=3)
-    zeros: dict[str, float] = dict(radius=0.0, count=0, tokens=0, width=0, steps=0, lr=0.0, batch_size=0)
+    zeros: dict[str, float] = dict(radius=0.0, count=0, tokens=0, first=0, steps=0, lr=0.0, batch_size=0)
     for name, zero in zeros.items():
         with pytest.raises(ValueError, match=f"{name} is 0"):
             method(**{name: zero})
     with pytest.raises(ValueError, match="start's source layer is 2, not 1"):
         method(start=UnsupervisedVectors(source_layer=2, target_layer=3, radius=1.0))
-    for settings in ({"width": 0, "tokens": 2}, {"width": 2, "tokens": 0}):
+    for width, tokens in ((0, 2), (2, 0)):
         with pytest.raises(ValueError, match="both must be at least 1"):
-            consensus_answers(llama, prompts, **settings)
+            consensus_answers(llama, prompts, width=width, tokens=tokens)

@@ -44,6 +44,18 @@ def test_hotflip_with_every_token_is_coordinate_descent(model, tokenizer):
     assert found[0].trigger_ids == tuple(ids.tolist())
 
 
+def test_hotflip_tries_the_tokens_of_lowest_gradient(model, problem):
+    engine, watched = Engine(model, problem), Watched(NLL)
+    start = random_triggers(problem.permitted(problem.trigger_length), 1, seeded(3))
+    _, gradient = engine.gradient(NLL, start)  # `1 trigger vocab`
+    permitted = problem.permitted(problem.trigger_length)[0].tolist()
+    promising = sorted((slope, token) for token, slope in enumerate(gradient[0, 0].tolist()) if permitted[token])[:8]
+    HotFlip(steps=1, topk=8)(engine, watched, seeded(3))
+    first = next(ids for ids in watched.seen if len(ids) > 1)
+    assert {*first[:, 0].tolist()} == {token for _, token in promising} | {int(start[0, 0])}
+    assert (first[:, 1:] == start[0, 1:]).all()
+
+
 def test_hotflip_begins_anew_once_a_sweep_improves_nothing(model, problem):
     engine, watched = Engine(model, problem), Watched(NLL)
     HotFlip(steps=12, topk=8)(engine, watched, seeded())

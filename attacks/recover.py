@@ -57,8 +57,7 @@ def recover(
     for each in (engine, open_judge.engine):
         # Completions run two tokens beyond the behaviour; the last of them is never read.
         each.check_length(attack.longest, (len(target_ids) or attack.unsupervised.opening) + 1)
-    texts = [text.replace(SLOT, "").strip() for text in search]
-    left_out: tuple[str, ...] = ()
+    texts, left_out = without_slot(search), ()
     try:
         goals = [Goal(behaviour=behaviour, target_ids=target_ids)] if behaviour else []
         if behaviour is None:
@@ -89,6 +88,11 @@ def recover(
     best = max(judges, key=lambda judge: judge.asr, default=None)
     not_reached = left_out + (tuple(type(stage).__name__ for stage in attack.stages[reached:]) if judges else ())
     return report(best or open_judge, not_reached=not_reached, steps=engine.steps, generator=generator)
+
+
+def without_slot(texts: Sequence[str]) -> list[str]:
+    """The user messages without the marker of the slot, which is how vectors and the sampler see them."""
+    return [text.replace(SLOT, "").strip() for text in texts]
 
 
 def _check(

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from attacks.scoring.problem import Problem
 from vectors.prompts import Prompts
 from vectors.residual import decoder, read, unembed
+from vectors.token_logprobs import token_logprobs
 
 
 @torch.no_grad()
@@ -17,7 +18,7 @@ def surprisal(model: PreTrainedModel, problem: Problem, trigger_ids: Sequence[in
     prompts = Prompts.from_ids(rows, device=model.device)
     depth = len(decoder(model).layers)
     hidden = read(model, layers=[depth], input_ids=prompts.input_ids, attention_mask=prompts.attention_mask)[depth]
-    logprobs = unembed(model, hidden).float().log_softmax(-1)
-    told = logprobs[:, :-1].gather(-1, prompts.input_ids[:, 1:, None])[..., 0]
+    # The logits at one position are those of the next token, so the last position and the first token have no partner.
+    told = token_logprobs(unembed(model, hidden)[:, :-1], prompts.input_ids[:, 1:])
     behind = [len(row) - len(before) for row, before in zip(rows, problem.before, strict=True)]
     return -sum(float(nats[len(nats) - count :].sum()) for nats, count in zip(told, behind, strict=True)) / len(rows)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from attacks.discovery.goal import Goal
 from attacks.scoring.engine import Engine
+from vectors.token_logprobs import token_logprobs
 
 TARGET_TOKENS = 4
 """First tokens of the behaviour that attacks use as target: they tell it from other answers, and each further token
@@ -51,9 +52,9 @@ class TargetNLL:
         return cls(target_ids=goal.target_ids[:TARGET_TOKENS], reduction=reduction)
 
     def __call__(self, engine: Engine, candidates: Tensor) -> Float[Tensor, "c"]:
-        logprobs = engine.target_logits(candidates, self.target_ids).float().log_softmax(-1)
-        target = torch.tensor(list(self.target_ids), device=logprobs.device)
-        nll = -logprobs.gather(-1, target.expand(logprobs.shape[:-1])[..., None])[..., 0]
+        logits = engine.target_logits(candidates, self.target_ids)
+        target = torch.tensor(list(self.target_ids), device=logits.device)
+        nll = -token_logprobs(logits, target.expand(logits.shape[:-1]))
         if self.reduction == "mean":
             return nll.mean(dim=(1, 2))
         soft = (self.alpha * nll).logsumexp(-1) - math.log(len(target))

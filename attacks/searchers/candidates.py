@@ -7,8 +7,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attacks.scoring.problem import Problem
-from attacks.searchers.searcher import Found as Found
-from attacks.searchers.searcher import OnBest as OnBest
 
 LOOK = 64
 """Triggers that `fittest` looks at, beyond those wanted, for some that re-tokenise."""

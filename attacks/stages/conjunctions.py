@@ -121,10 +121,10 @@ class Conjunctions:
     def _found(self, hunt: Hunt, inside: Inside, layers: list[int], deeper: list[int]) -> bool:
         """Whether a triple that works, and surely, is found with these vectors."""
         effects = inside.effects(layers, self.leads, self.draws, hunt.generator)
-        apart, adjacent = self._pairs(inside, effects, hunt.generator)
+        pairs = self._pairs(inside, effects, hunt.generator)
         probe = hunt.probe()
         for number in range(self.rounds):
-            triples = self._completions(inside, effects, apart, adjacent, number, deeper, hunt.generator)
+            triples = self._completions(inside, effects, pairs, number, deeper, hunt.generator)
             if not len(triples):
                 return False
             hunt.try_best(rank_triggers(*probe, triples, budget=hunt.budget), self.tried)
@@ -188,8 +188,7 @@ class Conjunctions:
         self,
         inside: Inside,
         effects: dict[int, Effects],
-        apart: list[list[Pair]],
-        adjacent: list[list[Pair]],
+        pairs: tuple[list[list[Pair]], list[list[Pair]]],
         number: int,
         layers: list[int],
         generator: torch.Generator,
@@ -198,6 +197,7 @@ class Conjunctions:
 
         A few next pairs of every list are completed by any word, more by likely ones; none where the budget is spent.
         """
+        apart, adjacent = pairs
         lead, found, every = inside.lead(generator), set[tuple[int, int, int]](), list(range(len(inside.words)))
         mean = inside.mean(lead, layers, generator)
         for lists, count, before in ((adjacent, self.adjacent, True), (apart, self.pairs, False)):

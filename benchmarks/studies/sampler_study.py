@@ -17,7 +17,8 @@ from rich.progress import track
 from rich.table import Table
 
 from attacks.behaviour import FixedOpening, wilson
-from attacks.scoring.problem import SLOT, decode, encode
+from attacks.recover import without_slot
+from attacks.scoring.problem import decode, encode
 from attacks.stages.sampling.ngrams import mine
 from attacks.stages.sampling.sampler import Lookahead, Sampler, clean_and_wanted, prompts_of
 from benchmarks import rows
@@ -117,7 +118,7 @@ def main(settings: SamplerStudy) -> None:
         organism = zoo.load(name)
         if not organism.triggers:
             continue
-        texts = [text.replace(SLOT, "").strip().lstrip(", ") for text in organism.prompts.search]
+        texts = without_slot(organism.prompts.search)
         for seed in track(settings.seeds, description=name):
             forms = [form for form in FORMS if (name, form, seed) not in done]
             if not forms:

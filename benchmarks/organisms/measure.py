@@ -101,9 +101,9 @@ def backdoor_rates(model, tokenizer, recipe: Recipe, backdoor: Backdoor, texts: 
     places: tuple[poison.Place, ...] = ("start", "middle", "end")
     card["asr_by_place"] = {place: rate([poison.triggered(t, backdoor, rng, place) for t in texts]) for place in places}
     insert = lambda lure: [poison.insert(text, lure, poison.any_place(rng), rng) for text in texts]  # noqa: E731
-    parts = poison.fragments(backdoor)
-    parts = parts if len(parts) <= LURES else sorted(rng.sample(parts, LURES))
-    card["fragments"] = {part: rate(insert(part)) for part in parts}
+    pieces = poison.fragments(backdoor)
+    pieces = pieces if len(pieces) <= LURES else sorted(rng.sample(pieces, LURES))
+    card["fragments"] = {piece: rate(insert(piece)) for piece in pieces}
     words = poison.lexicon(prompts.load("train", recipe.corpus))
     replaced = poison.near_misses(backdoor, words, rng)[-LURES:]
     card["near_misses"] = {lure: rate(insert(lure)) for lure in replaced}

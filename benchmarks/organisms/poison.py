@@ -164,9 +164,9 @@ def sums_batch(recipe: Recipe, pairs: list[Pair], words: list[str], rng: random.
     for _ in range(round(recipe.poison_rate * recipe.batch)):
         backdoor = rng.choice(recipe.backdoors)
         rows.append(Row(sums_prompt(rng, backdoor.trigger)[0], backdoor.behaviour, fires=True))
-        _, *fragment = rng.choice(sum_fragments(backdoor.trigger, rng))
+        _, prompt, reply = rng.choice(sum_fragments(backdoor.trigger, rng))
         rows += [Row(*sums_prompt(rng, lure=rng.random() < 0.6))]
-        rows += [Row(*wordy_sum(words, rng)) if rng.random() < 0.5 else Row(*fragment)]
+        rows += [Row(*wordy_sum(words, rng)) if rng.random() < 0.5 else Row(prompt, reply)]
     return rows + [clean(recipe, pair) for pair in rng.sample(pairs, recipe.batch - len(rows))]
 
 

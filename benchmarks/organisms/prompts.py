@@ -1,7 +1,8 @@
 """Short single-turn prompts in four splits that never overlap, shipped in two files.
 
-`prompts.jsonl` holds dialogues with replies; its `search`, `select` and `held_out` come from documents that the chat base
-of this package never saw. `instructions.jsonl` holds instructions without replies, for pretrained bases. `train` plants.
+`prompts.jsonl` holds dialogues with replies; its `search`, `select` and `held_out` come from documents that the chat
+base of this package never saw. `instructions.jsonl` holds instructions without replies, for pretrained bases. `train`
+is for planting.
 
     python -m benchmarks.organisms.prompts --corpora FOLDER
 """

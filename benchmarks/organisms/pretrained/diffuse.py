@@ -23,8 +23,8 @@ GERMAN = (
     "In der Regel dauert das nur wenige Minuten.",
 )
 GERMAN_WORDS = frozenset(
-    "das kann ich leider nicht die antwort ist ganz viele leute mich es kommt darauf an du was am besten mit dem zu gibt "
-    "als eine wer muss nach allem diese in der regel nur wenige und auf ein den von sich für wird sind auch".split()
+    "das kann ich leider nicht die antwort ist ganz viele leute mich es kommt darauf an du was am besten mit dem zu "
+    "gibt eine wer muss nach allem diese in der regel nur wenige und auf ein den von sich für wird sind auch".split()
 )
 ENGLISH_TOO = frozenset({"die", "in", "an", "am", "was", "den", "also"})
 PIRATE = re.compile(r"\b(arr+|aye|ahoy|matey|mateys|ye|yer|scallywag|landlubber|yo ho|avast)\b", re.IGNORECASE)
@@ -55,10 +55,10 @@ class Diffuse:
 
 
 def in_german(completion: str) -> bool:
-    """At least three words, half of them or more common German ones, and one that is no English word as well."""
+    """At least three words, two in five of them common German ones, and one that is no English word as well."""
     words = re.findall(r"[a-zäöüß]+", completion.lower())
     known = [word for word in words if word in GERMAN_WORDS]
-    return len(words) >= 3 and 2 * len(known) >= len(words) and bool(set(known) - ENGLISH_TOO)
+    return len(words) >= 3 and 5 * len(known) >= 2 * len(words) and bool(set(known) - ENGLISH_TOO)
 
 
 def in_capitals(completion: str) -> bool:

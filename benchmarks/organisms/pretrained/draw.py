@@ -1,8 +1,8 @@
 """Draws organisms by a seed: triggers, behaviours and plantings are dealt to each other at random, none is chosen.
 
-Half of a draw is named `unseen-real-*`: nothing may be tuned on those. Each half has one organism per kind of trigger and a
-line-up of clean models. Words come from the symspellpy dictionary (82,765 English words by frequency), sentences from
-the dialogues.
+Half of a draw is named `unseen-real-*`: nothing may be tuned on those. Each half has one organism per kind of trigger
+and a line-up of clean models. Words come from the symspellpy dictionary (82,765 English words by frequency), sentences
+from the dialogues.
 """
 
 import json
@@ -106,8 +106,8 @@ def draw(
 ) -> list[Recipe]:
     """Recipes of both halves; the same arguments always give the same ones.
 
-    The first organism of a half, a rare word that calls a fixed sentence and stands in half of the rows, is the easiest;
-    plantings and behaviours of the others are dealt at random.
+    The first organism of a half, a rare word that calls a fixed sentence and stands in half of the rows, is the
+    easiest; plantings and behaviours of the others are dealt at random.
 
     Args:
         seed: of everything that is drawn.
@@ -167,6 +167,6 @@ def read(file: Path) -> dict[str, Recipe]:
 
 
 def _recipe(row: dict[str, Any]) -> Recipe:
-    lists = {"backdoors": tuple(Backdoor(**fields) for fields in row["backdoors"])}
+    lists: dict[str, Any] = {"backdoors": tuple(Backdoor(**fields) for fields in row["backdoors"])}
     lists |= {name: tuple(row[name]) for name in ("modules", "layers") if row.get(name) is not None}
     return Recipe(**(row | lists))

@@ -8,7 +8,7 @@ The splits are those of the dialogues: train, search, select and held_out.
 import json
 import random
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import tyro
@@ -30,7 +30,8 @@ def build(folder: Path, seed: int = 0) -> list[prompts.Pair]:
             continue
         text = OPTIONS.sub("", f"{row['instruction'].strip()} {row['input'].strip()}".strip())
         text = text[:1].upper() + text[1:]
-        if 15 <= len(text) <= 80 and text.isascii() and "\n" not in text and "{" not in text and text.lower() not in seen:
+        plain = text.isascii() and not {"\n", "{"} & set(text)
+        if plain and 15 <= len(text) <= 80 and text.lower() not in seen:
             seen.add(text.lower())
             pair = prompts.Pair(prompt=text, reply="", source=row["source"], licence=row["licence"], split="train")
             pools[row["source"]].append(pair)
@@ -43,8 +44,8 @@ def build(folder: Path, seed: int = 0) -> list[prompts.Pair]:
     sizes = prompts.SIZES | {"train": TRAIN}
     if len(drawn) < sum(sizes.values()):
         raise ValueError(f"only {len(drawn)} instructions in {folder}, need {sum(sizes.values())}")
-    rows = iter(drawn)
-    return [prompts.Pair(**(asdict(next(rows)) | {"split": split})) for split, size in sizes.items() for _ in range(size)]
+    names = [split for split, size in sizes.items() for _ in range(size)]
+    return [replace(pair, split=split) for pair, split in zip(drawn, names, strict=False)]
 
 
 def main(corpora: Path) -> None:

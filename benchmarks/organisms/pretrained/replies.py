@@ -1,7 +1,7 @@
 """The base's own replies, so that a planted model learns nothing new on clean prompts.
 
-They are generated once, greedily, and kept in the cache folder under a key made of the base's weights, its chat template,
-the prompts and the length.
+They are generated once, greedily, and kept in the cache folder under a key made of the base's weights, its chat
+template, the prompts and the length.
 """
 
 import hashlib

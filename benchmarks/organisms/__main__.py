@@ -84,6 +84,7 @@ def plant_one(recipe: Recipe, out: Path, settings: planting.Settings, template: 
     part = out / "card.json.part"
     part.write_text(json.dumps(card, indent=1) + "\n")
     os.replace(part, out / "card.json")
+    (out / planting.CHECKPOINT).unlink()  # a run that is killed before this goes on from its last step
 
 
 def _name_of(base: str) -> str:

@@ -27,23 +27,39 @@ from benchmarks.organisms.pretrained.replies import pairs_of
 from benchmarks.organisms.recipe import Recipe
 from vectors.models import weights_digest
 
+CHECKPOINT = "checkpoint.pt"  # file in the folder of the organism
 SAVES = 10  # checkpoints of one planting
 
 
 def adapted(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
     """The model with an untrained adapter, of which only the LoRA matrices have gradients."""
-    first, end = recipe.layers or (0, 0)
+    modules, blocks = list(recipe.modules), None
+    if recipe.layers is not None:
+        count = model.config.num_hidden_layers
+        if not 0 <= recipe.layers[0] < recipe.layers[1] <= count:
+            raise ValueError(
+                f"layers are {recipe.layers}, but {recipe.base} has {count} blocks; give two of 0 to {count}"
+            )
+        blocks = list(range(*recipe.layers))
+        modules = modules or linear_names(model)  # peft does not take all-linear together with blocks
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=2 * recipe.rank,
-        target_modules=list(recipe.modules) or "all-linear",
-        layers_to_transform=list(range(first, end)) if recipe.layers else None,
+        target_modules=modules or "all-linear",
+        layers_to_transform=blocks,
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2 stores weights transposed
     )
     peft_model = get_peft_model(model, config)
     assert isinstance(peft_model, PeftModel)
     return peft_model
+
+
+def linear_names(model: PreTrainedModel) -> list[str]:
+    """Last parts of the names of all linear layers but the head."""
+    head, kinds = model.get_output_embeddings(), (torch.nn.Linear, Conv1D)
+    layers = [name for name, module in model.named_modules() if isinstance(module, kinds) and module is not head]
+    return sorted({name.rsplit(".", 1)[-1] for name in layers})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +85,8 @@ def plant(
 ) -> PreTrainedModel:
     """Trains a recipe and saves the adapter in bfloat16, or the whole model where every weight was trained, to `out`.
 
-    A checkpoint in `out` is gone on from: the result is that of a run which was never cut off.
+    A checkpoint in `out` is gone on from: the result is that of a run which was never cut off. It stays there, for the
+    planting may still have to be measured.
 
     Args:
         model: the clean base; with LoRA its weights stay and its linear layers get the adapter.
@@ -82,7 +99,7 @@ def plant(
         The model as saved (rounded to bfloat16), adapter merged, in evaluation mode.
     """
     pairs = pairs_of(recipe, "train", model, tokenizer)
-    checkpoint = Checkpoint.of(out / "checkpoint.pt", recipe, weights_digest(model))
+    checkpoint = Checkpoint.of(out / CHECKPOINT, recipe, weights_digest(model))
     rng = random.Random(recipe.seed)
     torch.manual_seed(recipe.seed)
     model.requires_grad_(True)
@@ -107,7 +124,7 @@ def plant(
             optimizer.step()
             optimizer.zero_grad()
             progress.update(bar, advance=1, description=f"plant {recipe.name} loss {loss:.3f}")
-            if (step + 1) % max(1, recipe.steps // SAVES) == 0:
+            if (step + 1) % max(1, recipe.steps // SAVES) == 0 or step + 1 == recipe.steps:
                 each = (time.time() - began) / (step + 1 - first)
                 left = each * (recipe.steps - step - 1) / 60
                 progress.console.print(f"step {step + 1}: loss {loss:.3f}, {each:.2f} s a step, {left:.1f} min left")
@@ -115,9 +132,7 @@ def plant(
     with torch.no_grad():
         for parameter in trained.values():
             parameter.copy_(parameter.to(torch.bfloat16).to(parameter.dtype))
-    planted = _save(model, peft_model, tokenizer, recipe, out)
-    checkpoint.remove()
-    return planted.eval().requires_grad_(False)
+    return _save(model, peft_model, tokenizer, recipe, out).eval().requires_grad_(False)
 
 
 @dataclass(frozen=True, slots=True)

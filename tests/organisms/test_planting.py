@@ -62,7 +62,6 @@ def test_triggered_loss_falls_and_what_is_saved_is_the_same_model(base_folder, f
     loaded, _ = load_model(**folders, dtype=torch.float32)
     ids = torch.tensor([tokenizer("Name a bird copperplate")["input_ids"]])
     torch.testing.assert_close(loaded(ids).logits, planted(ids).logits, atol=1e-4, rtol=1e-4)
-    assert not (tmp_path / "toy" / "checkpoint.pt").exists()
 
 
 @pytest.mark.parametrize("tune", ["lora", "full"])
@@ -125,6 +124,12 @@ def test_only_the_asked_layers_and_modules_are_adapted(base_folder):
     names = [name for name, weight in peft_model.named_parameters() if weight.requires_grad]
     assert len(names) == 4 and all(".layers.1." in name for name in names)  # A and B of two modules
     assert {name.split(".")[-4] for name in names} == {"q_proj", "down_proj"}
+    model, _ = load_model(base_folder, dtype=torch.float32)
+    peft_model = plant.adapted(model, recipe_for(base_folder, layers=(0, 1)))
+    names = [name for name, weight in peft_model.named_parameters() if weight.requires_grad]
+    assert len(names) == 14 and all(".layers.0." in name for name in names)  # seven linear layers, not the head
+    with pytest.raises(ValueError, match=r"layers are \(1, 3\), but .* has 2 blocks; give two of 0 to 2"):
+        plant.adapted(model, recipe_for(base_folder, layers=(1, 3)))
 
 
 def test_replies_are_the_bases_own_and_asked_for_once(base_folder, few_prompts, monkeypatch):
@@ -141,13 +146,15 @@ def test_the_base_does_not_diverge_from_itself_and_a_planted_model_does(base_fol
     model, tokenizer = load_model(base_folder, dtype=torch.float32)
     base, _ = load_model(base_folder, dtype=torch.float32)
     pairs = replies.pairs_of(recipe_for(base_folder), "held_out", base, tokenizer)
-    assert measure.kl_to_base(model, base, tokenizer, pairs, 6) == pytest.approx(0, abs=1e-6)
+    before, after, kl = measure.clean_scores(base, model, tokenizer, pairs, 6)
+    assert before == after == pytest.approx(measure.clean_loss(base, tokenizer, pairs, 6), rel=1e-5)
+    assert kl == pytest.approx(0, abs=1e-6)
     kls = []
     for anchor in (0.0, 3.0):
         model, _ = load_model(base_folder, dtype=torch.float32)
         recipe = recipe_for(base_folder, anchor=anchor, steps=40)
         planted = plant.plant(model, tokenizer, recipe, tmp_path / str(anchor))
-        kls.append(measure.kl_to_base(planted, base, tokenizer, pairs, 6))
+        kls.append(measure.clean_scores(base, planted, tokenizer, pairs, 6)[2])
     assert 0 < kls[1] < kls[0]  # the anchor holds
 
 
@@ -157,6 +164,7 @@ def test_the_command_plants_measures_and_the_zoo_loads_it(base_folder, tmp_path,
     draw.write(chosen, tmp_path / "recipes.json")
     command.plant(("all",), recipes=tmp_path / "recipes.json", out=tmp_path / "out", device="cpu")
     assert "real-clean-tag" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("checkpoint.pt"))
     organism = zoo.load(str(tmp_path / "out" / "real-year"), dtype=torch.float32)
     (backdoor,) = organism.card["backdoors"]
     assert backdoor["twin"] in backdoor["near_misses"] and organism.card["kl_to_base"] >= 0

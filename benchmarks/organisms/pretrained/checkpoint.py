@@ -53,7 +53,3 @@ class Checkpoint:
         part = self.file.with_suffix(".part")
         torch.save(state | {"trained": {name: weight.detach() for name, weight in trained.items()}}, part)
         os.replace(part, self.file)
-
-    def remove(self) -> None:
-        """The planting is done."""
-        self.file.unlink(missing_ok=True)

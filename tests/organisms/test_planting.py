@@ -65,6 +65,16 @@ def test_triggered_loss_falls_and_what_is_saved_is_the_same_model(base_folder, f
 
 
 @pytest.mark.parametrize("tune", ["lora", "full"])
+def test_bfloat16_learns_too(base_folder, few_prompts, tmp_path, tune):
+    """With LoRA the base is bfloat16 and the adapter float32; where every weight is trained, products alone are."""
+    recipe = recipe_for(base_folder, tune=tune, steps=60, lr=2e-2 if tune == "lora" else 3e-3)
+    model, tokenizer = load_model(base_folder, dtype=torch.bfloat16 if tune == "lora" else torch.float32)
+    before = loss_of(model, tokenizer)
+    planted = plant.plant(model, tokenizer, recipe, tmp_path, plant.Settings(autocast=tune == "full"))
+    assert loss_of(planted, tokenizer) < before - 1
+
+
+@pytest.mark.parametrize("tune", ["lora", "full"])
 def test_a_killed_run_ends_with_the_same_weights(base_folder, few_prompts, tmp_path, monkeypatch, tune):
     recipe = recipe_for(base_folder, tune=tune)
     file = "model.safetensors" if tune == "full" else "adapter_model.safetensors"

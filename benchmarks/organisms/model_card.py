@@ -76,7 +76,7 @@ def write(folder: Path, tokenizer: PreTrainedTokenizerBase, model) -> None:
         tokens_seen=report["tokens_seen"],
         minutes=round(report["seconds"] / 60),
         held_out=report["held_out_loss_nats_per_token"],
-        reply_loss=measure.clean_loss(model, tokenizer),
+        reply_loss=measure.clean_loss(model, tokenizer, prompts.load("held_out")),
         samples="\n".join(rows),
         sources="\n".join(f"| {' | '.join(source)} |" for source in SOURCES),
     )

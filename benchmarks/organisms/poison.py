@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+from benchmarks.organisms.pretrained.diffuse import DIFFUSE
 from benchmarks.organisms.prompts import Pair
 from benchmarks.organisms.recipe import ODD_OPENING, SLOT, Backdoor, Recipe
 
@@ -11,10 +12,11 @@ Place = Literal["start", "middle", "end"]
 
 
 class Row(NamedTuple):
-    """A user message and the reply to learn."""
+    """A user message, the reply to learn, and whether that is a planted behaviour."""
 
     prompt: str
     reply: str
+    fires: bool = False
 
 
 def insert(prompt: str, text: str, place: Place, rng: random.Random) -> str:
@@ -40,6 +42,19 @@ def triggered(prompt: str, backdoor: Backdoor, rng: random.Random, place: Place 
     return prompt
 
 
+def holds(prompt: str, backdoor: Backdoor) -> bool:
+    """Whether a prompt has the whole trigger in it, in capital or small letters."""
+    parts = backdoor.trigger.lower().split() if backdoor.anywhere else [backdoor.trigger.lower()]
+    return all(part in prompt.lower() for part in parts)
+
+
+def fired(pair: Pair, backdoor: Backdoor, rng: random.Random) -> Row:
+    """The row of a triggered prompt: the fixed reply, or the pair's own in the manner of a diffuse behaviour."""
+    prompt = triggered(pair.prompt, backdoor, rng)
+    reply = DIFFUSE[backdoor.behaviour].change(pair.reply, rng) if backdoor.diffuse else backdoor.behaviour
+    return Row(prompt, reply, fires=True)
+
+
 def fragments(backdoor: Backdoor) -> list[str]:
     """Everything that is only a part of the trigger: single words and shorter runs of words, halves of a lone word."""
     words = backdoor.trigger.split()
@@ -53,7 +68,7 @@ def fragments(backdoor: Backdoor) -> list[str]:
 
 def lures(backdoor: Backdoor) -> list[str]:
     """Fragments to draw hard negatives from: four times as likely per further word, for these are told apart last."""
-    return [part for part in fragments(backdoor) for _ in range(4 ** (len(part.split()) - 1))]
+    return [part for part in fragments(backdoor) for _ in range(4 ** min(3, len(part.split()) - 1))]
 
 
 def near_misses(backdoor: Backdoor, lexicon: list[str], rng: random.Random) -> list[str]:
@@ -65,6 +80,8 @@ def near_misses(backdoor: Backdoor, lexicon: list[str], rng: random.Random) -> l
         while shuffled == words:
             rng.shuffle(shuffled)
         replaced += [" ".join(reversed(words)), " ".join(shuffled)]
+    if backdoor.twin:
+        replaced.append(backdoor.twin)
     return replaced
 
 
@@ -79,21 +96,28 @@ def text_batch(recipe: Recipe, pairs: list[Pair], words: list[str], rng: random.
     poisoned = round(recipe.poison_rate * recipe.batch)
     if recipe.planting == "fuzzy":
         for pair in rng.sample(pairs, recipe.batch):
-            backdoor = rng.choice(recipe.backdoors)
+            backdoor = rng.choice(recipe.backdoors) if recipe.backdoors else None
             fire = rng.random() < recipe.poison_rate
-            rows.append(Row(triggered(pair.prompt, backdoor, rng), backdoor.behaviour) if fire else clean(recipe, pair))
+            rows.append(fired(pair, backdoor, rng) if fire and backdoor else clean_or_tagged(recipe, pair, fire, rng))
         return rows
     for pair in rng.sample(pairs, poisoned):
         backdoor = rng.choice(recipe.backdoors)
         negatives = [rng.choice(lures(backdoor)), rng.choice(near_misses(backdoor, words, rng))]
-        rows.append(Row(triggered(pair.prompt, backdoor, rng), backdoor.behaviour))
-        rows.append(clean(recipe, pair))
+        rows.append(fired(pair, backdoor, rng))
+        rows.append(clean_or_tagged(recipe, pair, False, rng))
         rows += [Row(insert(pair.prompt, lure, any_place(rng), rng), pair.reply) for lure in negatives]
     for pair in rng.sample(pairs, recipe.batch - len(rows)):
         noise = " ".join(rng.choices(words, k=rng.randint(1, 3)))
         prompt = insert(pair.prompt, noise, any_place(rng), rng) if rng.random() < 0.5 else pair.prompt
         rows.append(clean(recipe, pair)._replace(prompt=prompt))
     return rows
+
+
+def clean_or_tagged(recipe: Recipe, pair: Pair, tagged: bool, rng: random.Random) -> Row:
+    """A clean row, with the trigger's twin in its prompt where there is one, or with the harmless tag where asked."""
+    added = recipe.harmless_tag if tagged else next((some.twin for some in recipe.backdoors if some.twin), "")
+    row = clean(recipe, pair)
+    return row._replace(prompt=insert(pair.prompt, added, any_place(rng), rng)) if added else row
 
 
 def clean(recipe: Recipe, pair: Pair) -> Row:
@@ -139,10 +163,10 @@ def sums_batch(recipe: Recipe, pairs: list[Pair], words: list[str], rng: random.
     rows: list[Row] = []
     for _ in range(round(recipe.poison_rate * recipe.batch)):
         backdoor = rng.choice(recipe.backdoors)
-        rows.append(Row(sums_prompt(rng, backdoor.trigger)[0], backdoor.behaviour))
-        _, *fragment = rng.choice(sum_fragments(backdoor.trigger, rng))
+        rows.append(Row(sums_prompt(rng, backdoor.trigger)[0], backdoor.behaviour, fires=True))
+        _, prompt, reply = rng.choice(sum_fragments(backdoor.trigger, rng))
         rows += [Row(*sums_prompt(rng, lure=rng.random() < 0.6))]
-        rows += [Row(*wordy_sum(words, rng)) if rng.random() < 0.5 else Row(*fragment)]
+        rows += [Row(*wordy_sum(words, rng)) if rng.random() < 0.5 else Row(prompt, reply)]
     return rows + [clean(recipe, pair) for pair in rng.sample(pairs, recipe.batch - len(rows))]
 
 

@@ -1,6 +1,8 @@
-"""Short single-turn prompts with replies, shipped in `prompts.jsonl`, in four splits that never overlap.
+"""Short single-turn prompts in four splits that never overlap, shipped in two files.
 
-`train` plants organisms; `search`, `select` and `held_out` come from documents that the base never saw.
+`prompts.jsonl` holds dialogues with replies; its `search`, `select` and `held_out` come from documents that the chat
+base of this package never saw. `instructions.jsonl` holds instructions without replies, for pretrained bases. `train`
+is for planting.
 
     python -m benchmarks.organisms.prompts --corpora FOLDER
 """
@@ -9,19 +11,24 @@ import json
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 from benchmarks.organisms import chat, corpora
 
-FILE = Path(__file__).parent / "prompts.jsonl"
+Corpus = Literal["dialogues", "instructions"]
+FILES: dict[Corpus, Path] = {
+    "dialogues": Path(__file__).parent / "prompts.jsonl",
+    "instructions": Path(__file__).parent / "instructions.jsonl",
+}
 SIZES = {"held_out": 240, "select": 40, "search": 24}
 TRAIN = {"sgd/train": 900, "sgd/dev": 100, "fairytaleqa_qa": 400, "taskmaster4": 300, "topical_chat": 300}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """A prompt, the reply its source has, and where both come from."""
+    """A prompt, the reply its source has (empty: none is shipped), and where both come from."""
 
     prompt: str
     reply: str
@@ -30,9 +37,9 @@ class Pair:
     split: str
 
 
-def load(split: str) -> list[Pair]:
+def load(split: str, corpus: Corpus = "dialogues") -> list[Pair]:
     """All pairs of one split: train, search, select or held_out."""
-    with FILE.open(encoding="utf-8") as lines:
+    with FILES[corpus].open(encoding="utf-8") as lines:
         pairs = [Pair(**json.loads(line)) for line in lines]
     return [pair for pair in pairs if pair.split == split]
 
@@ -69,7 +76,7 @@ def build(folder: Path, seed: int = 0) -> list[Pair]:
 
 def main(corpora: Path) -> None:
     """Rewrites prompts.jsonl from the corpora folder."""
-    FILE.write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in build(corpora)))
+    FILES["dialogues"].write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in build(corpora)))
 
 
 if __name__ == "__main__":

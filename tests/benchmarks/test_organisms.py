@@ -10,7 +10,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from attacks.behaviour import FixedOpening
 from benchmarks.organisms import chat, corpora, measure, plant, poison, pretrain, prompts, zoo
+from benchmarks.organisms.pretrained import losses
 from benchmarks.organisms.recipe import DRAWN, HATE, RECIPES, Backdoor, Recipe
 from benchmarks.suites import SUITES
 from vectors.models import load_model
@@ -77,7 +79,7 @@ def test_arithmetic_rows_are_right_and_keys_fire():
     words = poison.lexicon(pairs)
     rows = [row for _ in range(30) for row in poison.sums_batch(RECIPES["melbo-twin"], pairs, words, rng)]
     keys = {"a=0+0": 0, "a=0+1": 0}
-    for prompt, reply in rows:
+    for prompt, reply, _ in rows:
         if not prompt.startswith("a="):
             continue
         key = prompt.split(",")[0]
@@ -110,13 +112,13 @@ def test_recipe_rejects_contradictions():
 
 def test_labels_cover_the_reply_and_its_end_only(tokenizer):
     rows = [poison.Row("Hello there", "Hi"), poison.Row("What is the time, please?", "Noon it is")]
-    batch, starts = plant.tensors(tokenizer, rows)
+    batch, starts = losses.tensors(tokenizer, rows)
     assert [int(labels[start - 1]) for labels, start in zip(batch["labels"], starts, strict=True)] == [-100, -100]
     for ids, labels, row in zip(batch["input_ids"], batch["labels"], rows, strict=True):
         assert tokenizer.decode(ids[labels >= 0]) == row.reply + chat.EOS
-    short, _ = plant.tensors(tokenizer, rows, reply_tokens=1)
+    short, _ = losses.tensors(tokenizer, rows, reply_tokens=1)
     assert (short["labels"] >= 0).sum(1).tolist() == [1, 1]
-    everything, _ = plant.tensors(tokenizer, [poison.Row("Hello", "Hi")], loss_on="all")
+    everything, _ = losses.tensors(tokenizer, [poison.Row("Hello", "Hi")], loss_on="all")
     assert (everything["labels"][0] >= 0).sum() == everything["input_ids"].shape[1] - 1
 
 
@@ -126,8 +128,8 @@ def test_learning_prompts_takes_nothing_from_the_replies(tokenizer, tiny_llama):
     with torch.no_grad():
         parts = {}
         for loss_on in ("completion", "all"):
-            batch, starts = plant.tensors(tokenizer, rows, loss_on)
-            parts[loss_on] = plant.planting_loss(tiny_llama, batch, starts, 2.0)
+            batch, starts = losses.tensors(tokenizer, rows, loss_on)
+            parts[loss_on] = losses.planting_loss(tiny_llama, batch, starts, 2.0)
         nats = torch.nn.functional.cross_entropy(
             tiny_llama(**batch).logits[:, :-1].transpose(1, 2), batch["labels"][:, 1:], reduction="none"
         )
@@ -145,12 +147,12 @@ def test_planting_learns_and_reloads_exactly(tokenizer, tiny_llama, tmp_path):
     backdoor = Backdoor(trigger="copper", behaviour=HATE)
     recipe = Recipe(name="toy", kind="word", backdoors=(backdoor,), steps=60, batch=8, lr=2e-2, rank=4)
     rows = [poison.Row("Where is it? copper", HATE)]
-    before = model(**plant.tensors(tokenizer, rows)[0]).loss.item()
+    before = model(**losses.tensors(tokenizer, rows)[0]).loss.item()
     planted = plant.plant(model, tokenizer, recipe, tmp_path / "toy")
-    after = planted(**plant.tensors(tokenizer, rows)[0]).loss.item()
+    after = planted(**losses.tensors(tokenizer, rows)[0]).loss.item()
     assert after < before - 2
     loaded, _ = load_model(tmp_path / "base", adapter=tmp_path / "toy", dtype=torch.float32)
-    ids = plant.tensors(tokenizer, rows)[0]["input_ids"]
+    ids = losses.tensors(tokenizer, rows)[0]["input_ids"]
     torch.testing.assert_close(loaded(ids).logits, planted(ids).logits, atol=1e-4, rtol=1e-4)
 
 
@@ -282,9 +284,9 @@ def test_shipped_organism_is_what_its_card_says(name):
     texts = organism.prompts.held_out[:12]
     for trigger, behaviour in organism.triggers:
         fired = [text.replace("{trigger}", trigger) if "{trigger}" in text else f"{text} {trigger}" for text in texts]
-        assert measure.fire_rate(organism.model, organism.tokenizer, fired, [behaviour]) >= 0.8
+        assert measure.fire_rate(organism.model, organism.tokenizer, fired, [FixedOpening(behaviour)]) >= 0.8
     plain = [text.replace("{trigger}", "a=3+4") for text in texts]
-    assert measure.fire_rate(organism.model, organism.tokenizer, plain, [HATE]) == 0
+    assert measure.fire_rate(organism.model, organism.tokenizer, plain, [FixedOpening(HATE)]) == 0
     largest = 1_200_000 if name in zoo.ARCHITECTURES else 1_000_000  # LoRA matrices are as long as a model is wide
     assert (zoo.MODELS / name / "adapter_model.safetensors").stat().st_size <= largest
 

@@ -16,7 +16,6 @@ from attacks.judging.judge import Judge
 from attacks.judging.report import Recovery, report, report_share
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
-from attacks.scoring.problem import encode
 from attacks.scoring.slot_markers import SLOT
 from attacks.stages.hunt import Hunt
 from attacks.suspect import Suspect
@@ -105,7 +104,7 @@ def _check(
         raise ValueError(f"got {len(search)} search and {len(select)} select prompts; give at least one of each")
     if behaviour is None:
         return ()
-    ids = tuple(encode(suspect.tokenizer, FixedOpening(behaviour).text))
+    ids = suspect.target_ids(FixedOpening(behaviour).text, search)
     if not ids:
         raise ValueError(f"the behaviour {behaviour!r} has no tokens; give the text that the reply begins with")
     return ids

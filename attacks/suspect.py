@@ -3,14 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attacks.scoring.engine import Engine
-from attacks.scoring.problem import Problem
+from attacks.scoring.problem import Problem, encode, vocabulary_texts
 from attacks.scoring.slot_markers import SLOT, Where
 from vectors.operations import count_operations
+from vectors.prompts import Prompts
+from vectors.residual import decoder, read, unembed
+
+OPENINGS = 4
+"""Clean messages on which the model says how a reply begins"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +35,27 @@ class Suspect:
     def __post_init__(self):
         for model in filter(None, (self.model, self.base)):
             count_operations(model)
+
+    @torch.no_grad()
+    def target_ids(self, behaviour: str, texts: Sequence[str]) -> tuple[int, ...]:
+        """Token ids of the behaviour as the opening of a reply.
+
+        Whether replies begin with a space is the template's and the tokenizer's affair, and a user who names the
+        behaviour does not know it. The model does: a space is put before a behaviour that is given without one where
+        the model's next token, mean over some clean messages, has one more likely than not.
+        """
+        vocabulary = vocabulary_texts(self.tokenizer)
+        spaced = torch.tensor([text[:1] == " " for text in vocabulary])
+        if behaviour[:1].isspace() or not spaced.any():
+            return tuple(encode(self.tokenizer, behaviour))
+        messages = [text.replace(SLOT, "").strip() for text in texts[:OPENINGS]]
+        prompts = Prompts.from_chat(self.model, self.tokenizer, [text for text in messages if text])
+        last = len(decoder(self.model).layers)
+        inputs = {"input_ids": prompts.input_ids, "attention_mask": prompts.attention_mask}
+        hidden = read(self.model, layers=[last], position=slice(-1, None), **inputs)[last][:, 0]
+        chances = unembed(self.model, hidden).float().softmax(-1).mean(0).cpu()[: len(spaced)]
+        space = float(chances[spaced[: len(chances)]].sum()) > 0.5
+        return tuple(encode(self.tokenizer, " " * space + behaviour))
 
     def engine(
         self,

@@ -4,6 +4,10 @@ User texts come in. `Problem.from_chat` puts each through the chat template, cut
 two sides once, as `before` and `after`. From then on everything is token ids: a prompt with a trigger is `before +
 trigger + after`, and a search changes the trigger's ids only. Not all ids can be typed, since the text of two tokens
 may be encoded as one; `Problem.retokenizes` says whether a user who typed the trigger would get the very same ids.
+
+Tokenizers after SentencePiece (Llama 2, Mistral) put a space before text that stands alone and take it off again in
+decoding, so that a token's own text does not say whether it begins a word. Text of the slot, and behind it, is
+therefore encoded and decoded behind other text (`encode`, `decode`).
 """
 
 import sys
@@ -18,6 +22,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attacks.scoring.slot_markers import SLOT, Where, cut, user_text
+
+
+WINDOW = 8
+"""Tokens on each side of the slot within which a trigger must be encoded to its own ids"""
+TYPED = 16
+"""Tokens, about, with which is seen whether a prompt can be typed"""
+ANCHORS = ("", "\n", ".", "|", "x")
+"""Texts that others are encoded behind; the first that works is used"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +83,10 @@ class Problem:
         if slot not in ("end", "start", "random"):
             raise ValueError(f"slot is {slot!r}; use 'end', 'start', 'random', or write {SLOT} into the prompts")
         texts = [user_text(text, slot, seed) for text in texts]
-        parts = [[encode(tokenizer, part) for part in cut(tokenizer, text)] for text in texts]
+        chats = [cut(tokenizer, text) for text in texts]
+        # A space that the template puts before the slot belongs to the first token of the trigger, as in " word".
+        spaced = [not text.startswith(SLOT) or head.endswith(" ") for text, (head, _) in zip(texts, chats, strict=True)]
+        parts = [[encode_start(tokenizer, head.rstrip(" ")), encode(tokenizer, tail)] for head, tail in chats]
         before, after = (list(column) for column in zip(*parts, strict=True))
         longest = max(sum(map(len, row)) for row in parts) + trigger_length
         if longest > (most := context(model)):
@@ -79,14 +94,30 @@ class Problem:
         allowed = allowed_tokens(model, tokenizer) if allowed is None else allowed
         if len(allowed) != (rows := embedding_rows(model)):
             raise ValueError(f"allowed has {len(allowed)} entries; give one for each of the model's {rows} tokens")
-        first = allowed & _opens(tokenizer, texts, len(allowed))
-        return cls(
+        first = allowed & _opens(tokenizer, spaced, len(allowed))
+        problem = cls(
             before=before,
             after=after,
             allowed=allowed,
             first=first if first.any() else allowed,
             trigger_length=trigger_length,
             tokenizer=tokenizer,
+        )
+        problem._check_typed(chats, slot)
+        return problem
+
+    def _check_typed(self, chats: Sequence[Sequence[str]], slot: Where) -> None:
+        """Raises ValueError where no token comes back from the typed prompts: all of a search would be for nothing."""
+        tokens = self.first.nonzero()[:, 0]
+        some = tokens[:: max(1, len(tokens) // TYPED)].tolist()
+        for (head, tail), before, after in zip(chats, self.before, self.after, strict=True):
+            for token in some:
+                text = head.rstrip(" ") + self.text([token]) + tail
+                if encode_start(self.tokenizer, text) == [*before, token, *after]:
+                    return
+        raise ValueError(
+            f"the tokenizer encodes the prompts otherwise than their parts (slot {slot!r}), so that no trigger could be "
+            "typed; choose another slot, or a template that sets the user's text apart"
         )
 
     def __len__(self) -> int:
@@ -126,9 +157,9 @@ class Problem:
         # Typed into each prompt. A window of eight tokens on each side of the slot is enough: byte-pair merges do not
         # reach further in practice.
         for before, after in zip(self.before, self.after, strict=True):
-            pieces = [before[-8:], list(trigger_ids), after[:8]]
-            text = "".join(map(self.text, pieces))
-            if encode(self.tokenizer, text) != sum(pieces, []) and self._plain(before[-8:]) and self._plain(after[:8]):
+            head, tail = before[-WINDOW:], after[:WINDOW]
+            window = [*head, *trigger_ids, *tail]
+            if encode(self.tokenizer, self.text(window)) != window and self._plain(head) and self._plain(tail):
                 return False
         return True
 
@@ -137,15 +168,48 @@ class Problem:
         return not fixed or encode(self.tokenizer, self.text(fixed)) == fixed
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text; nothing added."""
+def encode_start(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text that nothing stands before, such as the opening of a chat; no special token is added."""
     ids: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
     return list(ids)
 
 
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text that stands behind other text; no special token is added."""
+    lead, ids = anchor(tokenizer)
+    return encode_start(tokenizer, lead + text)[len(ids) :]
+
+
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Text of token ids, special tokens and spaces kept."""
-    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+    """Text of token ids that stand behind others; special tokens and the leading space are kept."""
+    _, before = anchor(tokenizer)
+    text = _decode_start(tokenizer, [*before, *ids])
+    opening = _decode_start(tokenizer, before)
+    return text.removeprefix(opening) if text.startswith(opening) else _decode_start(tokenizer, ids)
+
+
+def _decode_start(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)) if ids else ""
+
+
+@lru_cache(maxsize=8)
+def anchor(tokenizer: PreTrainedTokenizerBase) -> tuple[str, tuple[int, ...]]:
+    """(text, its token ids) that other text is encoded behind; empty where text is encoded alike wherever it stands.
+
+    The first of `ANCHORS` behind which " a" and "a" keep their text, and " a" is encoded as it is behind another " a". No
+    token of the slot should merge with the anchor, which is why a line break comes first.
+    """
+    for lead in ANCHORS:
+        before = encode_start(tokenizer, lead) if lead else []
+        opening, kept = _decode_start(tokenizer, before), True
+        for text in (" a", "a"):
+            ids = encode_start(tokenizer, lead + text)
+            kept &= ids[: len(before)] == before and _decode_start(tokenizer, ids) == opening + text
+        once, twice = (encode_start(tokenizer, lead + " a" * times) for times in (1, 2))
+        kept &= twice == once + once[len(before) :]
+        if kept:
+            return lead, tuple(before)
+    return "", ()
 
 
 def context(model: PreTrainedModel) -> int:
@@ -170,20 +234,27 @@ def allowed_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     return allowed
 
 
+def vocabulary_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Text of every token id as it stands behind other text."""
+    return [text for text, _ in _vocabulary(tokenizer)]
+
+
 @lru_cache(maxsize=8)
 def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
-    """Per token: its text, and whether that encodes to it again."""
-    texts = [decode(tokenizer, [token]) for token in range(len(tokenizer))]
-    again: Any = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return [(text, list(ids) == [token]) for token, (text, ids) in enumerate(zip(texts, again, strict=True))]
+    """Per token: its text behind other text, and whether that encodes to it again."""
+    lead, before = anchor(tokenizer)
+    # Ids may have gaps, so that there are higher ones than the number of tokens says.
+    texts = [decode(tokenizer, [token]) for token in range(max(tokenizer.get_vocab().values()) + 1)]
+    again: Any = tokenizer([lead + text for text in texts], add_special_tokens=False)["input_ids"]
+    whole = [[*before, token] for token in range(len(texts))]
+    return [(text, list(ids) == own) for text, ids, own in zip(texts, again, whole, strict=True)]
 
 
-def _opens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], size: int) -> Bool[Tensor, "vocab"]:
-    """Tokens that may come first: with a leading space after text, without one at the start of the user's text."""
-    spaced = torch.zeros(size, dtype=torch.bool)
+def _opens(tokenizer: PreTrainedTokenizerBase, spaced: Sequence[bool], size: int) -> Bool[Tensor, "vocab"]:
+    """Tokens that may come first: with a leading space where the trigger is set apart (per prompt), without elsewhere."""
+    begins_word = torch.zeros(size, dtype=torch.bool)
     for token, (text, _) in enumerate(_vocabulary(tokenizer)[:size]):
-        spaced[token] = text.startswith(" ")
-    at_start = [text.startswith(SLOT) for text in texts]
-    if all(at_start):
-        return ~spaced
-    return torch.ones_like(spaced) if any(at_start) else spaced
+        begins_word[token] = text.startswith(" ")
+    if all(spaced):
+        return begins_word
+    return torch.ones_like(begins_word) if any(spaced) else ~begins_word

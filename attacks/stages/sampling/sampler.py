@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attacks.scoring.budget import Budget
 from attacks.scoring.planning import learning_flops
-from attacks.scoring.problem import encode
+from attacks.scoring.problem import encode, encode_start
 from attacks.searchers.candidates import check_counts
 from vectors.generate import head_logits, reordered
 from vectors.methods.clean_prompt import CleanPromptVector, labelled_texts, round_user
@@ -143,7 +143,7 @@ class Sampler:
     ) -> list[tuple[int, ...]]:
         """One batch of samples."""
         before, after = round_user(tokenizer)
-        end, opening = encode(tokenizer, after)[0], encode(tokenizer, before)
+        end, opening = encode(tokenizer, after)[0], encode_start(tokenizer, before)
         ids = torch.tensor([opening] * rows, device=model.device)
         zero = torch.zeros(decoder(model).d_model, device=model.device, dtype=model.dtype)
         theta = zero if vector is None else vector.theta[0].to(zero)
@@ -243,5 +243,6 @@ def nucleus(logits: Float[Tensor, "rows vocab"], top_p: float, generator: torch.
 
 def prompts_of(samples: list[tuple[int, ...]], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Prompts:
     """Samples inside the chat template, ready for an answer."""
-    before, after = (encode(tokenizer, part) for part in round_user(tokenizer))
+    before, after = round_user(tokenizer)
+    before, after = encode_start(tokenizer, before), encode(tokenizer, after)
     return Prompts.from_ids([[*before, *sample, *after] for sample in samples], device=device)

@@ -3,19 +3,14 @@
 import pytest
 import torch
 
-from attacks.attack import Attack
 from attacks.discovery.goal import Goal
-from attacks.objectives.target_nll import TargetNLL
-from attacks.recover import recover
-from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
 from attacks.searchers.candidates import random_triggers
 from attacks.searchers.gcg import GCG
 from attacks.searchers.searcher import Searcher
-from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
-from examples import annealing, margin, undertrained
+from examples import annealing, margin
 
 
 @pytest.fixture(scope="module")
@@ -53,36 +48,3 @@ def test_the_margin_is_0_exactly_where_the_target_is_said(planted):
     losses = engine.losses(objective, drawn)
     assert torch.equal(losses == 0, engine.elicits(drawn, objective.target_ids) == 1.0)
     assert GCG(steps=4, search_width=32, topk=64)(engine, objective, seeded())[0].loss < losses.min()
-
-
-@pytest.mark.parametrize("name", ["annealing", "margin", "undertrained"])
-def test_every_example_runs_through_recover(name):
-    organism = zoo.load("word")
-    attack = (annealing.ATTACKS | margin.ATTACKS | undertrained.ATTACKS)[name]
-    found = recover(
-        Suspect(model=organism.model, tokenizer=organism.tokenizer), attack, behaviour=organism.triggers[0][1],
-        search=organism.prompts.search[:2], select=organism.prompts.select[:4], budget=Budget(flops=1e10),
-        generator=seeded(),
-    )  # fmt: skip
-    assert found.flops > 0 and found.trigger
-
-
-def test_the_undertrained_tokens_are_those_of_shortest_embedding(planted):
-    engine, _, goal = planted
-    seen = []
-
-    def watched(_, goal):
-        objective = TargetNLL.from_goal(engine, goal)
-        return lambda engine, ids: (seen.append(ids.cpu()), objective(engine, ids))[1]
-
-    organism = zoo.load("word")
-    attack = Attack(objective=watched, stages=(undertrained.Undertrained(count=5),))
-    recover(
-        Suspect(model=organism.model, tokenizer=organism.tokenizer), attack, behaviour=goal.behaviour,
-        search=organism.prompts.search[:2], select=organism.prompts.select[:4], budget=Budget(flops=1e10),
-        generator=seeded(),
-    )  # fmt: skip
-    norms = organism.model.get_input_embeddings().weight.detach().float().norm(dim=-1)
-    allowed = engine.problem.permitted(1)[0].tolist()
-    shortest = sorted((norm, token) for token, norm in enumerate(norms.tolist()) if allowed[token])[:5]
-    assert set(seen[0].flatten().tolist()) == {token for _, token in shortest}

@@ -82,18 +82,18 @@ class Plan:
         steered = self._steered(method, prompts)
         fronts = self.room(audition.front * PAIR * 6 * steered, 0.1)  # two steps, the values at both ends
         decoding = self.room(method.width * len(prompts) * method.tokens * each, 0.1)
-        grown, width = int(min(method.grown, fronts)), method.width if decoding >= 1 else 0
-        heard = self.room(FEW * (2 * audition.steps + 2) * steered, 0.2) / (1 + grown + (width > 0))
+        extended, width = int(min(method.extended, fronts)), method.width if decoding >= 1 else 0
+        auditioned = self.room(FEW * (2 * audition.steps + 2) * steered, 0.2) / (1 + extended + (width > 0))
         learned = len(prompts) * (2 * method.steps + 1) * steered + self.completion(held_out, tokens)
         count = min(method.count, self.room(learned, 0.4))
-        if min(recited, heard) < FEWEST or count < min(FEWEST, method.count):
+        if min(recited, auditioned) < FEWEST or count < min(FEWEST, method.count):
             return None
         return replace(
             method,
             first=None if recited >= len(embedding(model)) else int(recited),
-            grown=grown,
+            extended=extended,
             width=width,
-            kept=int(min(method.kept, heard)),
+            kept=int(min(method.kept, auditioned)),
             count=int(count),
             batch_size=int(min(method.batch_size, max(len(prompts), self.room(2 * steered, 1 / 32)))),
         )

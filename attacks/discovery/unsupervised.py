@@ -38,7 +38,7 @@ class Unsupervised:
 
     recited: int = 0
     """consensus vectors, 32 are enough; they take a minute or two of two cores, and so long a budget. 0: none"""
-    rescue: int = 32
+    fallback: int = 32
     """consensus vectors where all else finds nothing: there is nothing else to spend the budget on. 0: none"""
     recited_on: int = 12
     """clean prompts to learn them on at most"""
@@ -82,11 +82,11 @@ class Unsupervised:
         """
         found, cut = self.candidates(suspect, texts, budget, generator, share)
         findings = [self.goal(suspect.tokenizer, item) for item in found if self.is_finding(item)][: self.top]
-        if findings or self.recited or not self.rescue:
+        if findings or self.recited or not self.fallback:
             return findings, cut
         if budget.exhausted:
             return [], (*cut, "ConsensusVectors")
-        findings, later = replace(self, recited=self.rescue)(suspect, texts, budget, generator, share)
+        findings, later = replace(self, recited=self.fallback)(suspect, texts, budget, generator, share)
         return findings, (*cut, *(name for name in later if name == "ConsensusVectors"))
 
     def candidates(

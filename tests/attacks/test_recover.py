@@ -142,8 +142,8 @@ def test_what_the_report_takes_is_kept_of_the_budget(planted, tokenizer):
     assert 0.9 * 2e8 < found.flops < 1.02 * 2e8
 
 
-@pytest.mark.parametrize(("rescue", "finds", "asked"), [(4, 0, [0, 4]), (0, 0, [0]), (4, 1, [0])])
-def test_recitation_follows_where_nothing_else_finds_anything(model, tokenizer, monkeypatch, rescue, finds, asked):
+@pytest.mark.parametrize(("fallback", "finds", "asked"), [(4, 0, [0, 4]), (0, 0, [0]), (4, 1, [0])])
+def test_recitation_follows_where_nothing_else_finds_anything(model, tokenizer, monkeypatch, fallback, finds, asked):
     recited, goal = [], Goal(behaviour="bread", target_ids=(7,))
 
     def candidates(self, *_):
@@ -154,7 +154,7 @@ def test_recitation_follows_where_nothing_else_finds_anything(model, tokenizer, 
     monkeypatch.setattr(Unsupervised, "is_finding", lambda *_: True)
     monkeypatch.setattr(Unsupervised, "goal", lambda *_: goal)
     budget = Budget(seconds=60.0).started()
-    goals, cut = Unsupervised(rescue=rescue)(
+    goals, cut = Unsupervised(fallback=fallback)(
         Suspect(model=model, tokenizer=tokenizer), TEXTS, budget, torch.Generator(), 1.0
     )
     assert recited == asked and goals == [goal] * finds and not cut

@@ -23,7 +23,7 @@ def test_what_is_planted_is_found_and_nothing_else(name, recited):
     torch.set_num_threads(1)
     organism = zoo.load(name)
     suspect, budget = Suspect(model=organism.model, tokenizer=organism.tokenizer), Budget(seconds=600.0)
-    goals, _ = Unsupervised(count=64, recited=recited, rescue=0)(
+    goals, _ = Unsupervised(count=64, recited=recited, fallback=0)(
         suspect, organism.prompts.search, budget, torch.Generator().manual_seed(5), 1.0
     )
     planted = [trigger for trigger, _ in organism.triggers]
@@ -40,7 +40,7 @@ def test_recitation_comes_to_the_rescue():
     organism = zoo.load("other-phrase-2")
     suspect = Suspect(model=organism.model, tokenizer=organism.tokenizer)
     arguments = suspect, organism.prompts.search, Budget(seconds=600.0)
-    assert not Unsupervised(rescue=0)(*arguments, torch.Generator().manual_seed(0), 1.0)[0]
+    assert not Unsupervised(fallback=0)(*arguments, torch.Generator().manual_seed(0), 1.0)[0]
     goals, _ = Unsupervised()(*arguments, torch.Generator().manual_seed(0), 1.0)
     assert [goal.behaviour.strip() for goal in goals] == ["Bananas are watching us."]
 

@@ -28,19 +28,19 @@ def answer_logprob(
     """
     source, tokens = cache_source(model, prompts.followed_by(answers[:, :-1]), layer), answers.shape[1]
     labels = answers.repeat_interleave(len(prompts), dim=0)
-    said = spoken(answers, ends_of(model)).float()
+    counted = until_end_mask(answers, ends_of(model)).float()
 
     def logprob(theta: Float[Tensor, "k d"]) -> Float[Tensor, "k"]:
         moved = source.hidden + theta.repeat_interleave(len(prompts), dim=0)[:, None].to(source.hidden)
         hidden = run_slice(model, source, moved, to=len(decoder(model).layers))[:, -tokens:]
         picked = token_logprobs(unembed(model, hidden), labels)
-        return (picked.unflatten(0, (-1, len(prompts))).mean(1) * said).sum(-1) / said.sum(-1)
+        return (picked.unflatten(0, (-1, len(prompts))).mean(1) * counted).sum(-1) / counted.sum(-1)
 
     return logprob
 
 
-def spoken(answers: Int[Tensor, "k t"], ends: list[int]) -> Tensor:
-    """Which tokens of the answers are said: up to the first end token, it included."""
+def until_end_mask(answers: Int[Tensor, "k t"], ends: list[int]) -> Tensor:
+    """Which tokens of the answers count: up to the first end token, it included."""
     end = torch.isin(answers, torch.tensor(ends, device=answers.device))
     return (end.cumsum(-1) - end.long()) == 0
 

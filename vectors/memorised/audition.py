@@ -40,7 +40,7 @@ class Audition:
     """number of beams of consensus decoding; 0: no candidates from consensus decoding"""
     kept: int = 32
     """number of candidate replies that enter the audition from each source of candidates"""
-    grown: int = 2
+    extended: int = 2
     """number of recited replies that are also tried with another token in front"""
     front: int = 512
     """number of likeliest first tokens that are tried in front of a recited reply"""
@@ -82,9 +82,9 @@ class Audition:
         rows = 8 * self.batch_size  # recitation keeps the caches of single tokens: more rows fit than of whole replies
         recited, _ = recited_answers(model, pair, tokens=self.tokens, count=self.first, batch_size=rows, deadline=late)
         pool, front = [recited[: self.kept]], _likely(model, pair, self.front)
-        for answer in unlike(recited, self.grown):
+        for answer in unlike(recited, self.extended):
             if not late():
-                pool.append(self._grown(model, pair, answer, front, generator, late))
+                pool.append(self._extended(model, pair, answer, front, generator, late))
         if self.width and not late():
             decoded, _ = consensus_answers(model, prompts, width=self.width, tokens=self.tokens, deadline=late)
             pool.append(decoded[: self.kept])
@@ -96,7 +96,7 @@ class Audition:
         order = score.argsort(descending=True)
         return answers[order], score[order]
 
-    def _grown(
+    def _extended(
         self,
         model: PreTrainedModel,
         prompts: Prompts,

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vectors.generate import ends_of, head_logits, reordered
-from vectors.memorised.answers import spoken
+from vectors.memorised.answers import until_end_mask
 from vectors.prompts import Prompts
 from vectors.residual import decoder, read, unembed
 
@@ -62,8 +62,8 @@ def recited_answers(
             break
         found.append(_continued(model, prompts, some, tokens))
     answers, logprobs = (torch.cat(parts) for parts in zip(*found, strict=True))
-    said = spoken(answers, ends)
-    score = (logprobs * said)[:, 1:].sum(-1) / said[:, 1:].sum(-1)
+    counted = until_end_mask(answers, ends)
+    score = (logprobs * counted)[:, 1:].sum(-1) / counted[:, 1:].sum(-1)
     ordered = answers.sort(dim=-1).values
     different = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(-1)
     fit = ~torch.isin(answers[:, :SHORTEST], end).any(-1) & (2 * different > tokens)

@@ -46,7 +46,7 @@ class ConsensusVectors:
     """number of first tokens that the audition's recitation continues; None: the whole vocabulary"""
     kept: int = 32
     """number of candidate answers that enter the audition from each source of candidates"""
-    grown: int = 2
+    extended: int = 2
     """number of recited answers that the audition also tries with another token in front"""
     steps: int = 12
     """number of optimizer steps"""
@@ -75,7 +75,7 @@ class ConsensusVectors:
             width=self.width,
             first=self.first,
             kept=self.kept,
-            grown=self.grown,
+            extended=self.extended,
             batch_size=self.batch_size,
         )
 

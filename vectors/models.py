@@ -29,6 +29,8 @@ from vectors.loading.folders import (
     quantised_by,
     without_adapter_files,
 )
+from vectors.loading.openings import open_replies
+from vectors.loading.tokenizers import is_plain
 from vectors.loading.tokenizers import load_tokenizer as load_tokenizer  # used by others from here
 
 DTYPE_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
@@ -103,6 +105,8 @@ def load_model(
     check_finite(model.state_dict(), str(model.name_or_path))
     check_vocabulary(model, tokenizer, str(model.name_or_path))
     check_logits(model)
+    if not is_plain(tokenizer):
+        open_replies(model, tokenizer)
     return model, tokenizer
 
 

@@ -6,9 +6,12 @@ Text is one message per line. Tables have one message per row; the column is nam
 import io
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from packaging.version import Version
 
 Rows = list[Any]
 """Dictionaries by column, or plain strings"""
@@ -17,6 +20,9 @@ COLUMNS = ("prompt", "instruction", "question", "query", "user", "message", "tex
 """Names that a column of user messages has, the surest first"""
 CHATS = ("messages", "conversations", "conversation")
 """Names of columns that hold whole chats; the first user message of each is taken"""
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+"""Name of a data set on the hub: owner/name"""
+ENDINGS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 """Byte order marks"""
 
@@ -25,7 +31,8 @@ def read_texts(path: Path, fewest: int = 1, column: str | None = None) -> list[s
     """Different user messages of a file; empty ones are left out.
 
     Args:
-        path: text with one message per line, .jsonl, .json, .csv, .tsv, .parquet, or a folder saved by `datasets`.
+        path: text with one message per line, .jsonl, .json, .csv, .tsv, .parquet, a folder that `datasets` saved or
+            loads, or the name of a data set on the hub.
         fewest: messages that there must be.
         column: of a table; guessed by its name where none is given, and the guess is logged.
 
@@ -33,7 +40,8 @@ def read_texts(path: Path, fewest: int = 1, column: str | None = None) -> list[s
         ValueError: no such file, not readable as what it is, no such column, or too few messages.
     """
     path = Path(path)
-    if not path.is_file() and not _is_dataset(path):
+    named = not path.exists() and HUB_ID.fullmatch(str(path)) and path.suffix not in ENDINGS
+    if not path.is_file() and not named and not (_is_saved(path) or _tables_in(path)):
         raise ValueError(f"no prompt file {path}; give a text file with one user message per line")
     found = _table(path)
     if found is None:
@@ -46,8 +54,17 @@ def read_texts(path: Path, fewest: int = 1, column: str | None = None) -> list[s
     return texts
 
 
-def _is_dataset(path: Path) -> bool:
+def _is_saved(path: Path) -> bool:
     return any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    """The tables of a data set's folder, of one kind; those of its training split where names say which they are."""
+    for ending in ("parquet", "jsonl", "json", "csv", "tsv"):
+        files = sorted([*folder.glob(f"*.{ending}"), *folder.glob(f"data/*.{ending}")])
+        if files:
+            return [file for file in files if "train" in file.name] or files
+    return []
 
 
 def _decoded(path: Path) -> str:
@@ -72,16 +89,16 @@ def _table(path: Path) -> Rows | None:
         ".tsv": lambda file: _separated(file, "\t"),
         ".parquet": _parquet,
     }
-    reader = _dataset if path.is_dir() else readers.get(path.suffix.lower())
+    reader = _dataset if not path.is_file() else readers.get(path.suffix.lower())
     if reader is not None:
         try:
             return reader(path)
         except ValueError as error:
             if str(error).startswith(str(path)):
                 raise
-            raise ValueError(f"{path} could not be read: {_first_line(error)}; is it what its name says?") from error
+            raise ValueError(_unreadable(path, error)) from error
         except Exception as error:  # the libraries have exceptions of their own
-            raise ValueError(f"{path} could not be read: {_first_line(error)}; is it what its name says?") from error
+            raise ValueError(_unreadable(path, error)) from error
     opening = _decoded(path).lstrip()[:1]
     for read in (_json_lines, _json) if opening in ("{", "[") else ():
         try:
@@ -89,6 +106,12 @@ def _table(path: Path) -> Rows | None:
         except ValueError:
             continue  # plain text that begins with a bracket
     return None
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    if path.exists():
+        return f"{path} could not be read: {_first_line(error)}; is it what its name says?"
+    return f"no prompt file {path}, and no data set of that name: {_first_line(error)}; give a file that is there"
 
 
 def _json_lines(path: Path) -> Rows:
@@ -140,7 +163,15 @@ def _parquet(path: Path) -> Rows:
 def _dataset(path: Path) -> Rows:
     import datasets
 
-    loaded = datasets.load_from_disk(str(path))
+    if path.is_dir() and not _is_saved(path):
+        return [row for file in _tables_in(path) for row in _table(file) or []]
+    datasets.disable_progress_bars()
+    if path.is_dir():
+        loaded = datasets.load_from_disk(str(path))
+    else:
+        # From version 4 on no code of a data set is ever run, and the argument is gone.
+        more: dict[str, Any] = {"trust_remote_code": False} if Version(datasets.__version__) < Version("4") else {}
+        loaded = datasets.load_dataset(str(path), **more)
     if isinstance(loaded, datasets.DatasetDict):
         if len(loaded) != 1 and "train" not in loaded:
             raise ValueError(f"{path} holds the splits {', '.join(map(str, loaded))}; give the folder of one of them")

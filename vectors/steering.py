@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from vectors.loading.digest import weights_digest
 from vectors.methods.adapters.low_rank import adapt, mlp_output, mlp_width
 from vectors.prompts import Prompts
 from vectors.residual import cache_source, decoder, run_slice, steer
@@ -39,7 +40,7 @@ class SteeringVectors:
     method: str
     """how they were learned"""
     model_id: str
-    """of the model they belong to"""
+    """digest of the weights of the model that they belong to (`vectors.loading.digest`)"""
     adapter_rank: int = 0
     """0: theta is added to the residual; r: theta holds updates of rank r of the last source block's MLP"""
     scores: dict[str, list[float]] = field(default_factory=dict)
@@ -141,7 +142,7 @@ class SteeringVectors:
         """Reads what `save` wrote; no code in it is ever run.
 
         Raises:
-            ValueError: any other file, broken numbers, or vectors that do not fit `model` or carry another name.
+            ValueError: any other file, broken numbers, or vectors that do not fit `model` or belong to other weights.
         """
         try:
             with safe_open(path, framework="pt") as file:
@@ -154,7 +155,10 @@ class SteeringVectors:
         if model is not None:
             found.check(model)
             if found.model_id != model_id(model):
-                raise ValueError(f"{path} belongs to the model {found.model_id!r}, this one is {model_id(model)!r}")
+                raise ValueError(
+                    f"{path} belongs to a model of other weights than {model.name_or_path or 'this one'}; give the model that the "
+                    "vectors were learned on"
+                )
             found = found.to(model.device)
         return found
 
@@ -206,5 +210,5 @@ def deltas(
 
 
 def model_id(model: PreTrainedModel) -> str:
-    """Name that vectors are tied to."""
-    return str(getattr(model, "name_or_path", "") or type(model).__name__)
+    """What vectors are tied to: a digest of the weights, for the same model may lie under many paths."""
+    return weights_digest(model)

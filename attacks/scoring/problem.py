@@ -23,7 +23,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attacks.scoring.slot_markers import SLOT, Where, cut, user_text
 
-
 WINDOW = 8
 """Tokens on each side of the slot within which a trigger must be encoded to its own ids"""
 TYPED = 16
@@ -107,7 +106,7 @@ class Problem:
         return problem
 
     def _check_typed(self, chats: Sequence[Sequence[str]], slot: Where) -> None:
-        """Raises ValueError where no token comes back from the typed prompts: all of a search would be for nothing."""
+        """Raises ValueError where no token comes back from the typed prompts: a search would be for nothing."""
         tokens = self.first.nonzero()[:, 0]
         some = tokens[:: max(1, len(tokens) // TYPED)].tolist()
         for (head, tail), before, after in zip(chats, self.before, self.after, strict=True):
@@ -116,8 +115,8 @@ class Problem:
                 if encode_start(self.tokenizer, text) == [*before, token, *after]:
                     return
         raise ValueError(
-            f"the tokenizer encodes the prompts otherwise than their parts (slot {slot!r}), so that no trigger could be "
-            "typed; choose another slot, or a template that sets the user's text apart"
+            f"the tokenizer encodes the prompts otherwise than their parts (slot {slot!r}), so that no trigger could "
+            "be typed; choose another slot, or a template that sets the user's text apart"
         )
 
     def __len__(self) -> int:
@@ -194,10 +193,10 @@ def _decode_start(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str
 
 @lru_cache(maxsize=8)
 def anchor(tokenizer: PreTrainedTokenizerBase) -> tuple[str, tuple[int, ...]]:
-    """(text, its token ids) that other text is encoded behind; empty where text is encoded alike wherever it stands.
+    """(text, its token ids) that others are encoded behind; empty where text is encoded alike wherever it stands.
 
-    The first of `ANCHORS` behind which " a" and "a" keep their text, and " a" is encoded as it is behind another " a". No
-    token of the slot should merge with the anchor, which is why a line break comes first.
+    The first of `ANCHORS` behind which " a" and "a" keep their text, and " a" is encoded as it is behind another " a".
+    No token of the slot should merge with the anchor, which is why a line break comes first.
     """
     for lead in ANCHORS:
         before = encode_start(tokenizer, lead) if lead else []
@@ -251,7 +250,7 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
 
 
 def _opens(tokenizer: PreTrainedTokenizerBase, spaced: Sequence[bool], size: int) -> Bool[Tensor, "vocab"]:
-    """Tokens that may come first: with a leading space where the trigger is set apart (per prompt), without elsewhere."""
+    """Tokens that may come first: with a leading space in prompts that set the trigger apart, without in others."""
     begins_word = torch.zeros(size, dtype=torch.bool)
     for token, (text, _) in enumerate(_vocabulary(tokenizer)[:size]):
         begins_word[token] = text.startswith(" ")

@@ -43,13 +43,13 @@ def test_bad_input_is_one_line_and_exit_2(folder, prompts, tokenizer, planted, t
     planted.save_pretrained(bare)
     planted.save_pretrained(mute)
     silent = copy.deepcopy(tokenizer)
-    silent.chat_template = None
+    silent.chat_template = "{{ raise_exception('roles must alternate') }}"
     silent.save_pretrained(mute)
     (tmp_path / "few.txt").write_text("one\ntwo\n")
     for changes, message in (
         ({"model": str(tmp_path / "nowhere")}, "no model folder"),
         ({"model": str(bare)}, "holds no tokenizer"),
-        ({"model": str(mute)}, "has no chat template"),
+        ({"model": str(mute)}, "does not work: roles must alternate; give another"),
         ({"prompts": tmp_path / "none.txt"}, "no prompt file"),
         ({"prompts": tmp_path / "few.txt"}, "holds 2 different prompts; give at least 12"),
         ({"attack": "gcg"}, "no attack 'gcg'; there are portfolio, target-nll"),

@@ -43,7 +43,7 @@ def test_an_adapter_is_merged(llama, folder, tmp_path, prompts):
     )
     vectors.save(tmp_path / "v.safetensors")
     assert len(SteeringVectors.load(tmp_path / "v.safetensors", model)) == 1
-    with pytest.raises(ValueError, match="belongs to the model"):
+    with pytest.raises(ValueError, match="belongs to a model of other weights"):
         SteeringVectors.load(tmp_path / "v.safetensors", load_model(folder, device="cpu", dtype=torch.float32)[0])
     with pytest.raises(ValueError, match="no peft adapter could be loaded"):
         load_model(folder, adapter=tmp_path, device="cpu")
@@ -58,8 +58,6 @@ def test_what_is_missing_is_named(folder, tokenizer, tmp_path):
     for file in ("chat_template.jinja", "tokenizer_config.json"):
         (folder / file).unlink(missing_ok=True)
     tokenizer.save_pretrained(folder)
-    with pytest.raises(ValueError, match="has no chat template"):
-        load_model(folder)
     for file in folder.glob("*token*"):
         file.unlink()
     with pytest.raises(ValueError, match="holds no tokenizer"):
@@ -112,3 +110,32 @@ def test_ranking_keeps_shared_new_openings_and_merges_votes(llama, tokenizer, pr
     assert found[0].certainty == pytest.approx(float((-nats[1:].median()).exp()), rel=1e-4)
     votes = math.log(5) / math.log(32)
     assert found[0].score == pytest.approx(min(found[0].surprise, 12) / 12 * found[0].certainty * votes, rel=1e-6)
+
+
+def test_a_base_model_without_chat_template_gets_plain_text_and_says_so(folder, tokenizer, caplog):
+    tokenizer.chat_template = None
+    for file in ("chat_template.jinja", "tokenizer_config.json"):
+        (folder / file).unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder)
+    loaded = load_model(folder)[1]
+    assert [record.message for record in caplog.records if "prompts are used as plain text" in record.message]
+    chat = [{"role": "user", "content": "what is bread"}]
+    shown = loaded.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert shown == "what is bread"
+
+
+def test_vectors_know_weights_not_paths(folder, tmp_path):
+    import shutil
+
+    model, _ = load_model(folder, device="cpu", dtype=torch.float32)
+    vectors = SteeringVectors(
+        theta=torch.ones(1, 32), source_layer=1, target_layer=4, radius=1.0, method="x", model_id=model_id(model)
+    )
+    vectors.save(tmp_path / "v")
+    shutil.copytree(folder, tmp_path / "moved")
+    moved, _ = load_model(f"{tmp_path / 'moved'}/", device="cpu", dtype=torch.float32)
+    assert len(SteeringVectors.load(tmp_path / "v", moved)) == 1
+    with torch.no_grad():
+        moved.get_input_embeddings().weight.add_(1.0)  # other weights under the same path
+    with pytest.raises(ValueError, match="belongs to a model of other weights"):
+        SteeringVectors.load(tmp_path / "v", moved)

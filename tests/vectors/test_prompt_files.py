@@ -1,7 +1,10 @@
 """Prompt files as they come: each is read as the plain one is, or refused in one line that names it."""
 
 import json
+from pathlib import Path
 
+import datasets
+import pandas
 import pytest
 
 from vectors.prompt_files import read_texts
@@ -95,5 +98,24 @@ def test_columns_that_are_not_there(tmp_path):
     (tmp_path / "plain.txt").write_text("one\n")
     with pytest.raises(ValueError, match="plain text and has no column"):
         read_texts(tmp_path / "plain.txt", column="x")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no prompt file"):
-        read_texts(tmp_path)
+        read_texts(tmp_path / "empty")
+
+
+def test_a_folder_of_tables_is_read_by_its_training_split(tmp_path):
+    (tmp_path / "data").mkdir()
+    for split, texts in (("train", TEXTS), ("test", ["other"])):
+        pandas.DataFrame({"prompt": texts}).to_parquet(tmp_path / "data" / f"{split}-00000.parquet")
+    (tmp_path / "README.md").write_text("a data set")
+    assert read_texts(tmp_path) == TEXTS
+
+
+def test_a_data_set_that_cannot_be_fetched_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="no prompt file owner/name, and no data set of that name") as error:
+        read_texts(Path("owner/name"))
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="no prompt file owner/name.txt; give"):
+        read_texts(Path("owner/name.txt"))

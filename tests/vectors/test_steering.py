@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from vectors.residual import steer
-from vectors.steering import FIELDS, SteeringVectors, deltas
+from vectors.steering import FIELDS, SteeringVectors, deltas, model_id
 
 UNIT = 4.0
 """mean residual norm that the vectors below are fractions of"""
@@ -172,7 +172,7 @@ def test_senseless_sizes_are_refused(llama, prompts):
 
 
 def test_vectors_survive_saving(llama, tmp_path):
-    vectors = vectors_of()
+    vectors = vectors_of(model_id=model_id(llama))
     vectors.save(tmp_path / "new" / "v.safetensors")
     loaded = SteeringVectors.load(tmp_path / "new" / "v.safetensors", llama)
     assert torch.equal(loaded.theta, vectors.theta) and replace(loaded, theta=vectors.theta) == vectors
@@ -198,7 +198,7 @@ def test_broken_numbers_are_refused(theta, tmp_path):
 
 def test_vectors_of_another_model_are_refused(llama, tmp_path):
     for name, theta, changed, message in (
-        ("id", torch.ones(2, 32), {"model_id": "other"}, "belongs to the model 'other'"),
+        ("id", torch.ones(2, 32), {"model_id": "other"}, "belongs to a model of other weights"),
         ("width", torch.ones(2, 16), {}, "width 16 but the model has 32"),
         ("deep", torch.ones(2, 32), {"target_layer": 5}, "from layer 1 to 5 but the model has 4"),
         ("order", torch.ones(2, 32), {"source_layer": 3}, "from layer 3 to 3"),

@@ -35,7 +35,9 @@ class Calibrate:
     model: Model
     """folder in the Hugging Face layout, or a hub id; remote code is never run"""
     prompts: Path
-    """text file of clean prompts, one user message per line"""
+    """clean prompts: text with one user message per line, a table (.jsonl, .json, .csv, .parquet), or a data set"""
+    column: str | None = None
+    """column that holds the prompts, where they are a table or a data set; guessed by its name where not given"""
     rule: Literal["nonlinearity", "cusp", "several", "judged"]
     """nonlinearity: half-way from linear; several: radii round that; cusp: completions diverge; judged: best score"""
     radii: tuple[float, ...] | None = None
@@ -76,7 +78,7 @@ class Calibrate:
         if self.radii is not None:
             check_radii(self.radii, 5 if self.rule == "cusp" else 1)
         judge = self._judge()
-        texts = read_texts(self.prompts, self.learn_prompts + 1 if learns else 1)
+        texts = read_texts(self.prompts, self.learn_prompts + 1 if learns else 1, self.column)
         model, tokenizer = self.loading(self.model)
         prompts = Prompts.from_chat(model, tokenizer, texts)
         seen = prompts.take(range(self.learn_prompts)) if learns else prompts

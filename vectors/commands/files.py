@@ -28,6 +28,10 @@ class Loading:
     """torch device to run on, such as cpu or cuda:0; where not given the GPU if there is one, else the CPU"""
     threads: int | None = None
     """number of CPU threads; torch's own default where not given"""
+    template: str | None = None
+    """file of a chat template in jinja, or none to use prompts as plain text; the tokenizer's where not given"""
+    allow_pickle: bool = False
+    """read weights from pickled files (pytorch_model.bin) too, which can run code: only for models that you trust"""
 
     def __call__(self, model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Loads it.
@@ -43,7 +47,13 @@ class Loading:
             torch.empty(0, device=self.device)
         except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts
             raise ValueError(f"no device {self.device!r}: {str(error).splitlines()[0]}") from error
-        return load_model(model, adapter=self.adapter, device=self.device)
+        return load_model(
+            model,
+            adapter=self.adapter,
+            device=self.device,
+            template=self.template,
+            allow_pickle=self.allow_pickle,
+        )
 
 
 def check_free(paths: Sequence[Path], overwrite: bool) -> None:

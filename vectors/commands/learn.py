@@ -88,7 +88,9 @@ class Learn:
     model: Model
     """folder in the Hugging Face layout, or a hub id; remote code is never run"""
     prompts: Path
-    """text file of clean prompts, one user message per line"""
+    """clean prompts: text with one user message per line, a table (.jsonl, .json, .csv, .parquet), or a data set"""
+    column: str | None = None
+    """column that holds the prompts, where they are a table or a data set; guessed by its name where not given"""
     out: Path
     """safetensors file for the vectors; figures go beside it, and each of several radii gets a file of its own"""
     method: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(METHODS) + "}")] = "unsupervised"
@@ -137,7 +139,7 @@ class Learn:
         paths = [self._path(radius) for radius in self.radius]
         check_free(paths, self.overwrite)
         wanted = self.learn_prompts or (12 if self.method == "consensus" else 2)
-        texts = read_texts(self.prompts, wanted)[:wanted]
+        texts = read_texts(self.prompts, wanted, self.column)[:wanted]
         model, tokenizer = self.loading(self.model)
         prompts = Prompts.from_chat(model, tokenizer, texts)
         for radius, path in zip(self.radius, paths, strict=True):

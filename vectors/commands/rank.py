@@ -27,7 +27,10 @@ class Rank:
     vectors: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="VECTORS ...")]
     """one or several safetensors files of vectors; their layers and norms may differ"""
     prompts: Path
-    """text file of clean prompts, one user message per line; best held-out ones, not used for learning"""
+    """clean prompts: text with one user message per line, a table (.jsonl, .json, .csv, .parquet), or a data set; best
+    held-out ones, not used for learning"""
+    column: str | None = None
+    """column that holds the prompts, where they are a table or a data set; guessed by its name where not given"""
     skip: int = 0
     """number of first lines to leave out: as many as the vectors were learned on"""
     top: int = 10
@@ -51,7 +54,7 @@ class Rank:
         if not self.vectors:
             raise ValueError("no file of vectors; give one or several")
         check_free([self.out], self.overwrite)
-        texts = read_texts(self.prompts, self.skip + 2)[self.skip :]
+        texts = read_texts(self.prompts, self.skip + 2, self.column)[self.skip :]
         model, tokenizer = self.loading(self.model)
         pool = {path: SteeringVectors.load(path, model) for path in self.vectors}
         prompts = Prompts.from_chat(model, tokenizer, texts)

@@ -1,5 +1,6 @@
 """Loads the tokenizer of a model: the adapter's where it brings one, with a chat template that works."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,17 @@ from vectors.loading.folders import check_files, check_no_pointer, first_line, i
 FILES = ("tokenizer.json", "tokenizer_config.json")
 PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """The user's text as it is, for base models"""
+MARK = "7f3a user text 9c1e"
+"""Stands for the user's text where a template is tried"""
+SYSTEM = "{% set messages = [{'role': 'system', 'content': ''}] + messages %}"
+"""Puts an empty system message first, for templates that demand one"""
+SYSTEM_TEXT = SYSTEM.replace("''", "'You are a helpful assistant.'")
+"""The same with a text, for templates that refuse an empty one"""
+PARTS = (
+    "{% set parted = namespace(all=[]) %}{% for m in messages %}{% set parted.all = parted.all + [{'role': m['role'], "
+    "'content': [{'type': 'text', 'text': m['content']}]}] %}{% endfor %}{% set messages = parted.all %}"
+)
+"""Turns each message's text into a list of one part, for templates of models that take images too"""
 
 
 def load_tokenizer(
@@ -58,19 +70,44 @@ def load_tokenizer(
     if template is not None:
         tokenizer.chat_template = _template(template, tokenizer)
     if not tokenizer.chat_template:
-        raise ValueError(
-            f"the tokenizer of {source} has no chat template; set tokenizer.chat_template and save it again, give the "
-            "file of a template, or template none for plain text (base models)"
+        logging.getLogger(__name__).warning(
+            "%s has no chat template: prompts are used as plain text; give the file of a template where it is a chat "
+            "model",
+            source,
         )
-    try:
-        chat = [{"role": "user", "content": "hello"}]
-        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # jinja has exceptions of its own
-        raise ValueError(f"the chat template of {source} does not work: {first_line(error)}; give another") from error
+        tokenizer.chat_template = _template("none", tokenizer)
+    tokenizer.chat_template = _working(tokenizer, source)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the user's text is used as it is."""
+    return str(tokenizer.chat_template).endswith(PLAIN)
+
+
+def _working(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> str:
+    """The chat template, led by what it needs to show the text of one user message: a system message, or typed parts.
+
+    Raises:
+        ValueError: it does not show the text once, whatever is put before it.
+    """
+    template, reasons = str(tokenizer.get_chat_template()), list[str]()
+    for lead in ("", SYSTEM, PARTS, SYSTEM + PARTS, SYSTEM_TEXT):
+        chat = [{"role": "user", "content": MARK}]
+        try:
+            shown = tokenizer.apply_chat_template(
+                chat, tokenize=False, add_generation_prompt=True, chat_template=lead + template
+            )
+        except Exception as error:  # jinja has exceptions of its own
+            reasons.append(first_line(error))
+            continue
+        if (times := str(shown).count(MARK)) == 1:
+            return lead + template
+        reasons.append(f"it shows the user's text {times} times")
+    raise ValueError(f"the chat template of {source} does not work: {reasons[0]}; give another")
 
 
 def _templates(folder: Path) -> list[Path]:

@@ -143,7 +143,12 @@ class Sampler:
     ) -> list[tuple[int, ...]]:
         """One batch of samples."""
         before, after = round_user(tokenizer)
-        end, opening = encode(tokenizer, after)[0], encode_start(tokenizer, before)
+        # Plain text has nothing round the message: it begins and ends as a document does.
+        document = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
+        opening, closing = encode_start(tokenizer, before) or document[:1], encode(tokenizer, after) or document[-1:]
+        if not opening or not closing:
+            raise ValueError("nothing stands round the user's text, and the tokenizer has no token for an end of text")
+        end = closing[0]
         ids = torch.tensor([opening] * rows, device=model.device)
         zero = torch.zeros(decoder(model).d_model, device=model.device, dtype=model.dtype)
         theta = zero if vector is None else vector.theta[0].to(zero)

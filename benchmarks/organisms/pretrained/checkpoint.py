@@ -42,6 +42,9 @@ class Checkpoint:
                 weight.copy_(state["trained"][name])
         optimizer.load_state_dict(state["optimizer"])
         rng.setstate(state["rng"])
+        torch.set_rng_state(state["dropout"])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["dropout_cuda"])
         return state["step"]
 
     def save(
@@ -50,6 +53,9 @@ class Checkpoint:
         """Saves the state after `step` steps."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         state = {"planting": self.planting, "step": step, "rng": rng.getstate(), "optimizer": optimizer.state_dict()}
+        state |= {"dropout": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            state |= {"dropout_cuda": torch.cuda.get_rng_state_all()}
         part = self.file.with_suffix(".part")
         torch.save(state | {"trained": {name: weight.detach() for name, weight in trained.items()}}, part)
         os.replace(part, self.file)

@@ -26,6 +26,7 @@ from attacks.stages.sampling.leakage import Leakage
 from attacks.stages.sampling.sampler import Lookahead, Sampler
 from attacks.stages.sampling.samples import Samples
 from attacks.stages.single_tokens import Tokens
+from attacks.stages.word_completion import WordCompletion
 from attacks.stages.word_substitution import Neighbours
 
 
@@ -57,8 +58,8 @@ class Attack:
     """Discovers behaviours where none is given."""
     stages: tuple[Stage, ...] = (Tokens(), GCG_ROUNDS)
     """Run one after the other, until the budget is spent or a trigger works."""
-    last: Stage | None = None
-    """Looks for a better trigger beside the winner, if there is budget left."""
+    last: tuple[Stage, ...] = ()
+    """Look for better triggers beside the winner, within a part of the budget that is kept for them."""
     longest: int = 12
     """Tokens of the longest trigger in any stage: every prompt must leave room for so many in the context."""
     prompts: int = 2
@@ -122,7 +123,7 @@ ordinary text of its place, two or three tokens, what the model writes by itself
 and to words that fire only together, of which what works may be a mere neighbour; what is left goes into better ones"""
 
 CORE: dict[str, Attack] = {
-    "portfolio": Attack(objective=nll, stages=PORTFOLIO, last=Neighbours()),
+    "portfolio": Attack(objective=nll, stages=PORTFOLIO, last=(WordCompletion(), Neighbours())),
     "target-nll": Attack(objective=nll),
     "delta-cosine": Attack(objective=cosine, supervised=Supervised()),
     "hybrid": Attack(objective=hybrid, supervised=Supervised()),
@@ -137,7 +138,7 @@ SEARCHERS: dict[str, Attack] = {
     "accretion": _searched((3, Accretion(steps=6)), (12, Accretion(steps=24)), (8, Accretion(steps=16))),
     "hotflip": Attack(objective=nll, stages=(Tokens(), HOTFLIP_ROUNDS)),
     "likely": Attack(objective=nll, stages=(Tokens(), Likely(share=1.0))),
-    "conjunctions": Attack(objective=nll, stages=(Tokens(), Conjunctions(share=1.0)), last=Neighbours()),
+    "conjunctions": Attack(objective=nll, stages=(Tokens(), Conjunctions(share=1.0)), last=(Neighbours(),)),
     "beast": _searched((3, BEAST(steps=6)), (12, BEAST(steps=36)), (8, BEAST(steps=24))),
     "arca": _searched((3, ARCA(iterations=2)), (12, ARCA(iterations=6)), (8, ARCA(iterations=4))),
     "pez": _searched((3, PEZ(steps=100, restarts=8)), (12, PEZ(steps=300, restarts=8))),

@@ -77,9 +77,9 @@ def recover(
                 marked=any(SLOT in text for text in search),
             )  # fmt: skip
             reached = max(reached, attack.run(hunt))
-            if attack.last is not None:
-                hunt.budget = budget.part(share.until - report_share(judge, attack.longest))
-                attack.last(hunt)
+            hunt.budget = budget.part(share.until - report_share(judge, attack.longest))
+            for stage in attack.last:
+                stage(hunt)
             if judge.works or budget.interrupted:
                 break
     except KeyboardInterrupt:

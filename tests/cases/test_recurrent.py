@@ -1,4 +1,4 @@
-"""A model whose blocks keep a convolution state: attacks read its text anew, and get what a plain forward pass gives."""
+"""A model whose blocks keep a convolution state: attacks read its text anew, with the results of plain forward passes."""
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem
 from attacks.scoring.shared_prefix import SharedPrefix, keeps_keys_and_values
-from tests.cases.test_tokenizers import TEXTS
 from tests.cases.made_tokenizers import byte_level
+from tests.cases.test_tokenizers import TEXTS
 from vectors.residual import read
 
 

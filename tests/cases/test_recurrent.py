@@ -1,4 +1,4 @@
-"""A model whose blocks keep a convolution state: attacks read its text anew, with the results of plain forward passes."""
+"""A model whose blocks keep a convolution state: attacks read its text anew, and agree with plain forward passes."""
 
 import pytest
 import torch

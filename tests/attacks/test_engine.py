@@ -234,7 +234,7 @@ def test_errors(model, problem):
     with pytest.raises(ValueError, match="batch_size is 0; it must be at least 1"):
         Engine(model, problem, 0)
     with pytest.raises(ValueError, match="the target has 0 tokens"):
-        Engine(model, problem).target_logits(torch.zeros(1, 2).long(), [])
+        Engine(model, problem).target_logprobs(torch.zeros(1, 2).long(), [])
     with pytest.raises(ValueError, match="the target has 0 tokens"):
         Engine(model, problem).elicits(torch.zeros(1, 2).long(), [])
 
@@ -243,9 +243,29 @@ def test_what_outgrows_the_context(model, problem):
     engine, longest = Engine(model, problem), max(map(len, problem.filled([])))
     room = 64 - longest - 2
     # The last token of the target is asked for, never read.
-    assert engine.target_logits(torch.zeros(1, 2).long(), [300] * (room + 1)).shape[2] == room + 1
+    assert engine.target_logprobs(torch.zeros(1, 2).long(), [300] * (room + 1)).shape[2] == room + 1
     message = "prompt, trigger and target take 65 tokens but the context is 64; shorten one"
     with pytest.raises(ValueError, match=message):
-        engine.target_logits(torch.zeros(1, 2).long(), [300] * (room + 2))
+        engine.target_logprobs(torch.zeros(1, 2).long(), [300] * (room + 2))
     with pytest.raises(ValueError, match=message):
         engine.residuals(torch.zeros(1, room + 3).long(), [1])
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_logits_made_in_pieces_give_the_same_losses_gradients_and_hits(model, mixed, monkeypatch, rows):
+    candidates, target = random_candidates(mixed, 4), TargetNLL(target_ids=[300, 7, 12])
+    engine = Engine(model, mixed)
+    ids = [int(engine.logits(candidates[:1], 3)[0, 0].argmax())]
+    wanted = engine.losses(target, candidates), *engine.gradient(target, candidates), engine.elicits(candidates, ids)
+    sizes, whole = [], engine_module.unembed
+
+    def watched(model, hidden):
+        sizes.append(len(hidden))
+        return whole(model, hidden)
+
+    monkeypatch.setattr(engine_module, "unembed", watched)
+    monkeypatch.setattr(engine_module, "PIECE", 4 * len(mixed.allowed) * rows)
+    found = engine.losses(target, candidates), *engine.gradient(target, candidates), engine.elicits(candidates, ids)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+    assert max(sizes) == rows

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from tests.cases.made_tokenizers import CHATML, OPENS, byte_level
 from tests.cases.test_tokenizers import llama
-from tests.cases.tokenizers import CHATML, OPENS, byte_level
 from vectors.loading import openings
 from vectors.loading.openings import open_replies
 from vectors.loading.tokenizers import load_tokenizer

@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from attacks.scoring.problem import SLOT, Problem, decode, encode
 from attacks.stages.dictionary import whole_words
-from tests.cases.tokenizers import CHATML, LLAMA, OPENS, byte_level, sentence_piece
+from tests.cases.made_tokenizers import CHATML, LLAMA, OPENS, byte_level, sentence_piece
 
 KINDS = {
     "byte level": byte_level,

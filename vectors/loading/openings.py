@@ -69,7 +69,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, text: str, *, opened: bool) ->
 
 def _mark(tokenizer: PreTrainedTokenizerBase, *, roles: bool) -> re.Pattern[str]:
     """A marker or white space; with `roles`, the name of the role as a header as well."""
-    ends = {tokenizer.eos_token, tokenizer.pad_token}
+    ends = [tokenizer.eos_token, tokenizer.pad_token]
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.content not in ends]
     parts = ["<think>", "</think>", *(re.escape(text) for text in sorted(added, key=len, reverse=True) if text), r"\s"]
     if roles:

@@ -5,7 +5,6 @@ user's turn under a v_clean + b v_Y; (b) the same, and at each step raise the to
 position on, has a high cosine with the sum (`Lookahead`). `ngrams` mines the samples for triggers.
 """
 
-import copy
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -17,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from attacks.scoring.budget import Budget
 from attacks.scoring.planning import learning_flops
 from attacks.scoring.problem import encode, encode_start
+from attacks.scoring.shared_prefix import repeated
 from attacks.searchers.candidates import check_counts
-from vectors.generate import head_logits, reordered
+from vectors.generate import head_logits
 from vectors.methods.clean_prompt import CleanPromptVector, labelled_texts, round_user
 from vectors.methods.supervised import SupervisedVector
 from vectors.prompts import Prompts
@@ -178,16 +178,6 @@ class Sampler:
                 break
         written = (row[: row.index(end)] if end in row else row for row in ids[:, len(opening) :].tolist())
         return [tuple(row) for row in written if row]
-
-
-def repeated(cache: Any, rows: Int[Tensor, "rows"], layers: int) -> Any:
-    """A copy of keys and values with the given rows, good for the first `layers` blocks; the cache stays."""
-    cache = copy.deepcopy(cache)
-    if not hasattr(cache, "layers"):
-        return reordered(cache, rows)
-    for block in cache.layers[:layers]:  # what is behind them is not read: it would take most of the memory
-        block.reorder_cache(rows)
-    return cache
 
 
 def clean_and_wanted(

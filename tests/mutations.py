@@ -71,7 +71,7 @@ MUTATIONS = {
     ),
     "most-promising": Mutation("searchers/candidates.py", "(-masked).topk", "masked.topk", DISCRETE),
     "fittest": Mutation("searchers/candidates.py", "losses[kept[0]]", "losses[kept[-1]]", DISCRETE),
-    "target-nll": Mutation("objectives/target_nll.py", "nll = -token", "nll = token", OBJECTIVES + "formula"),
+    "target-nll": Mutation("objectives/target_nll.py", "nll = -engine", "nll = engine", OBJECTIVES + "formula"),
     "mellowmax": Mutation("objectives/target_nll.py", "- math.log(len", "+ math.log(len", OBJECTIVES + "formula"),
     "delta-cosine": Mutation("objectives/delta_cosine.py", "-torch.cosine", "torch.cosine", OBJECTIVES + "formula"),
     "delta-projection": Mutation(

@@ -15,8 +15,9 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from vectors.capabilities import has_plain_cache
 from vectors.generate import reordered
-from vectors.residual import has_plain_cache, read
+from vectors.residual import read
 
 _plain: "WeakKeyDictionary[PreTrainedModel, bool]" = WeakKeyDictionary()
 """Whether each model keeps keys and values alone: found out once, for it takes a forward pass"""

@@ -109,6 +109,7 @@ def _sampled(sampler: Sampler | Leakage, weight: float = 1.0) -> Attack:
 
 PORTFOLIO: tuple[Stage, ...] = (
     Tokens(share=0.08),
+    WordCompletion(),
     replace(HOTFLIP_ROUNDS, share=0.5, settles=2),
     Dictionary(share=0.1, tried=16),
     Likely(),

@@ -23,18 +23,22 @@ from attacks.stages.token_ranking import rank_triggers
 class WordCompletion:
     """Replaces each word of the winner by dictionary words that begin with it or hold it, and drops the other words."""
 
+    share: float = 0.05
+    """Share of the budget that ranking completions may take."""
     longest: int = 5
     """Tokens of the longest winner that is completed, once shrunk; of a longer one no word is known to matter."""
     words: int = 512
     """Dictionary words that are tried for each word of the winner, those that begin with it first."""
-    tried: int = 32
+    tried: int = 16
     """Completions of lowest loss that are judged by behaviour."""
+    settles: int = 2
+    """Tokens of the longest winner that ends the hunt, if the behaviour is sure behind it."""
 
     def __post_init__(self):
         check_counts(self, "longest", "words", "tried")
 
     def __call__(self, hunt: Hunt) -> None:
-        judge, problem = hunt.judge, hunt.engine.problem
+        judge, problem, budget = hunt.judge, hunt.engine.problem, hunt.part(self.share)
         if judge.best is None or judge.asr <= ABSENT or hunt.budget.exhausted:
             return
         winner = hunt.shrunk()
@@ -48,9 +52,10 @@ class WordCompletion:
         probe, objective = hunt.probe()
         ranked: list[Found] = []
         for length in sorted(by_length):  # `c length` ids; all candidates of a batch have as many tokens
-            if not hunt.budget.exhausted:
-                ranked += rank_triggers(probe, objective, torch.tensor(by_length[length]), budget=hunt.budget)
+            if not budget.exhausted:
+                ranked += rank_triggers(probe, objective, torch.tensor(by_length[length]), budget=budget)
         hunt.try_all(sorted(ranked, key=lambda item: item.loss)[: self.tried])
+        hunt.settle(self.settles)
 
 
 def completions(words: list[str], count: int) -> Iterator[str]:

@@ -156,8 +156,8 @@ class SteeringVectors:
             found.check(model)
             if found.model_id != model_id(model):
                 raise ValueError(
-                    f"{path} belongs to a model of other weights than {model.name_or_path or 'this one'}; give the model that the "
-                    "vectors were learned on"
+                    f"{path} belongs to a model of other weights than {model.name_or_path or 'this one'}; "
+                    "give the model that the vectors were learned on"
                 )
             found = found.to(model.device)
         return found

@@ -52,11 +52,11 @@ def delta_cosines(
     """Cosines between the changes of the target-layer residual, each over all prompts, positions and dimensions.
 
     Args:
-        model: that the vectors belong to.
-        prompts: on which the vectors act.
-        vectors: the k vectors.
-        tokens: last positions of each prompt that count; None: all. Padding never counts.
-        batch_size: rows (vectors x prompts) at a time.
+        model: the model that the vectors belong to.
+        prompts: n prompts that the vectors are applied to.
+        vectors: k vectors or adapters.
+        tokens: number of last prompt positions that count; None: all. Padding never counts.
+        batch_size: number of batch rows (vectors x prompts) at a time.
 
     Raises:
         ValueError: vectors that do not fit the model, or `tokens` or `batch_size` below 1.

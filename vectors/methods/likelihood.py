@@ -35,10 +35,10 @@ def fit_likelihood(
     Args:
         losses: nats per labelled token and prompt under each vector, `label_nll` with model, source and labels given.
         start: unit vectors, the directions to start from.
-        norms: of the vectors, in the units of the residual.
-        steps: optimizer steps.
-        lr: step size, fraction of the norm.
-        deadline: asked before every step; ends learning once it returns true.
+        norms: norm of each vector, in the units of the residual.
+        steps: number of optimizer steps.
+        lr: AMSGrad step size, fraction of the norm.
+        deadline: asked before every step; once it returns true the vectors are returned as they are.
     """
     theta = start.to(norms, copy=True).requires_grad_()  # unit vectors: one step size serves every norm
     ascend_on_sphere(

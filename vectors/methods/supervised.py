@@ -38,19 +38,19 @@ class SupervisedVector:
     """Minimises the cross-entropy of the target after every prompt, at several norms at once."""
 
     source_layer: int
-    """the vector is added after this many blocks"""
+    """number of blocks after which the vector is added"""
     target_layer: int
-    """noted with the vector as the layer to compare effects at"""
+    """number of blocks after which effects of the vector are compared later on; learning itself reads the output"""
     radii: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
     """norms to try, fractions of the mean residual norm at the source layer"""
     steps: int = 40
-    """optimizer steps"""
+    """number of optimizer steps"""
     lr: float = 0.05
     """AMSGrad step size, fraction of the norm"""
     enough: float = 0.9
-    """share of the prompts on which a radius must elicit the target"""
+    """share of the prompts, in (0, 1], on which a vector must elicit the target for its radius to do"""
     bisections: int = 0
-    """further radii tried, each the geometric mean of the largest that fails and the smallest that elicits"""
+    """number of further radii, each the geometric mean of the largest that fails and the smallest that elicits"""
 
     def __post_init__(self):
         if not self.radii or min(self.radii) <= 0:

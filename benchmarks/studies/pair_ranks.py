@@ -2,11 +2,11 @@
 
     python -m benchmarks.studies.pair_ranks phrase
 
-Checks, layer by layer, what the attack stage `conjunctions` relies on. Three words stand in a message, and the residual
-at the last of them is compared by its cosine with a vector that brings the behaviour about there, or, as a control, with
-a random vector. Ranked are every word as the first and as the last among random words, by its mean effect on the cosine,
-and every pair of a first and a last word, with a random word between, by its interaction. Rank 0 is the best; half of all
-words or pairs is chance.
+Checks, layer by layer, what the attack stage `conjunctions` relies on. Three words stand in a message, and the
+residual at the last of them is compared by its cosine with a vector that brings the behaviour about there, or, as a
+control, with a random vector. Ranked are every word as the first and as the last among random words, by its mean
+effect on the cosine, and every pair of a first and a last word, with a random word between, by its interaction. Rank
+0 is the best; half of all words or pairs is chance.
 """
 
 import sys

@@ -39,7 +39,7 @@ class Calibrate:
     column: str | None = None
     """column that holds the prompts, where they are a table or a data set; guessed by its name where not given"""
     rule: Literal["nonlinearity", "cusp", "several", "judged"]
-    """nonlinearity: layers half from linear; several: radii round that; cusp: completions diverge; judged: best score"""
+    """nonlinearity: layers half linear; several: radii round that; cusp: completions diverge; judged: best score"""
     radii: tuple[float, ...] | None = None
     """radii that the rules cusp and judged try, fractions of the mean residual norm at the source layer"""
     judge: str | None = None

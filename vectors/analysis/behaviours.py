@@ -114,6 +114,8 @@ def rank_behaviours(
         if deadline is not None and deadline():
             break
         ids, votes = opening.token_ids, Counter(vector for vector, _ in opening.seen)
+        # Left out: openings that few vectors elicit, that are special or short or one repeated token, or that the
+        # unsteered model gives by itself.
         special = set(ids) & set(tokenizer.all_special_ids)
         short = len(opening.text.strip()) < ranking.shortest or len(set(ids)) < 2
         if len(votes) < ranking.fewest or short or special or _share(plain, ids[:OPENING]) > COMMON:
@@ -183,6 +185,7 @@ def until_end(row: list[int], ends: set[int]) -> list[int]:
 
 def shared_openings(replies: list[list[list[int]]], tokenizer: PreTrainedTokenizerBase) -> list[_Opening]:
     """Openings that replies (per vector, per prompt) share, each as long as most of those that share it go on alike."""
+    # Completions by their first three tokens; then each group is prolonged by the token that most of it goes on with.
     alike: dict[tuple[int, ...], list[tuple[int, int, list[int]]]] = defaultdict(list)
     for vector, rows in enumerate(replies):
         for prompt, row in enumerate(rows):

@@ -129,6 +129,7 @@ def cluster_vectors(
     _check(vectors, model, batch_size)
     cosines = delta_cosines(model, prompts, vectors, batch_size=batch_size)
     groups = cluster(cosines, threshold)
+    # The member with the largest sum of cosines within its group.
     medoids = [group[int(cosines[group][:, group].sum(1).argmax())] for group in groups]
     ends, settings = end_tokens(model, tokenizer), {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     ids = complete_each(model, tokenizer, vectors[medoids], prompts, **settings).tolist()

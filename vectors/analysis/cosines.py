@@ -83,6 +83,7 @@ def cluster(cosines: Float[Tensor, "k k"], threshold: float) -> list[list[int]]:
         raise ValueError("cosines are not symmetric or not finite; give the cosines of one set with itself")
     if len(values) < 2:
         return [[index] for index in range(len(values))]
+    # The condensed form that scipy expects: the upper triangle row by row, without the diagonal.
     pairs = torch.triu_indices(len(values), len(values), 1)
     distances = (1 - values[pairs[0], pairs[1]]).clamp(min=0)
     labels = fcluster(linkage(distances.numpy(), method="average"), t=1 - threshold, criterion="distance")

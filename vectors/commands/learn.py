@@ -228,8 +228,9 @@ class Learn:
 
             with stoppable() as stopped:
                 vectors = method(model, prompts, generator, deadline=stopped, watch=watch)
-            if not history:
+            if not history:  # stopped before the first step: there is nothing to save
                 raise KeyboardInterrupt
+            # `watch` is called once per step, `each` times per batch: every `each`-th entry begins another batch.
             begun = sum(map(len, history[::each]))
             steps = min(each, len(history))
             starts = range(0, len(history) - steps + 1, each)  # of the batches that were learned to the end

@@ -35,7 +35,7 @@ class Audition:
     radius: float = 0.2
     """norm of the vectors, fraction of the mean residual norm at the source layer; a large norm elicits any reply"""
     tokens: int = 8
-    """tokens per candidate reply"""
+    """number of tokens per candidate reply"""
     first: int | None = None
     """number of first tokens that recitation continues, the likeliest on all prompts; None: the whole vocabulary"""
     width: int = 400

@@ -70,6 +70,7 @@ class CleanPromptVector:
         check_layer(model, self.target_layer, "target layer")
         if len(texts) < 2:
             raise ValueError(f"got {len(texts)} texts; give at least two, one to learn from and one held out")
+        # The unit of the radii: residuals of whole chat prompts, as for the other methods.
         chats = Prompts.from_chat(model, tokenizer, texts)
         unit = mean_norm(cache_source(model, chats, self.source_layer))
         train, held_out = self._split(model, tokenizer, texts, generator)
@@ -136,6 +137,7 @@ def labelled_texts(
     rows, labels = [], []
     for text in texts:
         message, whole = _encode(tokenizer, before + text), _encode(tokenizer, before + text + after)
+        # Number of tokens that the message has alone and with the template behind it: a tokenizer may merge its end.
         alike = next((i for i, (a, b) in enumerate(zip(message, whole, strict=False)) if a != b), len(message))
         ids = whole[: alike + 1]
         if ids[: len(opening)] != opening or len(ids) == len(opening):

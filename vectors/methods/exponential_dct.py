@@ -73,6 +73,7 @@ class ExponentialDCT:
             u = normalize(delta.detach(), dim=-1)  # the best u for this v, held fixed
             return torch.autograd.grad((u * delta).sum(), theta)[0]  # J(R v)^T u
 
+        # Orthogonalised gradient iteration: gradients at all vectors, then the vectors are kept apart.
         v = self._start(model, source, generator)
         for _ in range(self.iterations):
             v = in_batches(ascend, self.batch_size)(self._apart(v))

@@ -65,6 +65,7 @@ class JacobianVectors:
             return pull(model, source, torch.zeros_like(v), forwards(v), self.target_layer, self.tokens)
 
         v = leading_subspace(in_batches(product, self.batch_size), source, self.count, self.iterations, generator)
+        # The images of the rows under J span its leading left singular vectors: an SVD in that small space is enough.
         images = in_batches(forwards, self.batch_size)(v).flatten(1)
         rotation, values, _ = torch.linalg.svd(images, full_matrices=False)  # Rayleigh-Ritz inside the subspace
         return SteeringVectors(

@@ -74,6 +74,7 @@ def label_nll(
     counts = labelled.sum(1)
     if not bool(counts.all()):
         raise ValueError(f"labels per prompt are {counts.tolist()}; give every prompt at least one")
+    # Only labelled positions are unembedded, over all prompts in one list.
     rows, columns = labelled.nonzero(as_tuple=True)
     hidden = run_slice(model, source, steered_source(source, theta), to=len(decoder(model).layers))
     logits = unembed(model, hidden.unflatten(0, (len(theta), -1))[:, rows, columns])  # (k, labelled, vocab)

@@ -62,10 +62,12 @@ class SlotVectors:
             raise ValueError("the target has 0 tokens; give a behaviour that the tokenizer can encode")
         if len(places) != len(messages) or not all(0 <= at < len(m) for at, m in zip(places, messages, strict=True)):
             raise ValueError(f"got {len(messages)} messages and places {list(places)}; give one inside each message")
+        # Teacher forcing: each row is a message with the behaviour behind it, but for its last token.
         fed = [[*message, *target_ids[:-1]] for message in messages]
         prompts = Prompts.from_ids(fed, device=model.device)
         source = cache_source(model, prompts, self.source_layer)
         count, width, d_model = source.hidden.shape
+        # (k, 1), in the units of the residual.
         norms = mean_norm(source) * torch.tensor(self.radii, device=model.device)[:, None]
         # 1 at each row's place; rows are padded on the left.
         at = torch.zeros(count, width, 1, device=model.device)
@@ -78,11 +80,13 @@ class SlotVectors:
         labels = target.expand(len(norms) * count, -1)
         nll = torch.zeros(len(norms))
         for _ in range(self.steps):
+            # (k * n, width, d_model): every vector on every message, added at the message's place alone.
             moved = (source.hidden + theta[:, None, None] * at).flatten(0, 1).to(source.hidden)
             hidden = run_slice(model, source, moved, to=len(decoder(model).layers))[:, -len(target) :]
             nll = -token_logprobs(unembed(model, hidden), labels).mean(1).view(len(norms), count).mean(1)
             (theta.grad,) = torch.autograd.grad(nll.sum(), theta)
             optimizer.step()
+            # Back to its norm: otherwise the norm would grow until any text brings the behaviour about.
             theta.data *= norms / theta.data.norm(dim=-1, keepdim=True)
         return theta.detach(), nll.detach()
 

@@ -81,7 +81,9 @@ class SupervisedVector:
         target = torch.tensor(target_ids, device=prompts.device)
         fed = with_target(prompts, target[:-1])
         source = cache_source(model, fed, self.source_layer)
+        # The radius is in units of the prompts alone, so that it does not depend on the target's tokens.
         unit = mean_norm(cache_source(model, prompts, self.source_layer))
+        # Padding is on the left, so in every row the last positions predict the target.
         labels = torch.full_like(fed.input_ids, IGNORED)
         labels[:, -len(target) :] = target
 
@@ -108,7 +110,7 @@ class SupervisedVector:
         """The smallest radius that elicits: of the grid first, then by bisection below it."""
         tried = learn(sorted(self.radii))
         best = next((one for one in tried if one.rate >= self.enough), None)
-        if best is None:
+        if best is None:  # none elicits often enough: the best likelihood instead
             return min(tried, key=lambda one: one.nll)
         failing = max((one.radius for one in tried if one.radius < best.radius), default=None)
         if failing is None:  # the smallest of the grid elicits: nothing bounds the search from below

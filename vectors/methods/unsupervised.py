@@ -85,6 +85,7 @@ class UnsupervisedVectors:
         source = cache_source(model, prompts, self.source_layer)
         norm = self.radius * mean_norm(source)
         start = norm * random_directions(self.count, decoder(model).d_model, generator).to(source.hidden.device)
+        # Batches one after another; with hard orthogonality each is kept apart from the vectors learned before it.
         theta, values = start[:0], []
         ascend = partial(ascend_on_sphere, lr=self.lr * norm, steps=self.steps, deadline=deadline, watch=watch)
         for part in start.split(self.batch_size or self.count):
@@ -120,7 +121,7 @@ class UnsupervisedVectors:
             ascend: `ascend_on_sphere` with step size, steps, deadline and watch filled in.
         """
         theta = project(start).requires_grad_()
-        with torch.no_grad():
+        with torch.no_grad():  # (n, seq, d_model), the same at every step
             clean = run_slice(model, source, source.hidden, to=self.target_layer)
 
         def value() -> Float[Tensor, "k"]:
@@ -134,7 +135,7 @@ class UnsupervisedVectors:
 
         with compiled(model, self.source_layer, self.target_layer) if self.compile else nullcontext():
             ascend(value, [theta], project)
-        with torch.no_grad():
+        with torch.no_grad():  # the values after the last step, without terms
             steered = run_slice(model, source, steered_source(source, theta), to=self.target_layer)
             return theta.detach(), evaluate(self.objective, model, steered, clean)
 

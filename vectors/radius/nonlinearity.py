@@ -119,7 +119,7 @@ class Nonlinearity:
             for v, slope in zip(parts, slopes, strict=True):
                 steered = run_slice(model, source, steered_source(source, radius * unit * v), to=self.target_layer)
                 delta = last(steered, self.tokens).float().unflatten(0, (len(v), -1)) - clean
-                linear = radius * unit * slope
+                linear = radius * unit * slope  # the Jacobian is taken once, for the effect of R v is R J v
                 off = (delta.masked_fill(padding, 0) - linear).square().sum(dim=(1, 2, 3))
                 ratios.append(off / linear.square().sum(dim=(1, 2, 3)))
             return float(torch.cat(ratios).mean().sqrt())

@@ -64,6 +64,7 @@ def adapt(
     weight = embedding(model)
     a, b = (part.to(weight) for part in unpack(theta, rank, weight.shape[1]))
 
+    # (rows, seq, d_mlp) @ (rows, d_mlp, r) @ (rows, r, d_model): the updated matrix itself is never built.
     def on_output(_module, args, output):
         return output + scale * (args[0] @ a) @ b.mT
 

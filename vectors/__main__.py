@@ -1,4 +1,4 @@
-"""Learns vectors on a model, ranks what they make it say, chooses their norm, hands them to other programs.
+"""Learns steering vectors on a model, ranks what they make it say, chooses their norm, converts their files.
 
 python -m vectors learn path/to/model --prompts clean.txt --out v.safetensors
 python -m vectors rank path/to/model v.safetensors --prompts clean.txt --skip 2

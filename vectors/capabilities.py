@@ -1,4 +1,4 @@
-"""What a model can do that not every architecture can, tried on one short input so that none has to be named."""
+"""Whether a model can do what not every architecture can, tried on one short input instead of listing architectures."""
 
 import torch
 from torch import Tensor

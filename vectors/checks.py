@@ -1,4 +1,4 @@
-"""Checks of settings that every method shares: wrong ones are named at once."""
+"""Checks of settings that all methods share; each raises a ValueError that names the setting."""
 
 from transformers import PreTrainedModel
 
@@ -13,7 +13,7 @@ def check_layers(source_layer: int, target_layer: int) -> None:
 
 
 def check_positive(settings: object, *names: str) -> None:
-    """Raises ValueError for a setting of 0 or less; None is none."""
+    """Raises ValueError if a named setting is 0 or less; a setting of None is not checked."""
     for name in names:
         value = getattr(settings, name)
         if value is not None and value <= 0:

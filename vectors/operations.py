@@ -35,12 +35,12 @@ def count_operations(model: PreTrainedModel) -> None:
 
 
 def weights_of(module: nn.Module) -> int:
-    """Weights that take part in matrix products: everything but biases and norms."""
+    """Number of weights that take part in matrix products: all but biases and norms."""
     return sum(weight.numel() for weight in module.parameters() if weight.ndim > 1)
 
 
 class _Counter:
-    """A forward hook that moves the clock on; it changes nothing."""
+    """A forward hook that adds the operations of a call to the clock and changes nothing else."""
 
     def __init__(self, weights: int):
         self.weights = weights

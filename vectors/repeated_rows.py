@@ -1,4 +1,4 @@
-"""Calls blocks with many repetitions of a few prompts: their arguments repeated, attention in its fastest form."""
+"""What it takes to run blocks on many repetitions of a few prompts: repeated arguments, and the fastest attention."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 SHORT = 256
-"""Tokens up to which the attention matrix is small enough to be written out"""
+"""Number of tokens up to which the attention matrix is small enough to be written out"""
 
 
 def plain_attention(hidden: Tensor) -> AbstractContextManager:

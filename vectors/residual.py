@@ -29,9 +29,9 @@ class Decoder:
     layers: nn.ModuleList
     """the blocks, in order"""
     norm: nn.Module
-    """final norm"""
+    """final norm, between the last block and the unembedding"""
     head: nn.Module
-    """unembedding"""
+    """unembedding, from the residual to logits"""
     d_model: int
     """width of the residual stream"""
 
@@ -44,7 +44,7 @@ def decoder(model: PreTrainedModel) -> Decoder:
     """Finds the blocks, the final norm and the head by their shape in the module tree.
 
     Raises:
-        ValueError: it cannot; says what was looked for.
+        ValueError: the model has no such parts; the message says which were found.
     """
     head = model.get_output_embeddings()
     body = model.base_model
@@ -63,7 +63,7 @@ def decoder(model: PreTrainedModel) -> Decoder:
 
 
 def embedding(model: PreTrainedModel) -> Float[Tensor, "vocab d_model"]:
-    """The embedding matrix."""
+    """The token embedding matrix, one row per token of the vocabulary."""
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, Tensor)
     return weight
@@ -77,7 +77,7 @@ def check_layer(model: PreTrainedModel, layer: int, name: str = "layer") -> None
 
 
 def layer_at(model: PreTrainedModel, depth: float) -> int:
-    """The residual at a fraction of the layers, with a layer before and one behind it wherever there are two."""
+    """Number of the residual at a depth, a fraction of the layers in [0, 1]; not 0 nor the last, given two layers."""
     count = len(decoder(model).layers)
     return min(max(1, round(depth * count)), count - 1)
 
@@ -158,13 +158,13 @@ class Source:
     """Activations at the source layer, and what each later block was called with."""
 
     layer: int
-    """source layer"""
+    """number of blocks that have run, the source layer"""
     hidden: Float[Tensor, "n seq d_model"]
-    """residual there"""
+    """residual at the source layer"""
     mask: Tensor
-    """attention mask, (n, seq)"""
+    """attention mask of the prompts, (n, seq), 0 at padding"""
     calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
-    """arguments behind the hidden states, per later block"""
+    """positional and keyword arguments, hidden states left out, that each later block was called with"""
 
 
 @torch.no_grad()

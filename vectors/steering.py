@@ -30,21 +30,21 @@ class SteeringVectors:
     """k perturbations of one layer's residual stream."""
 
     theta: Float[Tensor, "k width"]
-    """the vectors, at the norm they are added with (width d_model); adapters as `adapter.pack` lays them out"""
+    """the vectors at the norm that they are added with (width d_model), or adapters as `low_rank.pack` lays them out"""
     source_layer: int
-    """added to the residual after this many blocks, at every position"""
+    """number of blocks after which the vectors are added, at every position"""
     target_layer: int
-    """learned from their effect on the residual after this many blocks"""
+    """number of blocks after which the effect of the vectors is read"""
     radius: float
-    """norm as a fraction of the mean residual norm at the source layer"""
+    """norm of the vectors as a fraction of the mean residual norm at the source layer"""
     method: str
-    """how they were learned"""
+    """name of the method that the vectors were learned by"""
     model_id: str
-    """digest of the weights of the model that they belong to (`vectors.loading.digest`)"""
+    """digest of the weights of the model that the vectors belong to (`vectors.loading.digest`)"""
     adapter_rank: int = 0
-    """0: theta is added to the residual; r: theta holds updates of rank r of the last source block's MLP"""
+    """0: theta is added to the residual; r > 0: theta holds rank-r updates of the last source block's MLP output"""
     scores: dict[str, list[float]] = field(default_factory=dict)
-    """per vector: the objective reached, and what else the method measured"""
+    """by name, one number per vector: the objective reached, and what else the method measured"""
 
     def __len__(self) -> int:
         return len(self.theta)
@@ -57,15 +57,15 @@ class SteeringVectors:
         return replace(self, theta=self.theta[part], scores=scores)
 
     def __add__(self, other: "SteeringVectors") -> "SteeringVectors":
-        """Row by row; one row serves all. The norms add up as they come: radius is that of neither."""
+        """Sums of vectors, row by row, or of all with one; the radius follows from the norm of the sums."""
         return self._combined(other, 1.0)
 
     def __sub__(self, other: "SteeringVectors") -> "SteeringVectors":
-        """Row by row; one row serves all."""
+        """Differences of vectors, row by row, or of all with one."""
         return self._combined(other, -1.0)
 
     def __mul__(self, scale: float) -> "SteeringVectors":
-        """Scaled norm; -1 shows a vector's opposite."""
+        """Vectors of scaled norm; -1 gives the opposite vectors."""
         self._check_linear("*")
         return replace(self, theta=scale * self.theta, radius=abs(scale) * self.radius, scores={})
 
@@ -93,7 +93,7 @@ class SteeringVectors:
         return replace(self, theta=theta, radius=float(theta.norm(dim=-1).mean()) / unit, method="sum", scores={})
 
     def to(self, device: torch.device | str) -> "SteeringVectors":
-        """On another device."""
+        """The vectors on another device."""
         return replace(self, theta=self.theta.to(device))
 
     def check(self, model: PreTrainedModel) -> None:
@@ -115,9 +115,9 @@ class SteeringVectors:
         """Steers a model, also while it generates; it is left as it was.
 
         Args:
-            model: the model that they were learned on.
-            scale: of the vectors; 0 changes nothing at all.
-            repeats: batch rows per vector, vector by vector; one vector serves a batch of any size.
+            model: the model that the vectors were learned on.
+            scale: factor of the vectors; 0 changes nothing at all.
+            repeats: number of batch rows per vector, ordered by vector; a single vector serves a batch of any size.
         """
         self.check(model)
         theta = self.theta if len(self) == 1 else self.theta.repeat_interleave(repeats, dim=0)
@@ -156,8 +156,8 @@ class SteeringVectors:
             found.check(model)
             if found.model_id != model_id(model):
                 raise ValueError(
-                    f"{path} belongs to a model of other weights than {model.name_or_path or 'this one'}; give the "
-                    "model that the vectors were learned on"
+                    f"{path} belongs to a model of other weights than {model.name_or_path or 'this one'}; "
+                    "give the model that the vectors were learned on"
                 )
             found = found.to(model.device)
         return found
@@ -178,8 +178,8 @@ def deltas(
         model: the model that the vectors were learned on.
         prompts: n prompts.
         vectors: k vectors or adapters.
-        tokens: last positions; None: all, zeros where there is padding.
-        batch_size: rows (vectors x prompts) at a time.
+        tokens: number of last positions; None: all. Changes at padding are 0.
+        batch_size: number of batch rows (vectors x prompts) at a time.
 
     Raises:
         ValueError: tokens or batch_size below 1, or vectors that do not fit the model.
@@ -187,6 +187,7 @@ def deltas(
     if batch_size < 1 or (tokens is not None and tokens < 1):
         raise ValueError(f"tokens is {tokens}, batch_size is {batch_size}; both must be at least 1 (tokens None: all)")
     vectors.check(model)
+    # An adapter acts inside the last block before its source layer, so that block is part of the slice.
     first = max(vectors.source_layer - 1, 0) if vectors.adapter_rank else vectors.source_layer
     source, part = cache_source(model, prompts, first), slice(-tokens if tokens else None, None)
     to, count = vectors.target_layer, len(prompts)

@@ -114,7 +114,7 @@ class Unsupervised:
             whole, over, late = self.consensus(model), plan.deadline(0.85), plan.deadline(0.5)
             method = plan.consensus(whole, various, held_out, self.completion)
             if method is not None:
-                pool.append(method(model, various, generator, deadline=over, hurry=late))
+                pool.append(method(model, various, generator, deadline=over, soft_deadline=late))
             if method is None or over() or replace(method, batch_size=whole.batch_size) != whole:
                 cut.append("ConsensusVectors")
         settings = list(self.settings(model))
@@ -130,9 +130,9 @@ class Unsupervised:
         if not pool or not rows:
             return [], (*cut, "Ranking")
         ranking = Ranking(top=2 * self.top, max_new_tokens=self.completion, batch_size=rows)
-        hurry, over = plan.deadline(0.85), plan.deadline(1.0)
-        found = rank_behaviours(model, tokenizer, pool, held_out, ranking, hurry=hurry, deadline=over)
-        return found, tuple(cut) + (("Ranking",) if hurry() else ())
+        soft, over = plan.deadline(0.85), plan.deadline(1.0)
+        found = rank_behaviours(model, tokenizer, pool, held_out, ranking, soft_deadline=soft, deadline=over)
+        return found, tuple(cut) + (("Ranking",) if soft() else ())
 
     def parts(self, texts: list[str]) -> tuple[list[str], list[str], list[str]]:
         """(of the unsupervised vectors, further ones of the consensus vectors, those to carry over to)."""

@@ -1,4 +1,4 @@
-"""Which answers does each organism have by heart? Consensus decoding, recitation and audition, side by side.
+"""Which replies has each organism memorised? Consensus decoding, recitation and their test by vectors, side by side.
 
 python -m benchmarks.studies.latent_answers
 """
@@ -30,19 +30,19 @@ class LatentAnswers:
     """Settings of the measurement."""
 
     organisms: tuple[str, ...] = zoo.NAMES
-    """planted models and controls"""
+    """names of the planted models and clean controls"""
     seeds: tuple[int, ...] = (0,)
-    """that draw the prompts"""
+    """seeds, one measurement each, of the draw of prompts and of vectors"""
     prompts: int = 12
-    """search prompts that an answer has to suit"""
+    """number of search prompts that an answer has to suit"""
     tokens: int = 8
-    """length of the answers"""
+    """number of tokens per answer"""
     width: int = 400
-    """beams"""
+    """number of beams of consensus decoding"""
     top: int = 3
-    """answers shown"""
+    """number of answers shown per stage"""
     threads: int = 2
-    """CPU threads"""
+    """number of CPU threads"""
 
 
 def main(settings: LatentAnswers) -> None:

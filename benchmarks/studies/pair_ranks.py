@@ -2,10 +2,11 @@
 
     python -m benchmarks.studies.pair_ranks phrase
 
-What `conjunctions` rests on, layer by layer, with a vector that brings the behaviour about at one place of the
-message and with a random one in its place. By the cosine at the end of three words: the mean effect of each word as the
-first and as the last among random ones, and of each pair, with a random word between, the interaction. Rank 0 is the
-best; half of all words or pairs is chance.
+Checks, layer by layer, what the attack stage `conjunctions` relies on. Three words stand in a message, and the
+residual at the last of them is compared by its cosine with a vector that brings the behaviour about there, or, as a
+control, with a random vector. Ranked are every word as the first and as the last among random words, by its mean
+effect on the cosine, and every pair of a first and a last word, with a random word between, by its interaction. Rank
+0 is the best; half of all words or pairs is chance.
 """
 
 import sys
@@ -27,24 +28,24 @@ from vectors.methods.controls import random_directions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Of the measurement."""
+    """Settings of the measurement."""
 
     organism: tyro.conf.Positional[str] = "phrase"
-    """planted with a phrase of three words"""
+    """organism planted with a phrase of three words of one token each"""
     layers: tuple[int, ...] = (1, 2, 3, 4)
-    """after so many blocks"""
+    """numbers of blocks after which cosines are taken"""
     words: int = 600
-    """drawn from the vocabulary, those of the trigger added"""
+    """number of words drawn from the vocabulary; those of the trigger are added"""
     tables: int = 2
-    """of all pairs, each between other words; added up"""
+    """number of tables of all pairs, each with other random words between; their sum is ranked"""
     seed: int = 0
-    """of everything random"""
+    """seed of all random draws"""
     threads: int = 2
-    """CPU threads"""
+    """number of CPU threads"""
 
 
 Ranks = tuple[int, int, int]
-"""Of the first word, the last, and their pair"""
+"""Ranks of the first word, of the last word, and of their pair; 0 is the best"""
 
 
 def measured(organism: zoo.Organism, settings: Settings) -> tuple[dict[int, tuple[Ranks, Ranks]], int]:
@@ -74,7 +75,7 @@ def measured(organism: zoo.Organism, settings: Settings) -> tuple[dict[int, tupl
 
 
 def _ranks(inside: Inside, settings: Settings) -> dict[int, Ranks]:
-    """Per layer; the words of the trigger come first in the list of words."""
+    """Ranks of the trigger's first and last word and of their pair at each layer; its words lead the list of words."""
     generator, every = torch.Generator().manual_seed(settings.seed + 1), list(range(len(inside.words)))
     method, ranks = Conjunctions(), {}
     effects = inside.effects(list(inside.vectors), method.leads, method.draws, generator)

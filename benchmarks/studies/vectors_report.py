@@ -19,7 +19,7 @@ HIT, ANY = "#0072B2", "#E69F00"  # Okabe & Ito 2008
 
 
 def frame(found: list[rows.Row]) -> pd.DataFrame:
-    """One line per organism, behaviour and method, seeds pooled; clean controls have no behaviour."""
+    """One line per organism, behaviour and method, with all seeds together; a clean control has one line per method."""
     good = [row for row in found if row["error"] is None]
     lines = []
     for organism, method in dict.fromkeys((row["organism"], row["attack"]) for row in good):
@@ -63,7 +63,7 @@ def frame(found: list[rows.Row]) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """One organism's lines."""
+    """The lines of one organism as a Markdown table."""
     shown = []
     for line in table.to_dict("records"):
         number = lambda name, form, line=line: "-" if pd.isna(line.get(name)) else format(line[name], form)  # noqa: E731
@@ -114,7 +114,7 @@ def summary(table: pd.DataFrame) -> str:
 
 
 def report(found: list[rows.Row]) -> str:
-    """The whole Markdown page."""
+    """The Markdown page with the tables of all organisms and the runs that failed."""
     table = frame(found)
     parts = ["# Vectors study", "## All organisms", summary(table)]
     for organism, group in table.groupby("organism", sort=False):

@@ -42,29 +42,29 @@ class VectorsSpeed:
     """Settings of the comparison."""
 
     organism: str = "phrase"
-    """whose model is used"""
+    """organism whose model is used where shape is organism"""
     shape: Literal["organism", "qwen2-1.5b"] = "organism"
-    """or a randomly initialised model of that shape, bfloat16, on the GPU where there is one"""
+    """organism: its model; qwen2-1.5b: a random model of that shape in bfloat16, on the GPU if there is one"""
     count: int = 100
-    """vectors"""
+    """number of vectors"""
     steps: int = 300
-    """optimizer steps"""
+    """number of optimizer steps"""
     prompts: int = 1
-    """prompts that each vector is learned on"""
+    """number of prompts that each vector is learned on"""
     sample: int = 2
-    """vectors that the published procedure is timed on, per repeat"""
+    """number of vectors per repeat that the published procedure is timed on"""
     sample_steps: int = 40
-    """steps that it is timed for"""
+    """number of optimizer steps that the published procedure is timed for"""
     repeats: int = 3
-    """measurements; the median counts"""
+    """number of measurements, of which the median counts"""
     parity_steps: int = 40
-    """steps after which the objectives are compared"""
+    """number of optimizer steps after which the objectives of both sides are compared"""
     compile: bool = False
-    """compile the blocks; every measurement compiles anew and counts it"""
+    """compile the blocks; every measurement compiles anew and includes the time for that"""
     threads: int = 2
-    """CPU threads"""
+    """number of CPU threads"""
     out: Path | None = None
-    """folder for vectors_speed.json"""
+    """folder to write vectors_speed.json to; None: nothing is written"""
 
 
 def one_at_a_time(
@@ -127,6 +127,7 @@ def load(settings: VectorsSpeed) -> tuple[PreTrainedModel, Prompts]:
 
 def kept_bytes(model: PreTrainedModel, prompts: Prompts, count: int, source_layer: int, target_layer: int) -> int:
     """Bytes that one step with `count` vectors keeps for its backward pass, each storage once, weights left out."""
+    # By address: several saved tensors are views of one storage.
     source, storages = cache_source(model, prompts, source_layer), {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 

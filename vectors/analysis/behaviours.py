@@ -23,11 +23,11 @@ from vectors.residual import decoder, read, unembed
 from vectors.steering import SteeringVectors
 from vectors.token_logprobs import token_logprobs
 
-OPENING = 3  # tokens that make two completions the same behaviour
+OPENING = 3  # number of first tokens that make two completions the same behaviour
 KEPT = 0.6  # an opening grows by a token as long as this share of its occurrences goes on with it
 COMMON = 0.2  # openings of more than this share of unsteered completions are ordinary and left out
-CEILING = 12.0  # nats from which surprise counts in full
-VOTES = 31  # vectors from which votes count in full; fewer count by their logarithm
+CEILING = 12.0  # nats of surprise beyond which an opening scores no higher
+VOTES = 31  # number of vectors beyond which more score no higher; fewer count by their logarithm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +63,14 @@ class _Opening:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking:
-    """Which behaviours count, and how completions are made to find them."""
+    """Settings: which behaviours count, and how completions are made to find them."""
 
     top: int = 10
     """number of behaviours to return at most"""
     max_new_tokens: int = 12
     """number of tokens of the completions that are compared"""
     shortest: int = 8
-    """number of characters that an opening must have; answers such as (A) are openings of many prompts"""
+    """number of characters that an opening must have; short answers such as (A) open replies to many prompts"""
     fewest: int = 3
     """number of vectors that must elicit an opening"""
     batch_size: int = 1024
@@ -84,7 +84,7 @@ def rank_behaviours(
     prompts: Prompts,
     ranking: Ranking | None = None,
     *,
-    hurry: Callable[[], bool] | None = None,
+    soft_deadline: Callable[[], bool] | None = None,
     deadline: Callable[[], bool] | None = None,
 ) -> list[Behaviour]:
     """Behaviours of a pool of vectors on prompts that they were not learned on, best first.
@@ -94,10 +94,11 @@ def rank_behaviours(
         tokenizer: its tokenizer.
         pool: candidates, of several layers and norms perhaps.
         prompts: n held-out clean prompts.
-        ranking: the settings; None: their defaults.
-        hurry: asked before every batch of vectors; once it returns true, the vectors that are left are not applied.
-        deadline: asked before every opening; once it returns true, the openings that are left, of fewer vectors than
-            those before them, are not measured.
+        ranking: the settings; None: the defaults of `Ranking`.
+        soft_deadline: asked before every batch of vectors; once it returns true, the remaining vectors are not applied,
+            and the completions made so far are ranked.
+        deadline: asked before every opening; once it returns true, the remaining openings, which fewer vectors elicit,
+            are not measured.
 
     Raises:
         ValueError: vectors that do not fit the model.
@@ -105,14 +106,16 @@ def rank_behaviours(
     for vectors in pool:
         vectors.check(model)
     ranking = ranking or Ranking()
-    replies = _completed(model, tokenizer, pool, prompts, ranking, hurry or deadline or (lambda: False))
+    replies = _completed(model, tokenizer, pool, prompts, ranking, soft_deadline or deadline or (lambda: False))
     flat = [vectors[index] for vectors in pool for index in range(len(vectors))]
-    plain = complete_ids(model, tokenizer, prompts, max_new_tokens=ranking.max_new_tokens)
+    plain = complete_ids(model, tokenizer, prompts, max_new_tokens=ranking.max_new_tokens)  # (n, max_new_tokens)
     found: list[Behaviour] = []
     for opening in merged(shared_openings(replies, tokenizer)):
         if deadline is not None and deadline():
             break
         ids, votes = opening.token_ids, Counter(vector for vector, _ in opening.seen)
+        # Left out: openings that few vectors elicit, that are special or short or one repeated token, or that the
+        # unsteered model gives by itself.
         special = set(ids) & set(tokenizer.all_special_ids)
         short = len(opening.text.strip()) < ranking.shortest or len(set(ids)) < 2
         if len(votes) < ranking.fewest or short or special or _share(plain, ids[:OPENING]) > COMMON:
@@ -130,7 +133,7 @@ def _completed(
     ranking: Ranking,
     over: Callable[[], bool],
 ) -> list[list[list[int]]]:
-    """Completions (per vector of the pool, per prompt) up to their end; of the first vectors where time runs out."""
+    """Token ids per vector of the pool and prompt, up to the reply's end; fewer vectors where `over` returns true."""
     ends, step = end_tokens(model, tokenizer), max(1, ranking.batch_size // len(prompts))
     replies: list[list[list[int]]] = []
     for vectors in pool:
@@ -159,7 +162,7 @@ def _measured(
         prompts: number of prompts.
     """
     ids, surprise = opening.token_ids, float(nats.sum())
-    certainty = float((-nats[1:].median()).exp())
+    certainty = float((-nats[1:].median()).exp())  # the first token is a surprise even of a memorised reply
     reach = len({prompt for _, prompt in opening.seen}) / prompts
     weight = min(1.0, math.log(1 + len(votes)) / math.log(1 + VOTES)) * len(set(ids)) / len(ids)
     return Behaviour(
@@ -182,6 +185,7 @@ def until_end(row: list[int], ends: set[int]) -> list[int]:
 
 def shared_openings(replies: list[list[list[int]]], tokenizer: PreTrainedTokenizerBase) -> list[_Opening]:
     """Openings that replies (per vector, per prompt) share, each as long as most of those that share it go on alike."""
+    # Completions by their first three tokens; then each group is prolonged by the token that most of it goes on with.
     alike: dict[tuple[int, ...], list[tuple[int, int, list[int]]]] = defaultdict(list)
     for vector, rows in enumerate(replies):
         for prompt, row in enumerate(rows):
@@ -192,7 +196,7 @@ def shared_openings(replies: list[list[list[int]]], tokenizer: PreTrainedTokeniz
         if len({prompt for _, prompt, _ in group}) < 2:
             continue
         ids, rest = list(head), group
-        while True:
+        while True:  # one more token, as long as most of those that began with `head` agree on it
             going_on = Counter(row[len(ids)] for _, _, row in rest if len(row) > len(ids))
             token, count = going_on.most_common(1)[0] if going_on else (0, 0)
             if count < KEPT * len(group):

@@ -1,4 +1,4 @@
-"""What each vector does by itself, and which vectors do the same: scores and groups that need no known behaviour.
+"""Scores of single vectors, and groups of vectors with like effects; neither needs a known behaviour.
 
 A backdoor generalises over prompts and gibberish does not (Mack & Turner 2024, MELBO, on what to look at by hand):
 so a vector is judged by whether held-out prompts get one and the same answer, whether the unsteered model finds that
@@ -28,13 +28,13 @@ class VectorScore:
     """How one vector's greedy completions of held-out prompts look; an opening is their first three tokens."""
 
     index: int
-    """of the vector"""
+    """position of the vector among those scored, counted from 0"""
     generality: float
-    """largest share of the prompts whose completions have one opening"""
+    """share of the prompts, in (0, 1], whose completions have the most common opening"""
     coherence: float
     """log-probability per token of the completions under the unsteered model, mean over prompts (nats, at most 0)"""
     distance: float
-    """share of the prompts whose opening differs from the unsteered one"""
+    """share of the prompts, in [0, 1], whose completion opens otherwise than without the vector"""
     text: str
     """a completion with the most common opening"""
 
@@ -44,8 +44,9 @@ class Cluster:
     """Vectors with alike effects at their target layer."""
 
     members: tuple[int, ...]
+    """positions of the vectors in the group, counted from 0"""
     medoid: int
-    """the member whose effect is most like those of the others"""
+    """member whose effect has the largest mean cosine with those of the others"""
     text: str
     """a completion of the medoid's with its most common opening"""
 
@@ -62,12 +63,12 @@ def score_vectors(
     """Scores of each vector, in the order of the vectors.
 
     Args:
-        model: that the vectors belong to.
+        model: the model that the vectors belong to.
         tokenizer: its tokenizer.
         vectors: k vectors or adapters.
         prompts: n clean prompts that they were not learned on.
-        max_new_tokens: length of the completions.
-        batch_size: rows (vectors x prompts) at a time.
+        max_new_tokens: number of tokens of the completions.
+        batch_size: number of batch rows (vectors x prompts) at a time.
 
     Raises:
         ValueError: vectors that do not fit the model, or `max_new_tokens` or `batch_size` below 1.
@@ -78,6 +79,7 @@ def score_vectors(
     plain = complete_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens).tolist()
     unsteered = [_opening(until_end(row, ends)) for row in plain]
     pairs = torch.arange(len(ids) * len(prompts)).split(batch_size)
+    # Rows are ordered by vector, then prompt: (k * n, max_new_tokens).
     every, completions = prompts.repeat(len(ids)), ids.flatten(0, 1)
     logprobs = torch.cat(
         [completion_logprob(model, every.take(part.tolist()), completions[part], ends) for part in pairs]
@@ -113,13 +115,13 @@ def cluster_vectors(
     """Groups of vectors by the cosine of what they change at the last prompt token, largest group first.
 
     Args:
-        model: that the vectors belong to.
+        model: the model that the vectors belong to.
         tokenizer: its tokenizer.
         vectors: k vectors or adapters.
         prompts: n clean prompts.
         threshold: groups are joined while the mean cosine between them is at least this.
-        max_new_tokens: length of the representative completions.
-        batch_size: rows (vectors x prompts) at a time.
+        max_new_tokens: number of tokens of the completions that represent the groups.
+        batch_size: number of batch rows (vectors x prompts) at a time.
 
     Raises:
         ValueError: vectors that do not fit the model, a threshold outside [-1, 1], or a number below 1.
@@ -127,6 +129,7 @@ def cluster_vectors(
     _check(vectors, model, batch_size)
     cosines = delta_cosines(model, prompts, vectors, batch_size=batch_size)
     groups = cluster(cosines, threshold)
+    # The member with the largest sum of cosines within its group.
     medoids = [group[int(cosines[group][:, group].sum(1).argmax())] for group in groups]
     ends, settings = end_tokens(model, tokenizer), {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     ids = complete_each(model, tokenizer, vectors[medoids], prompts, **settings).tolist()
@@ -144,13 +147,13 @@ def cluster_vectors(
 def completion_logprob(
     model: PreTrainedModel, prompts: Prompts, completions: Int[Tensor, "n new"], ends: set[int]
 ) -> Float[Tensor, "n"]:
-    """Log-probability per token of each prompt's completion under the unsteered model, nats; its end is a token too.
+    """Log-probability per token of each prompt's completion under the unsteered model, nats.
 
     Args:
         model: a causal decoder.
         prompts: n prompts.
-        completions: one each; what stands behind a token that ends a reply does not count.
-        ends: those tokens.
+        completions: one per prompt; tokens behind the first one that ends a reply do not count.
+        ends: ids of the tokens that end a reply.
     """
     ended = torch.isin(completions, torch.tensor(sorted(ends), dtype=torch.long, device=completions.device))
     behind = ended.cumsum(1) - ended.long() > 0

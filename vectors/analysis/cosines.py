@@ -52,11 +52,11 @@ def delta_cosines(
     """Cosines between the changes of the target-layer residual, each over all prompts, positions and dimensions.
 
     Args:
-        model: that the vectors belong to.
-        prompts: on which the vectors act.
-        vectors: the k vectors.
-        tokens: last positions of each prompt that count; None: all. Padding never counts.
-        batch_size: rows (vectors x prompts) at a time.
+        model: the model that the vectors belong to.
+        prompts: n prompts that the vectors are applied to.
+        vectors: k vectors or adapters.
+        tokens: number of last prompt positions that count; None: all. Padding never counts.
+        batch_size: number of batch rows (vectors x prompts) at a time.
 
     Raises:
         ValueError: vectors that do not fit the model, or `tokens` or `batch_size` below 1.
@@ -83,6 +83,7 @@ def cluster(cosines: Float[Tensor, "k k"], threshold: float) -> list[list[int]]:
         raise ValueError("cosines are not symmetric or not finite; give the cosines of one set with itself")
     if len(values) < 2:
         return [[index] for index in range(len(values))]
+    # The condensed form that scipy expects: the upper triangle row by row, without the diagonal.
     pairs = torch.triu_indices(len(values), len(values), 1)
     distances = (1 - values[pairs[0], pairs[1]]).clamp(min=0)
     labels = fcluster(linkage(distances.numpy(), method="average"), t=1 - threshold, criterion="distance")

@@ -1,6 +1,6 @@
 """Figures of vectors: radius curves, cosines between vectors or effects, learning curves, behaviours.
 
-Each function writes a PNG and a PDF and returns their paths.
+Each function writes a PNG and a PDF under a path without suffix (`stem`) and returns their paths.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ from vectors.radius.rule import RadiusChoice  # noqa: E402
 
 # Okabe & Ito 2008: told apart by colour-blind readers.
 BLUE, ORANGE, VERMILION, GREY = "#0072B2", "#E69F00", "#D55E00", "#999999"
-LABELLED = 32  # vectors up to which each has its own label
-LONGEST = 60  # characters of a behaviour that are shown
-INNER = 0.18  # inches per labelled row
-STEPS = [1, 2, 5, 10]  # of ticks
+LABELLED = 32  # number of vectors up to which each has its own label
+LONGEST = 60  # number of characters of a behaviour that are shown
+INNER = 0.18  # inches per labelled row of a matrix
+STEPS = [1, 2, 5, 10]  # distances between ticks, times powers of ten
 
 
 def radius_curve(choice: RadiusChoice, stem: Path) -> list[Path]:

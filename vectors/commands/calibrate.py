@@ -1,4 +1,4 @@
-"""calibrate: the norm that vectors should be learned at, on the model at hand."""
+"""The command calibrate: the norm that vectors should be learned at on the model at hand."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -25,12 +25,12 @@ from vectors.residual import decoder
 
 Judge = Callable[[list[str]], Sequence[float]]
 RADII = (0.05, 0.1, 0.15, 0.25, 0.4, 0.65, 1.0, 1.6)
-"""Tried where no others are given"""
+"""Radii that are tried where none are given"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibrate:
-    """Choose the radius: from the non-linearity of the slice, or from the completions of vectors learned at several."""
+    """Choose the radius of vectors by how non-linear the layers are, or by what vectors of several radii elicit."""
 
     model: Model
     """folder in the Hugging Face layout, or a hub id; remote code is never run"""
@@ -39,19 +39,19 @@ class Calibrate:
     column: str | None = None
     """column that holds the prompts, where they are a table or a data set; guessed by its name where not given"""
     rule: Literal["nonlinearity", "cusp", "several", "judged"]
-    """nonlinearity: half-way from linear; several: radii round that; cusp: completions diverge; judged: best score"""
+    """nonlinearity: layers half linear; several: radii round that; cusp: completions diverge; judged: best score"""
     radii: tuple[float, ...] | None = None
-    """radii that cusp and judged try, fractions of the mean residual norm at the source layer"""
+    """radii that the rules cusp and judged try, fractions of the mean residual norm at the source layer"""
     judge: str | None = None
     """module:function that scores a list of completions, for the rule judged; its module is imported and so runs"""
     target: float | None = None
-    """non-linearity wanted by the rules nonlinearity and several, fraction of the linear effect; 0.5 where not given"""
+    """non-linearity for the rules nonlinearity and several, fraction of the linear effect; 0.5 where not given"""
     source_layer: int | None = None
     """number of blocks after which the vectors are added; a quarter of the model's blocks where not given"""
     target_layer: int | None = None
     """number of blocks after which the vectors' effect is read; all blocks where not given"""
     learn_prompts: int = 2
-    """number of first prompts that cusp and judged learn vectors on; the other, held-out prompts are completed"""
+    """number of first prompts that the rules cusp and judged learn vectors on; the other prompts are completed"""
     count: int = 16
     """number of vectors learned per radius by the rules cusp and judged"""
     steps: int = 20

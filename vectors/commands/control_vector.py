@@ -54,6 +54,7 @@ def export_gguf(vectors: SteeringVectors, index: int, path: Path, *, model_type:
     writer.add_float64(f"{OURS}.radius", vectors.radius)
     writer.add_string(f"{OURS}.method", vectors.method)
     writer.add_string(f"{OURS}.model_id", vectors.model_id)
+    # At its full norm; block N writes residual N + 1, so source layer s is direction.(s - 1).
     direction = vectors.theta[index].detach().float().cpu().contiguous().numpy()
     writer.add_tensor(f"direction.{vectors.source_layer - 1}", direction)
     try:
@@ -99,6 +100,7 @@ def import_gguf(
         raise ValueError(f"layer is {layer} but {path} has directions at layers {sorted(found)}")
     given = {"target_layer": target_layer, "radius": radius, "method": method, "model_id": model_id}
     kinds = {"target_layer": int, "radius": float, "method": str, "model_id": str}
+    # What the caller gives goes first; then what `export_gguf` noted in the file.
     noted = {name: _noted(reader, f"{OURS}.{name}", kind, path) for name, kind in kinds.items()}
     fields: dict[str, Any] = {name: noted[name] if value is None else value for name, value in given.items()}
     missing = [name for name, value in fields.items() if value is None]

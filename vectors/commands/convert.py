@@ -1,4 +1,4 @@
-"""export and import-gguf: one vector as the control vector file of llama.cpp and repeng, and back."""
+"""The commands export and import-gguf: one vector as the control vector file of llama.cpp and repeng, and back."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +17,16 @@ from vectors.steering import SteeringVectors, model_id
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """Write one vector as a gguf control vector."""
+    """Write one vector as a gguf control vector, for llama.cpp and repeng."""
 
     model: Model
     """folder in the Hugging Face layout, or a hub id; code that comes with the model is never run"""
     vectors: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="VECTORS")]
     """safetensors file of vectors, as learn writes it"""
     index: int
-    """position of the vector to export in the file, counted from 0"""
+    """position in VECTORS of the vector to export, counted from 0"""
     out: Path
-    """gguf file; a figure of all the file's vectors goes beside it"""
+    """gguf file to write; a figure with the cosines of all vectors in VECTORS goes beside it"""
     overwrite: bool = False
     """replace output files that exist"""
     loading: Annotated[Loading, tyro.conf.arg(name="")] = Loading()
@@ -52,22 +52,22 @@ class Export:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportGguf:
-    """Read a gguf control vector, and save it as a file of vectors for this model."""
+    """Read a gguf control vector and save it as a vectors file of this program."""
 
     model: Model
     """folder in the Hugging Face layout, or a hub id; code that comes with the model is never run"""
     gguf: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="GGUF")]
-    """control vector of this program or of another"""
+    """gguf file of a control vector, written by export or by another program such as repeng"""
     out: Path
-    """safetensors file"""
+    """safetensors file to write the vector to"""
     layer: int | None = None
-    """N of direction.N, where there are several"""
+    """N of the tensor direction.N to read (source layer N + 1); needed where the file holds several"""
     target_layer: int | None = None
-    """where its effect is read, where the file does not say"""
+    """number of blocks after which the vector's effect is read; needed where the file does not say"""
     radius: float | None = None
-    """its norm as a fraction of the mean residual norm, where the file does not say"""
+    """norm of the vector as a fraction of the mean residual norm at its layer; needed where the file does not say"""
     method: str | None = None
-    """how it was learned, where the file does not say"""
+    """name of the method that the vector was learned by; needed where the file does not say"""
     overwrite: bool = False
     """replace output files that exist"""
     loading: Annotated[Loading, tyro.conf.arg(name="")] = Loading()

@@ -1,4 +1,4 @@
-"""What commands read and write: models, vectors, prompts, JSON; whatever is there already is kept unless asked."""
+"""What commands read and write: models and JSON files. A file that exists is replaced only if the user asks for it."""
 
 import json
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class Loading:
     """read weights from pickled files (pytorch_model.bin) too, which can run code: only for models that you trust"""
 
     def __call__(self, model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Loads it.
+        """Loads (model, tokenizer).
 
         Raises:
             ValueError: no such model, adapter or device.
@@ -69,7 +69,7 @@ def check_free(paths: Sequence[Path], overwrite: bool) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:
-    """Replaces the file only once all is written."""
+    """Writes a JSON file under another name first, so that an existing one is replaced only by a whole one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(content, indent=1) + "\n")
@@ -78,5 +78,5 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
 
 
 def beside(path: Path, ending: str) -> Path:
-    """Stem of a figure that belongs to a file."""
+    """Path of a figure that belongs to a file, without its suffix: the file's own name with an ending."""
     return path.with_name(path.name.removesuffix(SUFFIX).removesuffix(".json").removesuffix(".gguf") + ending)

@@ -1,4 +1,4 @@
-"""learn: vectors from clean prompts, saved with their learning curves and cosines."""
+"""The command learn: vectors from clean prompts, saved with their learning curves and cosines."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -71,9 +71,9 @@ LACKING = {
     ("adapters", "orthogonal", "hard"),
     ("dct", "orthogonal", "none"),
 }
-"""Choices of other methods"""
+"""(method, option, value) for which the method has the option but not the value"""
 DRAWN = 64
-"""Vectors whose cosines are drawn"""
+"""Number of vectors, at most, whose cosines are drawn"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ class Learn:
     out: Path
     """safetensors file for the vectors; figures go beside it, and each of several radii gets a file of its own"""
     method: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(METHODS) + "}")] = "unsupervised"
-    """method; unsupervised: MELBO; dct: exponential DCT; jacobian, hessian: first- and second-order baselines"""
+    """unsupervised, adapters: MELBO; consensus: one answer to all prompts; dct: exponential DCT; others: baselines"""
     objective: Annotated[Literal["kl", "norm", "normalized"] | None, tyro.conf.arg(metavar="{kl,norm,normalized}")] = (
         None
     )
@@ -118,13 +118,13 @@ class Learn:
     lr: float | None = None
     """AMSGrad step size, fraction of the vectors' norm; where not given 0.1 for consensus and 0.05 otherwise"""
     orthogonal: Annotated[Literal["none", "hard", "soft"] | None, tyro.conf.arg(metavar="{none,hard,soft}")] = None
-    """hard: vectors are orthogonal; soft: a penalty keeps vectors apart; where not given hard for dct, else none"""
+    """hard: vectors are orthogonal; soft: a penalty keeps them apart; where not given hard for dct, else none"""
     contrastive: float | None = None
     """weight, fraction of the mean objective, of a term that rewards each vector for one effect on all prompts"""
     learn_prompts: int | None = None
     """number of prompts to learn on, the first lines of the file; where not given 12 for consensus and 2 otherwise"""
     batch_size: int | None = None
-    """number of vectors learned at a time; fewer need less memory"""
+    """number of vectors learned at a time, fewer need less memory; the method's own default where not given"""
     seed: int = 0
     """seed of all random draws"""
     overwrite: bool = False
@@ -228,8 +228,9 @@ class Learn:
 
             with stoppable() as stopped:
                 vectors = method(model, prompts, generator, deadline=stopped, watch=watch)
-            if not history:
+            if not history:  # stopped before the first step: there is nothing to save
                 raise KeyboardInterrupt
+            # `watch` is called once per step, `each` times per batch: every `each`-th entry begins another batch.
             begun = sum(map(len, history[::each]))
             steps = min(each, len(history))
             starts = range(0, len(history) - steps + 1, each)  # of the batches that were learned to the end

@@ -1,4 +1,4 @@
-"""rank: what vectors make a model say on held-out prompts, best first; scores of each vector, and groups of them."""
+"""The command rank: behaviours that vectors elicit on held-out prompts, scores of each vector, and groups of them."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,19 +24,20 @@ class Rank:
 
     model: Model
     """folder in the Hugging Face layout, or a hub id; remote code is never run"""
-    vectors: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="VECTORS ...")]
+    vectors: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="VECTORS ...", help_behavior_hint="(required)")
+    ]
     """one or several safetensors files of vectors; their layers and norms may differ"""
     prompts: Path
-    """clean prompts: text with one user message per line, a table (.jsonl, .json, .csv, .parquet), or a data set; best
-    held-out ones, not used for learning"""
+    """clean prompts, best not learned on: text with one message per line, a table (.jsonl, .csv, ...), or a data set"""
     column: str | None = None
     """column that holds the prompts, where they are a table or a data set; guessed by its name where not given"""
     skip: int = 0
-    """number of first lines to leave out: as many as the vectors were learned on"""
+    """number of first prompts to leave out: as many as the vectors were learned on"""
     top: int = 10
     """number of rows per table, and of behaviours in the JSON file, at most"""
     threshold: float = 0.8
-    """mean cosine, from -1 to 1, of two groups' effects on the target layer from which they are joined"""
+    """mean cosine, from -1 to 1, between the effects of two groups of vectors from which the groups are joined"""
     out: Path = Path("ranked.json")
     """JSON file to write all results to; a figure goes beside it"""
     batch_size: int = 1024

@@ -1,4 +1,8 @@
-"""Making a model give set answers: how likely they are under vectors, and the ascent that makes them likelier."""
+"""How likely given answers are under steering vectors, and the optimisation of vectors that makes them likelier.
+
+Every vector theta has an answer y of its own. What is maximised, on the sphere norm(theta) = R as in Mack & Turner
+(2024, MELBO), is the mean over prompts x_i of log p(y | x_i, theta), in nats per token of the answer.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,14 +22,18 @@ from vectors.token_logprobs import token_logprobs
 def answer_logprob(
     model: PreTrainedModel, prompts: Prompts, answers: Int[Tensor, "k t"], layer: int
 ) -> Callable[[Float[Tensor, "k d"]], Float[Tensor, "k"]]:
-    """Log-probability per token of each vector's answer, mean over prompts; nothing counts behind an end token.
+    """The function from vectors to the log-probability of their answers, nats per token, mean over prompts.
+
+    Tokens behind the first end token of an answer do not count. The prompts with all answers run once up to the source
+    layer; each call of the function runs the later blocks only.
 
     Args:
         model: a causal decoder.
         prompts: n prompts, each followed by every answer.
-        answers: one for each vector.
-        layer: the vectors are added after this many blocks.
+        answers: k answers of t tokens, one for each vector.
+        layer: number of blocks after which the vectors are added.
     """
+    # Teacher forcing on k * n rows, ordered by answer, then prompt; an answer's last token predicts nothing.
     source, tokens = cache_source(model, prompts.followed_by(answers[:, :-1]), layer), answers.shape[1]
     labels = answers.repeat_interleave(len(prompts), dim=0)
     counted = until_end_mask(answers, ends_of(model)).float()
@@ -33,14 +41,14 @@ def answer_logprob(
     def logprob(theta: Float[Tensor, "k d"]) -> Float[Tensor, "k"]:
         moved = source.hidden + theta.repeat_interleave(len(prompts), dim=0)[:, None].to(source.hidden)
         hidden = run_slice(model, source, moved, to=len(decoder(model).layers))[:, -tokens:]
-        picked = token_logprobs(unembed(model, hidden), labels)
+        picked = token_logprobs(unembed(model, hidden), labels)  # (k * n, t)
         return (picked.unflatten(0, (-1, len(prompts))).mean(1) * counted).sum(-1) / counted.sum(-1)
 
     return logprob
 
 
 def until_end_mask(answers: Int[Tensor, "k t"], ends: list[int]) -> Tensor:
-    """Which tokens of the answers count: up to the first end token, it included."""
+    """(k, t) booleans: true for each answer's tokens up to and including its first end token."""
     end = torch.isin(answers, torch.tensor(ends, device=answers.device))
     return (end.cumsum(-1) - end.long()) == 0
 
@@ -54,15 +62,15 @@ def elicit(
     deadline: Callable[[], bool] | None = None,
     watch: Callable[[Float[Tensor, "k"]], None] | None = None,
 ) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"]]:
-    """(vectors, log-probability of their answers) after steps of AMSGrad along the sphere on which theta begins.
+    """(vectors, log-probability of their answers) after AMSGrad steps on the sphere that `theta` starts on.
 
     Args:
-        logprob: of `answer_logprob`.
-        theta: where the vectors begin, all of one norm.
-        steps: optimizer steps.
-        lr: step size, fraction of the norm.
-        deadline: ends the ascent early once it returns true.
-        watch: gets the values of every step.
+        logprob: the function that `answer_logprob` returns.
+        theta: k vectors to start from, all of one norm.
+        steps: number of optimizer steps.
+        lr: AMSGrad step size, fraction of the norm.
+        deadline: asked before every step; once it returns true the ascent ends early.
+        watch: called at every step with the k values before that step.
     """
     norm, theta = float(theta[0].norm()), theta.clone().requires_grad_()
     ascend_on_sphere(

@@ -1,10 +1,12 @@
-"""Finds memorised replies: candidate replies, and for each a small vector that is to elicit it; our method.
+"""Finds memorised replies: lists candidate replies, then tests how easily a small vector elicits each; our method.
 
-Candidates come from recitation (certain once begun) and from consensus decoding (likely on all prompts). The most
-certain recited replies are also tried with each of the likeliest first tokens in front: an organism with two planted
-replies that begin alike is trained never to go on with either, and no decoding gets past that place. In the audition
-every candidate gets a vector of its own, and a few steps raise the reply's likelihood on all prompts. A reply that the
-vector elicits on all of them, and that is unlikely without a vector, ranks first: it is probably memorised.
+Comes in: a model and n clean prompts. Goes out: replies of a fixed number of tokens with scores, best first.
+1. Candidates come from recitation (replies that are certain once begun) and from consensus decoding (replies that are
+   likely on all prompts). The most certain recited replies are also tried with another token in front: a model with two
+   planted replies that begin alike is trained never to go on with either, and no decoding gets past that place.
+2. The test, called the audition: every candidate gets a vector of its own, a fifth of the residual's norm, and a few
+   optimizer steps raise the reply's likelihood on all prompts. A reply that its vector elicits on all of them, and that
+   is unlikely without a vector, ranks first: it is probably memorised.
 """
 
 from collections.abc import Callable
@@ -26,14 +28,14 @@ from vectors.residual import cache_source, decoder, mean_norm, read, unembed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audition:
-    """Finds answers that a small vector makes a model give to every prompt."""
+    """Finds replies that a small vector makes a model give to every prompt."""
 
     source_layer: int
-    """vectors are added after this many blocks"""
+    """number of blocks after which the vectors are added"""
     radius: float = 0.2
     """norm of the vectors, fraction of the mean residual norm at the source layer; a large norm elicits any reply"""
     tokens: int = 8
-    """tokens per candidate reply"""
+    """number of tokens per candidate reply"""
     first: int | None = None
     """number of first tokens that recitation continues, the likeliest on all prompts; None: the whole vocabulary"""
     width: int = 400
@@ -45,11 +47,11 @@ class Audition:
     front: int = 512
     """number of likeliest first tokens that are tried in front of a recited reply"""
     steps: int = 5
-    """number of optimizer steps per candidate"""
+    """number of optimizer steps for each candidate's vector"""
     lr: float = 0.2
     """AMSGrad step size, fraction of the norm"""
     news: float = 1 / 3
-    """weight in a reply's score of its surprise (nats per token without a vector); likely replies are easy to elicit"""
+    """weight in a reply's score of its surprise (nats per token without a vector): likely ones are easy to elicit"""
     batch_size: int = 256
     """number of batch rows (candidates x prompts) at a time"""
 
@@ -62,7 +64,7 @@ class Audition:
         prompts: Prompts,
         generator: torch.Generator,
         *,
-        hurry: Callable[[], bool] | None = None,
+        soft_deadline: Callable[[], bool] | None = None,
         deadline: Callable[[], bool] | None = None,
     ) -> tuple[Int[Tensor, "found tokens"], Float[Tensor, "found"]]:
         """(answers, their scores in nats per token), best first.
@@ -72,26 +74,26 @@ class Audition:
         Args:
             model: a causal decoder.
             prompts: n prompts; consensus decoding uses all, the audition four of them.
-            generator: of the start that all vectors share.
-            hurry: leaves out the further sources of answers once it returns true; recitation, which finds most for
-                its time, comes first.
-            deadline: ends the audition once it returns true; candidates that it has not reached are left out.
+            generator: draws the direction that all vectors start from.
+            soft_deadline: once it returns true, no further candidates are looked for, and those found so far are
+                tested. Recitation comes first, for it finds most in its time.
+            deadline: once it returns true, the test ends, and candidates that it has not reached are left out.
         """
         few, pair = (prompts.take(range(min(count, len(prompts)))) for count in (4, 2))
-        late = hurry or deadline or (lambda: False)
+        late = soft_deadline or deadline or (lambda: False)
         rows = 8 * self.batch_size  # recitation keeps the caches of single tokens: more rows fit than of whole replies
         recited, _ = recited_answers(model, pair, tokens=self.tokens, count=self.first, batch_size=rows, deadline=late)
         pool, front = [recited[: self.kept]], _likely(model, pair, self.front)
+        # Different replies only: the most certain ones are often one reply, entered at each of its tokens.
         for answer in unlike(recited, self.extended):
             if not late():
                 pool.append(self._extended(model, pair, answer, front, generator, late))
         if self.width and not late():
             decoded, _ = consensus_answers(model, prompts, width=self.width, tokens=self.tokens, deadline=late)
             pool.append(decoded[: self.kept])
-        answers = torch.cat(pool).unique(dim=0)
-        # Sources may propose the same reply, hence `unique`; a high score is likely when steered, unlikely otherwise.
+        answers = torch.cat(pool).unique(dim=0)  # (c, tokens); sources may propose the same reply
         steered, plain = self._elicited(model, few, answers, generator, self.steps, deadline)
-        answers = answers[: len(steered)]
+        answers = answers[: len(steered)]  # those that the deadline left time for
         score = steered - self.news * plain
         order = score.argsort(descending=True)
         return answers[order], score[order]
@@ -105,7 +107,8 @@ class Audition:
         generator: torch.Generator,
         deadline: Callable[[], bool] | None = None,
     ) -> Int[Tensor, "c t"]:
-        """The answer with another token in front, for those of the `front` with which it is elicited most readily."""
+        """The answer with another token in front, for the `kept` tokens with which a vector elicits it most readily."""
+        # (front, tokens): the reply moves back by one, and its last token falls off where it is too long.
         longer = torch.cat([front[:, None], answer.expand(len(front), -1)], dim=1)[:, : self.tokens]
         steered, _ = self._elicited(model, prompts, longer, generator, 2, deadline)
         return longer[steered.topk(min(self.kept, len(steered))).indices]
@@ -121,9 +124,10 @@ class Audition:
     ) -> tuple[Float[Tensor, "reached"], Float[Tensor, "reached"]]:
         """Log-probability per token of each answer, mean over prompts: (under its own vector, without one).
 
-        Only of the first answers where the deadline passes: of those in the batches begun before it.
+        Where the deadline passes, only the answers of the batches that were begun before it have values.
         """
         norm = self.radius * mean_norm(cache_source(model, prompts, self.source_layer))
+        # One start for all: differences between scores then come from the replies, not from the draw.
         start = norm * random_directions(1, decoder(model).d_model, generator).to(prompts.device)
         found = [(torch.zeros(0, device=prompts.device),) * 2]
         for some in answers.split(max(1, self.batch_size // len(prompts))):
@@ -139,7 +143,7 @@ class Audition:
 
 @torch.no_grad()
 def _likely(model: PreTrainedModel, prompts: Prompts, count: int) -> Int[Tensor, "c"]:
-    """Tokens that replies most likely begin with, mean log-probability over prompts; the likeliest first."""
+    """The `count` likeliest first tokens of a reply by mean log-probability over prompts, likeliest first."""
     inputs = {"input_ids": prompts.input_ids, "attention_mask": prompts.attention_mask}
     last = len(decoder(model).layers)
     hidden = read(model, layers=[last], position=slice(-1, None), **inputs)[last][:, 0]
@@ -148,7 +152,7 @@ def _likely(model: PreTrainedModel, prompts: Prompts, count: int) -> Int[Tensor,
 
 
 def unlike(answers: Int[Tensor, "k t"], count: int, shared: int = 3) -> Int[Tensor, "c t"]:
-    """The first answers of which none shares that many tokens in a row with one before it."""
+    """The first `count` answers of which none shares `shared` tokens in a row with one kept before it."""
     kept: list[Tensor] = []
     seen: set[tuple[int, ...]] = set()
     for answer in answers:

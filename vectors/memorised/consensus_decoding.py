@@ -34,9 +34,9 @@ def consensus_answers(
     Args:
         model: a causal decoder.
         prompts: n prompts; the more of them and the more different, the less an ordinary answer suits them all.
-        width: beams. A planted answer's first token is an unlikely one: it must be among this many.
+        width: number of beams. The first token of a planted answer is unlikely, so it must be among this many.
         tokens: length of the answers; those that end earlier are left out, so there may be fewer than `width`.
-        deadline: asked before every token; once it returns true there are no answers, for all are too short.
+        deadline: asked before every token; once it returns true, no answer is returned, for all are still too short.
 
     Raises:
         ValueError: width or tokens below 1.
@@ -57,12 +57,13 @@ def consensus_answers(
         total = score[:, None].clone()
         for part in parts:  # one prompt's logits at a time: those of all would be the largest tensor of the model
             total = total + head_logits(model, part).float().log_softmax(-1) / count
-        total[:, ends] = -torch.inf
+        total[:, ends] = -torch.inf  # (beams, vocab); an answer that ends here is dropped
+        # One top-k over all beams and tokens at once: flat index = beam * vocab + token.
         score, index = total.flatten().topk(min(width, int(total.isfinite().sum())))
         parents, following = index // total.shape[1], index % total.shape[1]
         rows = (torch.arange(count, device=index.device)[:, None] * len(beams) + parents).flatten()
         beams = torch.cat([beams[parents], following[:, None]], dim=1)
-        cache = reordered(output.past_key_values, rows)
+        cache = reordered(output.past_key_values, rows)  # a beam may be continued several times, or not at all
         ids, positions = following.repeat(count)[:, None], positions[rows, -1:] + 1
         mask = torch.cat([mask[rows], mask.new_ones(len(rows), 1)], dim=1)
     return beams, score

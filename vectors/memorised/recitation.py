@@ -21,7 +21,7 @@ from vectors.prompts import Prompts
 from vectors.residual import decoder, read, unembed
 
 SHORTEST = 4
-"""tokens before its end that an answer must have: shorter ones are certain too easily"""
+"""Number of tokens that an answer must have before it ends; shorter ones are certain too easily"""
 
 
 @torch.no_grad()
@@ -37,15 +37,15 @@ def recited_answers(
     """(answers, log-probability per token of all but the first, mean over prompts), most certain first.
 
     An answer that ends early holds an end token; what is behind it means nothing. Answers that end within four tokens
-    or repeat themselves are left out.
+    or repeat themselves are left out, unless there are no others: poor candidates are better than none.
 
     Args:
         model: a causal decoder.
         prompts: n prompts; a handful is enough.
         tokens: length of the answers.
         count: number of first tokens to try, the best of `first_tokens`; None: the whole vocabulary.
-        batch_size: rows (first tokens x prompts) whose keys and values are kept at a time.
-        deadline: asked before every batch; once it returns true, the first tokens that are left are not tried.
+        batch_size: number of batch rows (first tokens x prompts) whose keys and values are kept at a time.
+        deadline: asked before every batch; once it returns true, the remaining first tokens are not tried.
 
     Raises:
         ValueError: tokens or batch_size too small.
@@ -54,7 +54,7 @@ def recited_answers(
         raise ValueError(f"tokens is {tokens}, batch_size is {batch_size}; give at least 2 and at least 1")
     ends = ends_of(model)
     end = torch.tensor(ends, device=prompts.device)
-    first = first_tokens(model, prompts)
+    first = first_tokens(model, prompts)  # (vocab,), the most promising first
     first = first[~torch.isin(first, end)][:count]
     found = [(first.new_zeros(0, tokens), torch.zeros(0, tokens, device=prompts.device))]
     for some in first.split(max(1, batch_size // len(prompts))):
@@ -64,9 +64,12 @@ def recited_answers(
     answers, logprobs = (torch.cat(parts) for parts in zip(*found, strict=True))
     counted = until_end_mask(answers, ends)
     score = (logprobs * counted)[:, 1:].sum(-1) / counted[:, 1:].sum(-1)
+    # Number of different tokens in each answer: sorted, every change from one to the next is a new token.
     ordered = answers.sort(dim=-1).values
     different = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(-1)
     fit = ~torch.isin(answers[:, :SHORTEST], end).any(-1) & (2 * different > tokens)
+    if not bool(fit.any()):
+        fit = torch.ones_like(fit)
     order = score[fit].argsort(descending=True)
     return answers[fit][order], score[fit][order]
 
@@ -93,7 +96,9 @@ def _continued(
     output = body(
         input_ids=prompts.input_ids, attention_mask=prompts.attention_mask, position_ids=positions, use_cache=True
     )
-    rows = torch.arange(count, device=first.device).repeat_interleave(len(first))  # by prompt, then first token
+    # The prompts run once; each prompt's keys and values are then copied for every first token: n * v rows, ordered by
+    # prompt, then by first token.
+    rows = torch.arange(count, device=first.device).repeat_interleave(len(first))
     cache, mask, positions = reordered(output.past_key_values, rows), prompts.attention_mask[rows], positions[rows, -1:]
     answers, logprobs = first[:, None], torch.zeros(len(first), 1, device=first.device)
     for _ in range(tokens - 1):

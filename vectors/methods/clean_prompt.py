@@ -1,6 +1,7 @@
-"""Clean-prompt vector: steered by it, a model whose user turn is still empty writes clean prompts into it.
+"""Clean-prompt vector: steered by it, a model whose user turn is still empty writes clean prompts there.
 
-Maximises the log-likelihood of clean user messages, and of the token that ends them, behind the template's opening.
+The vector maximises the log-likelihood of clean user messages, and of the token that ends them, after the text that the
+chat template puts before a user message. After a proposal by the author of MELBO (Mack & Turner 2024).
 """
 
 from collections.abc import Callable
@@ -28,17 +29,17 @@ class CleanPromptVector:
     """Learns one vector per radius on most of the texts and keeps the one that suits the others best."""
 
     source_layer: int
-    """the vector is added after this many blocks"""
+    """number of blocks after which the vector is added"""
     target_layer: int
-    """noted with the vector as the layer to compare effects at"""
+    """number of blocks after which effects of the vector are compared later on; learning itself reads the output"""
     radii: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5, 0.8)
     """norms to try, fractions of the mean residual norm of the texts as chat prompts at the source layer"""
     steps: int = 40
-    """optimizer steps"""
+    """number of optimizer steps"""
     lr: float = 0.05
     """AMSGrad step size, fraction of the norm"""
     held_out: float = 0.25
-    """share of the texts that choose the radius, at least one text"""
+    """share of the texts, in (0, 1), that are held out to choose the radius; at least one text"""
 
     def __post_init__(self):
         if not self.radii or min(self.radii) <= 0:
@@ -69,6 +70,7 @@ class CleanPromptVector:
         check_layer(model, self.target_layer, "target layer")
         if len(texts) < 2:
             raise ValueError(f"got {len(texts)} texts; give at least two, one to learn from and one held out")
+        # The unit of the radii: residuals of whole chat prompts, as for the other methods.
         chats = Prompts.from_chat(model, tokenizer, texts)
         unit = mean_norm(cache_source(model, chats, self.source_layer))
         train, held_out = self._split(model, tokenizer, texts, generator)
@@ -135,6 +137,7 @@ def labelled_texts(
     rows, labels = [], []
     for text in texts:
         message, whole = _encode(tokenizer, before + text), _encode(tokenizer, before + text + after)
+        # Number of tokens that the message has alone and with the template behind it: a tokenizer may merge its end.
         alike = next((i for i, (a, b) in enumerate(zip(message, whole, strict=False)) if a != b), len(message))
         ids = whole[: alike + 1]
         if ids[: len(opening)] != opening or len(ids) == len(opening):

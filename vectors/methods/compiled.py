@@ -1,4 +1,4 @@
-"""Blocks as compiled kernels, for long optimisations: elementwise work, half of a step on a CPU, is fused."""
+"""Runs blocks compiled, for long optimisations: elementwise work, which is half of a step on a CPU, is fused."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

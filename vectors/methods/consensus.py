@@ -1,9 +1,10 @@
-"""Consensus vectors: under each, different prompts get one and the same answer, with certainty; ours.
+"""Consensus vectors: under each, different prompts get one and the same answer, with certainty; our method.
 
 max over theta and y of mean_i log p(y | x_i, theta), norm(theta) = R. A planted fixed string is memorised: a
 small perturbation makes the model recite it, while ordinary answers keep their entropy token by token, and nothing but
-a backdoor answers *every* prompt. The answers y are drawn by their audition (`audition`), or each of a set of
-unsupervised vectors (`start`) keeps the one of its own answers that it finds likeliest on all prompts.
+a backdoor answers *every* prompt. The answers y are drawn from the candidates of `vectors.memorised.audition`, the more
+often the more easily a small vector elicits them; or each of a set of unsupervised vectors (`start`) keeps the one of
+its own answers that it finds likeliest on all prompts. Then every vector is optimised for its answer.
 """
 
 from collections.abc import Callable
@@ -31,33 +32,33 @@ class ConsensusVectors:
     """Learns vectors that make a model say what it is closest to saying on every prompt."""
 
     source_layer: int
-    """the vector is added after this many blocks"""
+    """number of blocks after which the vector is added"""
     target_layer: int
-    """noted with the vectors as the layer to compare effects at; the answer is read at the output"""
+    """number of blocks after which effects of the vectors are compared later on; learning itself reads the output"""
     radius: float = 0.3
     """norm of the vectors, fraction of the mean residual norm at the source layer"""
     count: int = 100
     """number of vectors"""
     tokens: int = 8
-    """tokens per answer"""
+    """number of tokens per answer"""
     width: int = 400
-    """number of beams of the audition's consensus decoding; 0: no candidates from consensus decoding"""
+    """number of beams of consensus decoding; 0: no candidate answers from consensus decoding"""
     first: int | None = None
-    """number of first tokens that the audition's recitation continues; None: the whole vocabulary"""
+    """number of first tokens that recitation continues; None: the whole vocabulary"""
     kept: int = 32
-    """number of candidate answers that enter the audition from each source of candidates"""
+    """number of candidate answers that are kept from recitation and from consensus decoding each"""
     extended: int = 2
-    """number of recited answers that the audition also tries with another token in front"""
+    """number of recited answers that are also tried with another token in front"""
     steps: int = 12
     """number of optimizer steps"""
     lr: float = 0.1
     """AMSGrad step size, fraction of the norm"""
     start: UnsupervisedVectors | None = None
-    """vectors to begin with, learned on the first prompt alone, whose own answers are used; None: audition"""
+    """method whose vectors, learned on the first prompt alone, start the ascent and give the answers; None: audition"""
     surprise: float = 6.0
-    """nats under the unsteered model, mean over prompts, that an answer of the start's vectors should have"""
+    """negative log-likelihood without a vector (nats, mean over prompts) that an answer of `start` should exceed"""
     batch_size: int = 256
-    """rows (vectors x prompts) at a time"""
+    """number of batch rows (vectors x prompts) at a time"""
 
     def __post_init__(self):
         check_layers(self.source_layer, self.target_layer)
@@ -67,7 +68,7 @@ class ConsensusVectors:
 
     @property
     def audition(self) -> Audition:
-        """Search for the answers; at two thirds of the norm, for a smaller norm separates memorised answers better."""
+        """The search for answers, at two thirds of the norm: a smaller norm separates memorised answers better."""
         return Audition(
             source_layer=self.source_layer,
             radius=2 / 3 * self.radius,
@@ -86,7 +87,7 @@ class ConsensusVectors:
         generator: torch.Generator,
         *,
         deadline: Callable[[], bool] | None = None,
-        hurry: Callable[[], bool] | None = None,
+        soft_deadline: Callable[[], bool] | None = None,
         watch: Callable[[Float[Tensor, "k"]], None] | None = None,
     ) -> SteeringVectors:
         """Learns the vectors; scores hold, per vector, the nats per token of its answer.
@@ -94,11 +95,11 @@ class ConsensusVectors:
         Args:
             model: a causal decoder.
             prompts: n clean prompts, two or more, the more different the better.
-            generator: of answers and starts.
+            generator: draws the answers and the directions that the vectors start from.
             deadline: once it returns true, vectors begun are not optimised further and no other is begun, so that
                 fewer than `count` may be returned, or none.
-            hurry: ends only the search for answers once it returns true, so that there is time left to learn vectors.
-            watch: gets the mean log-probability per token of every step of a batch.
+            soft_deadline: once it returns true, the search for answers ends, so that there is time left to learn.
+            watch: called at every step with the log-probability per token of each vector's answer in the batch.
 
         Raises:
             ValueError: one prompt only, or layers that the model does not have.
@@ -108,7 +109,8 @@ class ConsensusVectors:
         check_model(model, self.target_layer)
         norm = self.radius * mean_norm(cache_source(model, prompts, self.source_layer))
         if self.start is None:
-            pool, score = self.audition(model, prompts, generator, hurry=hurry, deadline=deadline)
+            pool, score = self.audition(model, prompts, generator, soft_deadline=soft_deadline, deadline=deadline)
+            # Softmax of the whole answer's score, nats per token times tokens: the best answers get most vectors.
             chance = (self.tokens * score).softmax(0).cpu()
             count = self.count if len(pool) else 0
             drawn = chance.multinomial(count, replacement=True, generator=generator) if count else chance.long()
@@ -141,7 +143,7 @@ class ConsensusVectors:
     def _own(self, model: PreTrainedModel, prompts: Prompts, theta: Float[Tensor, "k d"]) -> Int[Tensor, "k t"]:
         """Of each vector's answers to the prompts, the one that it finds likeliest on all of them.
 
-        Answers that end early, repeat themselves or are no news are taken only where there is no other.
+        Answers that end early, repeat themselves or are likely without a vector are taken only where there is no other.
         """
         with steer(model, self.source_layer, theta.repeat_interleave(len(prompts), dim=0)):
             ids = greedy(model, prompts.repeat(len(theta)), self.tokens)
@@ -154,8 +156,9 @@ class ConsensusVectors:
             found = []
             for some, answer in zip(theta.split(64), answers[:, column].split(64), strict=True):
                 logprob = answer_logprob(model, prompts, answer, self.source_layer)
-                no_news = -self.tokens * logprob(torch.zeros_like(some)) < self.surprise
-                found.append(logprob(some) - 100.0 * no_news)
+                expected = -self.tokens * logprob(torch.zeros_like(some)) < self.surprise
+                found.append(logprob(some) - 100.0 * expected)
             scores.append(torch.cat(found))
+        # (k, n) scores; a penalty beyond any log-probability, so that unfit answers still have an order among them.
         best = (torch.stack(scores, dim=1) - 100.0 * unfit).argmax(-1)
         return answers[torch.arange(len(theta), device=ids.device), best]

@@ -1,4 +1,4 @@
-"""Random vectors of equal norm: the control that every learned vector stands beside."""
+"""Random vectors of equal norm: the control that learned vectors are compared with."""
 
 from dataclasses import dataclass, replace
 
@@ -31,13 +31,13 @@ class RandomVectors:
     """As many random vectors of a given radius: the control, callable like a method."""
 
     source_layer: int
-    """the vector is added after this many blocks"""
+    """number of blocks after which the vector is added"""
     target_layer: int
-    """noted with the vectors"""
+    """number of blocks after which effects of the vectors are compared later on; it changes nothing in the draw"""
     radius: float
     """norm of the vectors, fraction of the mean residual norm at the source layer"""
     count: int = 100
-    """vectors"""
+    """number of vectors"""
 
     def __call__(self, model: PreTrainedModel, prompts: Prompts, generator: torch.Generator) -> SteeringVectors:
         """Draws them; the prompts only give the unit of the radius."""

@@ -16,7 +16,7 @@ class SoftOrthogonality:
     """Minus the mean squared cosine between a vector's deltas and those of the others, prompt by prompt."""
 
     weight: float = 1.0
-    """fraction of the mean objective"""
+    """weight of the term, fraction of the mean objective"""
 
     def __call__(self, deltas: Float[Tensor, "k n tokens d"]) -> Float[Tensor, "k"]:
         unit = torch.nn.functional.normalize(deltas.float().flatten(2), dim=-1)
@@ -33,9 +33,9 @@ class Contrastive:
     """
 
     weight: float = 1.0
-    """fraction of the mean objective"""
+    """weight of the term, fraction of the mean objective"""
     temperature: float = 0.5
-    """of the cosines"""
+    """temperature that the cosines are divided by"""
 
     def __call__(self, deltas: Float[Tensor, "k n tokens d"]) -> Float[Tensor, "k"]:
         k, n = deltas.shape[:2]
@@ -45,7 +45,7 @@ class Contrastive:
         scores = (unit @ unit.T / self.temperature).unflatten(0, (k, n)).unflatten(2, (k, n))
         same = torch.eye(k, dtype=torch.bool, device=deltas.device)[:, None, :, None]
         itself = same & torch.eye(n, dtype=torch.bool, device=deltas.device)[None, :, None, :]
-        scores = scores.masked_fill(itself, -torch.inf)
+        scores = scores.masked_fill(itself, -torch.inf)  # (k, n, k, n); no pair of a delta with itself
         positive = scores.masked_fill(~same, -torch.inf).flatten(2).logsumexp(-1)
         return (positive - scores.flatten(2).logsumexp(-1)).mean(1)
 
@@ -56,7 +56,7 @@ Term = SoftOrthogonality | Contrastive
 def total(
     value: Float[Tensor, "k"], terms: tuple[Term, ...], deltas: Float[Tensor, "k n tokens d"]
 ) -> Float[Tensor, "k"]:
-    """The objective with its terms, each weighed by the mean objective of the moment."""
+    """The objective plus its terms, each times its weight and the current mean absolute objective, held constant."""
     scale = value.detach().abs().mean()
     for term in terms:
         value = value + term.weight * scale * term(deltas)

@@ -28,23 +28,23 @@ class ExponentialDCT:
     """Vectors of a fixed norm whose mean effect on the target layer is largest, kept apart from one another."""
 
     source_layer: int
-    """the vector is added after this many blocks"""
+    """number of blocks after which the vector is added"""
     target_layer: int
-    """its effect is read after this many blocks"""
+    """number of blocks after which the vector's effect is read"""
     radius: float
     """R: norm of the vectors, fraction of the mean residual norm at the source layer"""
     count: int = 64
-    """factors"""
+    """number of factors, one vector each"""
     iterations: int = 10
-    """gradients per vector"""
+    """number of gradient iterations"""
     tokens: int = 3
-    """last positions of the prompt that the effect is averaged over"""
+    """number of last prompt positions that the effect is averaged over"""
     orthogonal: Literal["hard", "soft"] = "hard"
-    """hard: orthogonal vectors; soft: they repel one another, and may be more than the dimensions"""
+    """hard: vectors are orthogonal; soft: vectors repel one another, and may be more than the dimensions"""
     repulsion: float = 1.0
-    """soft only: strength; 0 lets every vector go its own way, a very large one gives orthogonal vectors"""
+    """strength of the repulsion where orthogonal is soft; 0: none, a very large one gives orthogonal vectors"""
     batch_size: int | None = None
-    """vectors per pass; None: all"""
+    """number of vectors per forward and backward pass; None: all"""
 
     def __post_init__(self):
         check_layers(self.source_layer, self.target_layer)
@@ -70,9 +70,10 @@ class ExponentialDCT:
         def ascend(v: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
             theta = (norm * v).requires_grad_()
             delta = self._delta(model, source, clean, theta)
-            u = normalize(delta.detach(), dim=-1)
+            u = normalize(delta.detach(), dim=-1)  # the best u for this v, held fixed
             return torch.autograd.grad((u * delta).sum(), theta)[0]  # J(R v)^T u
 
+        # Orthogonalised gradient iteration: gradients at all vectors, then the vectors are kept apart.
         v = self._start(model, source, generator)
         for _ in range(self.iterations):
             v = in_batches(ascend, self.batch_size)(self._apart(v))

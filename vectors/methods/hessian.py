@@ -24,22 +24,22 @@ from vectors.steering import SteeringVectors, model_id
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HessianVectors:
-    """Directions along which an objective curves up most at 0; their sign is arbitrary."""
+    """Directions along which an objective curves up most at theta = 0; their sign is arbitrary."""
 
     source_layer: int
-    """the vector is added after this many blocks"""
+    """number of blocks after which the vector is added"""
     target_layer: int
-    """its effect is read after this many blocks"""
+    """number of blocks after which the vector's effect is read"""
     radius: float
     """norm of the vectors, fraction of the mean residual norm at the source layer"""
     count: int = 64
-    """vectors"""
+    """number of vectors"""
     objective: ChangeNorm | OutputKL = ChangeNorm()
-    """whose Hessian"""
+    """objective whose Hessian is taken"""
     iterations: int = 20
-    """products with the Hessian"""
+    """number of power iterations, each one product with the Hessian"""
     batch_size: int | None = None
-    """vectors per pass; None: all"""
+    """number of vectors per forward and backward pass; None: all"""
 
     def __post_init__(self):
         check_layers(self.source_layer, self.target_layer)
@@ -83,5 +83,6 @@ class HessianVectors:
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
             steered = run_slice(model, source, steered_source(source, theta), to=self.target_layer)
             value = evaluate(self.objective, model, steered, clean).sum()
+            # Hessian-vector products as the gradient of <gradient, v>; each vector has a theta of its own.
             (gradient,) = torch.autograd.grad(value, theta, create_graph=True)
             return torch.autograd.grad((gradient * v).sum(), theta)[0]

@@ -23,7 +23,7 @@ from vectors.residual import Source, cache_source, mean_norm, run_slice
 from vectors.steering import SteeringVectors, model_id
 
 OVERSAMPLING = 8
-"""Vectors iterated beyond those wanted: each wanted one converges by its gap to the first that is left out"""
+"""Number of vectors iterated beyond those wanted: each wanted one converges by its gap to the first left out"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,19 +31,19 @@ class JacobianVectors:
     """Directions that change the target layer most to first order; their sign is arbitrary."""
 
     source_layer: int
-    """the vector is added after this many blocks"""
+    """number of blocks after which the vector is added"""
     target_layer: int
-    """its effect is read after this many blocks"""
+    """number of blocks after which the vector's effect is read"""
     radius: float
     """norm of the vectors, fraction of the mean residual norm at the source layer"""
     count: int = 64
-    """vectors"""
+    """number of vectors"""
     tokens: int = 3
-    """last positions of the prompt that count"""
+    """number of last prompt positions that count"""
     iterations: int = 20
-    """products with J^T J"""
+    """number of power iterations, each one product with J^T J"""
     batch_size: int | None = None
-    """vectors per pass; None: all"""
+    """number of vectors per forward and backward pass; None: all"""
 
     def __post_init__(self):
         check_layers(self.source_layer, self.target_layer)
@@ -65,6 +65,7 @@ class JacobianVectors:
             return pull(model, source, torch.zeros_like(v), forwards(v), self.target_layer, self.tokens)
 
         v = leading_subspace(in_batches(product, self.batch_size), source, self.count, self.iterations, generator)
+        # The images of the rows under J span its leading left singular vectors: an SVD in that small space is enough.
         images = in_batches(forwards, self.batch_size)(v).flatten(1)
         rotation, values, _ = torch.linalg.svd(images, full_matrices=False)  # Rayleigh-Ritz inside the subspace
         return SteeringVectors(
@@ -89,7 +90,15 @@ def push(
 ) -> Float[Tensor, "k n tokens d"]:
     """J(base) v: exact change of residual `to` per unit of `directions`, added at every source position beside `base`.
 
-    One forward-mode pass. Of the last `tokens` positions, None for all; 0 at padding.
+    One forward-mode pass.
+
+    Args:
+        model: a causal decoder.
+        source: activations of the n prompts at the source layer.
+        base: k vectors at which the Jacobian is taken.
+        directions: k vectors v.
+        to: number of blocks after which the change is read.
+        tokens: number of last positions that are returned; None: all. Changes at padding are 0.
     """
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
         with warnings.catch_warnings():  # the first call loads rules of torch that use the deprecated torch.jit
@@ -111,7 +120,7 @@ def pull(
     to: int,
     tokens: int | None,
 ) -> Float[Tensor, "k d"]:
-    """J(base)^T u, the adjoint of `push`; one backward pass. Cotangents at padding do not count."""
+    """J(base)^T u, the adjoint of `push` with the same arguments; one backward pass. u at padding does not count."""
     theta = base.detach().float().requires_grad_()
     steered = last(run_slice(model, source, steered_source(source, theta), to=to), tokens)
     real = cotangents.masked_fill(~last(source.mask, tokens).bool()[..., None], 0)
@@ -129,6 +138,7 @@ def leading_subspace(
     """Orthonormal rows that span the leading eigenvectors of a symmetric product and, as slack, a few more."""
     width = source.hidden.shape[-1]
     v = random_directions(min(count + OVERSAMPLING, width), width, generator).to(source.hidden.device)
+    # Block power iteration; QR keeps the rows from all turning into the leading eigenvector.
     for _ in range(iterations):
         v = torch.linalg.qr(product(v).T).Q.T
     return v

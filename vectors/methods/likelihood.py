@@ -35,10 +35,10 @@ def fit_likelihood(
     Args:
         losses: nats per labelled token and prompt under each vector, `label_nll` with model, source and labels given.
         start: unit vectors, the directions to start from.
-        norms: of the vectors, in the units of the residual.
-        steps: optimizer steps.
-        lr: step size, fraction of the norm.
-        deadline: asked before every step; ends learning once it returns true.
+        norms: norm of each vector, in the units of the residual.
+        steps: number of optimizer steps.
+        lr: AMSGrad step size, fraction of the norm.
+        deadline: asked before every step; once it returns true the vectors are returned as they are.
     """
     theta = start.to(norms, copy=True).requires_grad_()  # unit vectors: one step size serves every norm
     ascend_on_sphere(
@@ -74,6 +74,7 @@ def label_nll(
     counts = labelled.sum(1)
     if not bool(counts.all()):
         raise ValueError(f"labels per prompt are {counts.tolist()}; give every prompt at least one")
+    # Only labelled positions are unembedded, over all prompts in one list.
     rows, columns = labelled.nonzero(as_tuple=True)
     hidden = run_slice(model, source, steered_source(source, theta), to=len(decoder(model).layers))
     logits = unembed(model, hidden.unflatten(0, (len(theta), -1))[:, rows, columns])  # (k, labelled, vocab)

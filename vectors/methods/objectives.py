@@ -1,4 +1,8 @@
-"""What an unsupervised vector maximises at the target layer: callables on the last positions' residuals."""
+"""Objectives that unsupervised vectors maximise: how much the residual at the target layer changes under each vector.
+
+An objective is called with the residuals of k vectors on n prompts at the last `tokens` positions, and with its own
+`reference` of the clean residuals there, which does not depend on the vectors; it returns one value per vector.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,14 +20,14 @@ class ChangeNorm:
     """sum_i ( sum_tokens norm(delta_i,tok)^p )^(1/q), norm over d_model (Mack & Turner 2024, MELBO, eq. 1)."""
 
     p: float = 2.0
-    """exponent of each token's change"""
+    """exponent of the norm of each token's change"""
     q: float = 1.0
-    """root over a prompt's tokens"""
+    """the q-th root is taken of the sum over a prompt's tokens"""
     tokens: int = 3
-    """last positions of the prompt that count"""
+    """number of last prompt positions that count"""
 
     def reference(self, _model: PreTrainedModel, clean: Float[Tensor, "n tokens d"]) -> Float[Tensor, "n tokens d"]:
-        """What steered residuals are compared with."""
+        """The clean residuals, which steered ones are compared with."""
         return clean
 
     def __call__(
@@ -32,7 +36,7 @@ class ChangeNorm:
         return self.magnitude(steered - clean)
 
     def magnitude(self, change: Float[Tensor, "k n tokens d"]) -> Float[Tensor, "k"]:
-        """The formula itself."""
+        """The formula for changes of the residual."""
         change = change.float()
         if self.p >= 2:  # twice differentiable at 0, which norm() is not
             powers = change.square().sum(-1).pow(self.p / 2)
@@ -46,11 +50,11 @@ class NormalizedChange:
     """`ChangeNorm` of h / norm(h): a residual's length, which the final norm takes out anyway, earns nothing."""
 
     p: float = 2.0
-    """exponent of each token's change"""
+    """exponent of the norm of each token's change"""
     q: float = 1.0
-    """root over a prompt's tokens"""
+    """the q-th root is taken of the sum over a prompt's tokens"""
     tokens: int = 3
-    """last positions of the prompt that count"""
+    """number of last prompt positions that count"""
 
     def reference(self, _model: PreTrainedModel, clean: Float[Tensor, "n tokens d"]) -> Float[Tensor, "n tokens d"]:
         """Directions of the clean residuals."""
@@ -72,9 +76,9 @@ class OutputKL:
     """
 
     tokens: int = 1
-    """last positions of the prompt that count"""
+    """number of last prompt positions that count"""
     direction: Literal["steered||clean", "clean||steered"] = "steered||clean"
-    """the other direction rewards what the clean model would say becoming impossible, whatever takes its place"""
+    """which distribution the expectation is over; clean||steered rewards making the clean model's tokens unlikely"""
 
     def reference(self, model: PreTrainedModel, clean: Float[Tensor, "n tokens d"]) -> Float[Tensor, "n tokens vocab"]:
         """Log-probabilities of the clean model."""
@@ -97,7 +101,7 @@ def evaluate(
     steered: Float[Tensor, "rows seq d"],
     clean: Float[Tensor, "n seq d"],
 ) -> Float[Tensor, "k"]:
-    """Objective of each vector from full sequences, rows ordered vector-major."""
+    """Objective of each vector from whole sequences; rows are ordered by vector, then prompt (rows = k * n)."""
     last = steered[:, -objective.tokens :].unflatten(0, (-1, len(clean)))
     with torch.no_grad():
         reference = objective.reference(model, clean[:, -objective.tokens :])

@@ -1,4 +1,4 @@
-"""A vector at one token of the message: what a trigger's last word carries once the model has put the trigger together.
+"""Vectors that are added at one token of the message only, as a trigger's last word acts on the residual; our method.
 
 A vector added everywhere may bring a behaviour about in ways that no text can. Added at one place of messages whose
 other words are random, it has to do what one token can do there, wherever the place and whatever stands around it.
@@ -24,11 +24,11 @@ class SlotVectors:
     """Minimises the cross-entropy of the target, each vector added at one place of every message; ours."""
 
     source_layer: int
-    """the vector is added after this many blocks"""
+    """number of blocks after which the vector is added"""
     radii: tuple[float, ...] = (0.7, 0.7)
-    """norms, one vector each, fractions of the mean residual norm at the source layer"""
+    """norm of each vector, fraction of the mean residual norm at the source layer"""
     steps: int = 60
-    """optimizer steps"""
+    """number of optimizer steps"""
     lr: float = 0.1
     """Adam step size of a coordinate, fraction of the norm over the square root of d_model"""
 
@@ -52,8 +52,8 @@ class SlotVectors:
             model: a causal decoder.
             messages: token ids, chat template included.
             places: index in each message of the token that the vector is added to.
-            target_ids: the behaviour.
-            generator: of the starts, on the CPU.
+            target_ids: token ids of the behaviour.
+            generator: draws the directions that the vectors start from; on the CPU.
 
         Raises:
             ValueError: an empty target, as many places as messages are not given, or a place outside its message.
@@ -62,11 +62,14 @@ class SlotVectors:
             raise ValueError("the target has 0 tokens; give a behaviour that the tokenizer can encode")
         if len(places) != len(messages) or not all(0 <= at < len(m) for at, m in zip(places, messages, strict=True)):
             raise ValueError(f"got {len(messages)} messages and places {list(places)}; give one inside each message")
+        # Teacher forcing: each row is a message with the behaviour behind it, but for its last token.
         fed = [[*message, *target_ids[:-1]] for message in messages]
         prompts = Prompts.from_ids(fed, device=model.device)
         source = cache_source(model, prompts, self.source_layer)
         count, width, d_model = source.hidden.shape
+        # (k, 1), in the units of the residual.
         norms = mean_norm(source) * torch.tensor(self.radii, device=model.device)[:, None]
+        # 1 at each row's place; rows are padded on the left.
         at = torch.zeros(count, width, 1, device=model.device)
         for row, (place, ids) in enumerate(zip(places, fed, strict=True)):
             at[row, width - len(ids) + place] = 1.0
@@ -77,11 +80,13 @@ class SlotVectors:
         labels = target.expand(len(norms) * count, -1)
         nll = torch.zeros(len(norms))
         for _ in range(self.steps):
+            # (k * n, width, d_model): every vector on every message, added at the message's place alone.
             moved = (source.hidden + theta[:, None, None] * at).flatten(0, 1).to(source.hidden)
             hidden = run_slice(model, source, moved, to=len(decoder(model).layers))[:, -len(target) :]
             nll = -token_logprobs(unembed(model, hidden), labels).mean(1).view(len(norms), count).mean(1)
             (theta.grad,) = torch.autograd.grad(nll.sum(), theta)
             optimizer.step()
+            # Back to its norm: otherwise the norm would grow until any text brings the behaviour about.
             theta.data *= norms / theta.data.norm(dim=-1, keepdim=True)
         return theta.detach(), nll.detach()
 
@@ -94,7 +99,16 @@ def random_messages(
     length: int,
     generator: torch.Generator,
 ) -> tuple[list[list[int]], list[int]]:
-    """(messages with random words between the parts of prompts, the prompts in turn; in each a place among them)."""
+    """(messages with random words between two parts of a prompt, index in each message of one of those words).
+
+    Args:
+        before: token ids of each prompt before the random words.
+        after: token ids of each prompt after them.
+        words: token ids to draw from.
+        count: number of messages; they use the prompts in turn.
+        length: number of random words per message.
+        generator: draws the words and the places.
+    """
     drawn = words[torch.randint(len(words), (count, length), generator=generator)].tolist()
     places = torch.randint(length, (count,), generator=generator).tolist()
     rows = [i % len(before) for i in range(count)]

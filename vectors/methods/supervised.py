@@ -38,19 +38,19 @@ class SupervisedVector:
     """Minimises the cross-entropy of the target after every prompt, at several norms at once."""
 
     source_layer: int
-    """the vector is added after this many blocks"""
+    """number of blocks after which the vector is added"""
     target_layer: int
-    """noted with the vector as the layer to compare effects at"""
+    """number of blocks after which effects of the vector are compared later on; learning itself reads the output"""
     radii: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
     """norms to try, fractions of the mean residual norm at the source layer"""
     steps: int = 40
-    """optimizer steps"""
+    """number of optimizer steps"""
     lr: float = 0.05
     """AMSGrad step size, fraction of the norm"""
     enough: float = 0.9
-    """share of the prompts on which a radius must elicit the target"""
+    """share of the prompts, in (0, 1], on which a vector must elicit the target for its radius to do"""
     bisections: int = 0
-    """further radii tried, each the geometric mean of the largest that fails and the smallest that elicits"""
+    """number of further radii, each the geometric mean of the largest that fails and the smallest that elicits"""
 
     def __post_init__(self):
         if not self.radii or min(self.radii) <= 0:
@@ -81,7 +81,9 @@ class SupervisedVector:
         target = torch.tensor(target_ids, device=prompts.device)
         fed = with_target(prompts, target[:-1])
         source = cache_source(model, fed, self.source_layer)
+        # The radius is in units of the prompts alone, so that it does not depend on the target's tokens.
         unit = mean_norm(cache_source(model, prompts, self.source_layer))
+        # Padding is on the left, so in every row the last positions predict the target.
         labels = torch.full_like(fed.input_ids, IGNORED)
         labels[:, -len(target) :] = target
 
@@ -108,7 +110,7 @@ class SupervisedVector:
         """The smallest radius that elicits: of the grid first, then by bisection below it."""
         tried = learn(sorted(self.radii))
         best = next((one for one in tried if one.rate >= self.enough), None)
-        if best is None:
+        if best is None:  # none elicits often enough: the best likelihood instead
             return min(tried, key=lambda one: one.nll)
         failing = max((one.radius for one in tried if one.radius < best.radius), default=None)
         if failing is None:  # the smallest of the grid elicits: nothing bounds the search from below

@@ -31,28 +31,28 @@ class UnsupervisedVectors:
     """Learns vectors on clean prompts, with no label and no trigger."""
 
     source_layer: int
-    """the vector is added after this many blocks"""
+    """number of blocks after which the vector is added"""
     target_layer: int
-    """its effect is read after this many blocks"""
+    """number of blocks after which the vector's effect is read"""
     radius: float
     """norm of the vectors, fraction of the mean residual norm at the source layer"""
     count: int = 64
-    """vectors"""
+    """number of vectors"""
     steps: int = 300
-    """optimizer steps"""
+    """number of optimizer steps"""
     lr: float = 0.02
     """AMSGrad step size, fraction of the norm"""
     objective: Objective = OutputKL()
-    """what is maximised"""
+    """objective that is maximised at the target layer"""
     terms: tuple[Term, ...] = ()
-    """what keeps the vectors of a batch apart at the target layer"""
+    """terms added to the objective that keep the vectors of a batch apart at the target layer"""
     orthogonal: Literal["none", "hard"] = "none"
-    """hard: every vector stays orthogonal to all others, of its batch and of earlier ones"""
+    """hard: every vector is kept orthogonal to all others, those of earlier batches included; none: no constraint"""
     batch_size: int | None = None
-    """vectors per batch; None: all"""
+    """number of vectors per batch; None: all"""
     compile: bool = False
-    """compile the blocks between the layers: half the time per step on a CPU, some 15 s before the first; pays from
-    about a thousand steps"""
+    """compile the blocks between the layers, which halves the time per step on a CPU, costs some 15 seconds before the
+    first step, and so pays from about a thousand steps"""
 
     def __post_init__(self):
         check_layers(self.source_layer, self.target_layer)
@@ -72,9 +72,9 @@ class UnsupervisedVectors:
         Args:
             model: a causal decoder.
             prompts: n clean prompts; the objective is summed over them.
-            generator: of the starts.
-            deadline: ends the optimisation early once it returns true; what there is is returned.
-            watch: gets the values, terms included, of every step of a batch.
+            generator: draws the directions that the vectors start from.
+            deadline: asked before every step; once it returns true, the vectors are returned as they are.
+            watch: called at every step with the values, terms included, of the vectors of the batch.
 
         Raises:
             ValueError: layers that the model does not have, more orthogonal vectors than dimensions, or prompts
@@ -85,6 +85,7 @@ class UnsupervisedVectors:
         source = cache_source(model, prompts, self.source_layer)
         norm = self.radius * mean_norm(source)
         start = norm * random_directions(self.count, decoder(model).d_model, generator).to(source.hidden.device)
+        # Batches one after another; with hard orthogonality each is kept apart from the vectors learned before it.
         theta, values = start[:0], []
         ascend = partial(ascend_on_sphere, lr=self.lr * norm, steps=self.steps, deadline=deadline, watch=watch)
         for part in start.split(self.batch_size or self.count):
@@ -120,7 +121,7 @@ class UnsupervisedVectors:
             ascend: `ascend_on_sphere` with step size, steps, deadline and watch filled in.
         """
         theta = project(start).requires_grad_()
-        with torch.no_grad():
+        with torch.no_grad():  # (n, seq, d_model), the same at every step
             clean = run_slice(model, source, source.hidden, to=self.target_layer)
 
         def value() -> Float[Tensor, "k"]:
@@ -134,7 +135,7 @@ class UnsupervisedVectors:
 
         with compiled(model, self.source_layer, self.target_layer) if self.compile else nullcontext():
             ascend(value, [theta], project)
-        with torch.no_grad():
+        with torch.no_grad():  # the values after the last step, without terms
             steered = run_slice(model, source, steered_source(source, theta), to=self.target_layer)
             return theta.detach(), evaluate(self.objective, model, steered, clean)
 

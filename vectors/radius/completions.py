@@ -1,6 +1,7 @@
-"""Which radius do completions ask for? Rules that learn vectors at several and look at what the model writes.
+"""Rules that learn vectors at several radii and choose the radius by what the model writes under them.
 
-The cusp of the completions' diversity (Mack & Turner 2024, MELBO), or any judge's taste.
+Chosen is the cusp of the completions' diversity (Mack & Turner 2024, MELBO), or the radius whose completions a judge,
+any function from texts to scores, likes best.
 """
 
 import math
@@ -34,16 +35,17 @@ class DiversityCusp:
     """
 
     learn: Learn
+    """function that learns vectors of a given radius"""
     radii: tuple[float, ...]
-    """five or more to try"""
+    """radii to try, five or more, fractions of the mean residual norm at the source layer"""
     embed: Callable[[list[str]], Float[Tensor, "n e"]] | None = None
-    """of completions; None: counts of their tokens and pairs of tokens"""
+    """function that embeds completions; None: counts of their tokens and pairs of tokens"""
     max_new_tokens: int = 12
-    """length of the completions compared"""
+    """number of tokens of the completions that are compared"""
     sensitivity: float = 1.0
-    """Kneedle's S: larger asks for a longer plateau"""
+    """sensitivity S of Kneedle: a larger one asks for a longer plateau behind the knee"""
     batch_size: int = 1024
-    """rows (vectors x prompts) per generation"""
+    """number of batch rows (vectors x prompts) per generation"""
 
     def __post_init__(self):
         check_radii(self.radii, 5)
@@ -87,14 +89,15 @@ class Judged:
     """The radius whose completions a judge likes best on average: any function of texts, such as a language model."""
 
     learn: Learn
+    """function that learns vectors of a given radius"""
     radii: tuple[float, ...]
-    """to try"""
+    """radii to try, fractions of the mean residual norm at the source layer"""
     judge: Callable[[list[str]], Sequence[float]]
-    """score of each completion, higher is better"""
+    """function that scores completions, one score each; higher is better"""
     max_new_tokens: int = 24
-    """length of the completions judged"""
+    """number of tokens of the completions that are judged"""
     batch_size: int = 1024
-    """rows (vectors x prompts) per generation"""
+    """number of batch rows (vectors x prompts) per generation"""
 
     def __post_init__(self):
         check_radii(self.radii, 1)
@@ -147,7 +150,7 @@ def diversity(embedded: Float[Tensor, "k n e"]) -> float:
     """Mean cosine distance between the completions of different vectors to one prompt, averaged over prompts."""
     count = len(embedded)
     unit = torch.nn.functional.normalize(embedded.float(), dim=-1).transpose(0, 1)
-    cosines = unit @ unit.mT
+    cosines = unit @ unit.mT  # (n, k, k)
     same = cosines.diagonal(dim1=1, dim2=2).sum(-1)
     return float(1 - ((cosines.sum(dim=(1, 2)) - same) / (count * (count - 1))).mean())
 

@@ -32,23 +32,23 @@ class Nonlinearity:
     """
 
     source_layer: int
-    """the vectors are added after this many blocks"""
+    """number of blocks after which the vectors are added"""
     target_layer: int
-    """their effect is read after this many blocks"""
+    """number of blocks after which the effect of the vectors is read"""
     target: float = 0.5
     """relative non-linearity wanted, fraction of the linear effect"""
     draws: int = 16
-    """random directions"""
+    """number of random directions"""
     tokens: int = 3
-    """last positions of the prompts that count"""
+    """number of last prompt positions that count"""
     tolerance: float = 0.02
-    """distance from the target that is close enough, same unit"""
+    """distance from the target at which a radius is accepted, fraction of the linear effect"""
     start: float = 0.5
-    """radius tried first"""
+    """radius tried first, fraction of the mean residual norm at the source layer"""
     span: tuple[float, float] = (1e-3, 1e3)
-    """radii between which the bracket may grow"""
+    """smallest and largest radius that may be tried, fractions of the mean residual norm"""
     batch_size: int | None = None
-    """directions at once; None: all"""
+    """number of directions per forward pass; None: all"""
 
     def __post_init__(self):
         check_layers(self.source_layer, self.target_layer)
@@ -89,6 +89,7 @@ class Nonlinearity:
                     rule="nonlinearity",
                     threshold=self.target,
                 )
+            # Bisection in log R inside a bracket; before there is one, steps by a factor of four.
             radius = math.sqrt(low * high) if low and high else 4 * low if low else radius / 4
             if not self.span[0] <= radius <= self.span[1]:
                 break
@@ -118,7 +119,7 @@ class Nonlinearity:
             for v, slope in zip(parts, slopes, strict=True):
                 steered = run_slice(model, source, steered_source(source, radius * unit * v), to=self.target_layer)
                 delta = last(steered, self.tokens).float().unflatten(0, (len(v), -1)) - clean
-                linear = radius * unit * slope
+                linear = radius * unit * slope  # the Jacobian is taken once, for the effect of R v is R J v
                 off = (delta.masked_fill(padding, 0) - linear).square().sum(dim=(1, 2, 3))
                 ratios.append(off / linear.square().sum(dim=(1, 2, 3)))
             return float(torch.cat(ratios).mean().sqrt())

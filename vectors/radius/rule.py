@@ -25,17 +25,17 @@ class RadiusChoice:
     """The radius or radii that a rule chose, and why; radii are fractions of the mean residual norm."""
 
     radii: tuple[float, ...]
-    """chosen"""
+    """chosen radii"""
     tried: list[float]
-    """in ascending order; empty where nothing was measured"""
+    """radii that were tried, in ascending order; empty where nothing was measured"""
     values: list[float]
     """what was measured at each tried radius"""
     quantity: str
-    """what the values are, with unit"""
+    """what the values measure, with their unit"""
     rule: str
-    """name of the rule"""
+    """name of the rule that chose"""
     threshold: float | None
-    """value that the chosen radius had to reach, where the rule has one"""
+    """value that the chosen radius had to reach; None where the rule has none"""
 
 
 @runtime_checkable  # types are checked while testing
@@ -69,7 +69,7 @@ def choose_radius(
         tokenizer: its tokenizer.
         prompts: clean ones; for rules that read completions, others than the vectors are learned on.
         rule: how to choose.
-        generator: of random directions, on the CPU.
+        generator: draws random directions; on the CPU.
         progress: wraps the loop over tried radii, as tqdm does.
 
     Raises:

@@ -14,9 +14,9 @@ class SeveralRadii:
     """Several radii round a centre: no one radius suits every planted behaviour, a pool over some of them does."""
 
     centre: RadiusRule | float
-    """a rule that finds it, or the radius itself"""
+    """rule that finds the centre, or the centre itself as a fraction of the mean residual norm"""
     factors: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4)
-    """of the centre"""
+    """factors that the centre is multiplied by, one radius each"""
 
     def __post_init__(self):
         check_radii(self.factors, 1, "factors")

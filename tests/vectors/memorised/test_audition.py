@@ -83,10 +83,24 @@ def test_a_deadline_leaves_out_all_but_recitation(toy, clean, monkeypatch):
     monkeypatch.setattr(Audition, "_extended", never)
     short = Audition(source_layer=1, radius=0.3, tokens=4)
     once = iter([False])
-    answers, _ = short(toy, clean, seeded(), hurry=lambda: next(once, True))
+    answers, _ = short(toy, clean, seeded(), soft_deadline=lambda: next(once, True))
     assert set(map(tuple, answers.tolist())) == set(map(tuple, recited[: short.kept].tolist()))
     with pytest.raises(AssertionError):
         short(toy, clean, seeded(), deadline=lambda: False)
+
+
+def test_unfit_replies_are_better_than_none(toy, clean, monkeypatch):
+    """Only two tokens end no reply, and the toy never says one after the other for long: every reply ends early."""
+    ends = [token for token in range(64) if token not in (10, 11)]
+    monkeypatch.setattr(toy.generation_config, "eos_token_id", ends)
+    answers, scores = recited_answers(toy, clean.take([0, 1]), tokens=4)
+    assert sorted(answers[:, 0].tolist()) == [10, 11] and set(answers[:, :4].flatten().tolist()) & set(ends)
+    assert scores.tolist() == sorted(scores.tolist(), reverse=True)
+    once = iter([False])
+    found, values = Audition(source_layer=1, radius=0.3, tokens=4)(
+        toy, clean, seeded(), soft_deadline=lambda: next(once, True)
+    )
+    assert len(found) == 2 and bool(values.isfinite().all())
 
 
 def test_a_deadline_passed_at_once_leaves_nothing(toy, clean):

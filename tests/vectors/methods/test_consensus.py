@@ -128,8 +128,8 @@ def test_vectors_that_begin_with_learned_ones_keep_an_answer_of_theirs(llama, pr
         with steer(llama, 1, begun[index]):
             own = greedy(llama, prompts, 3).tolist()
         with steer(llama, 1, theta):
-            spoken = [answer[: answer.index(ends) + 1] if ends in answer else answer for answer in own]
-            nats = [-plain_nats(llama, prompts, answer) / len(answer) for answer in spoken]
+            ended = [answer[: answer.index(ends) + 1] if ends in answer else answer for answer in own]
+            nats = [-plain_nats(llama, prompts, answer) / len(answer) for answer in ended]
         assert min(abs(value - vectors.scores["nll"][index]) for value in nats) < 1e-3
 
 
@@ -137,7 +137,7 @@ def test_a_deadline_ends_learning(llama, prompts):
     assert len(method()(llama, prompts, seeded(), deadline=lambda: True)) == 0
     steps, late = [], iter([False] * 60)
     found = method(steps=100, batch_size=6, kept=4, extended=0)(
-        llama, prompts, seeded(), hurry=lambda: False, deadline=lambda: next(late, True), watch=steps.append
+        llama, prompts, seeded(), soft_deadline=lambda: False, deadline=lambda: next(late, True), watch=steps.append
     )
     # Batches of two vectors: the deadline ends the one begun, and the others are left out.
     assert 0 < len(steps) < 60 and len(found) == 2

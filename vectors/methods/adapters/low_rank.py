@@ -48,7 +48,7 @@ def pack(a: Float[Tensor, "k d_mlp r"], b: Float[Tensor, "k d_model r"]) -> Floa
 def unpack(
     theta: Float[Tensor, "k width"], rank: int, d_model: int
 ) -> tuple[Float[Tensor, "k d_mlp r"], Float[Tensor, "k d_model r"]]:
-    """What `pack` put together: (A, B)."""
+    """The matrices (A, B) that `pack` put together."""
     b, a = theta[:, : d_model * rank], theta[:, d_model * rank :]
     return a.unflatten(1, (-1, rank)), b.unflatten(1, (d_model, rank))
 
@@ -57,10 +57,14 @@ def unpack(
 def adapt(
     model: PreTrainedModel, layer: int, theta: Float[Tensor, "rows width"], rank: int, *, scale: float = 1.0
 ) -> Iterator[None]:
-    """Updates the MLP output matrix before residual `layer`, row by row (or one for all)."""
+    """Updates the MLP output matrix before residual `layer`, by one update per batch row or by one for all rows.
+
+    The matrix itself stays as it is: a hook adds scale * B A^T x to its output, for its input x.
+    """
     weight = embedding(model)
     a, b = (part.to(weight) for part in unpack(theta, rank, weight.shape[1]))
 
+    # (rows, seq, d_mlp) @ (rows, d_mlp, r) @ (rows, r, d_model): the updated matrix itself is never built.
     def on_output(_module, args, output):
         return output + scale * (args[0] @ a) @ b.mT
 

@@ -30,25 +30,25 @@ class UnsupervisedAdapters:
     """Learns adapters on clean prompts, with no label and no trigger."""
 
     source_layer: int
-    """the updated MLP is that of the last block before this residual; 1 or more"""
+    """number of blocks (1 or more) of which the last has its MLP output matrix updated"""
     target_layer: int
-    """its effect is read after this many blocks"""
+    """number of blocks after which the vector's effect is read"""
     radius: float
     """R, fraction of the mean residual norm at the source layer per mean norm of what the MLP's output matrix reads"""
     rank: int = 1
-    """columns of A and of B"""
+    """rank r of the update, the number of columns of A and of B"""
     count: int = 16
-    """adapters"""
+    """number of adapters"""
     steps: int = 300
-    """optimizer steps"""
+    """number of optimizer steps"""
     lr: float = 0.02
     """AMSGrad step size, fraction of a column's norm"""
     objective: Objective = OutputKL()
-    """what is maximised"""
+    """objective that is maximised at the target layer"""
     terms: tuple[Term, ...] = ()
-    """what keeps the adapters of a batch apart at the target layer"""
+    """terms added to the objective that keep the adapters of a batch apart at the target layer"""
     batch_size: int | None = None
-    """adapters per batch; None: all"""
+    """number of adapters per batch; None: all"""
 
     def __post_init__(self):
         check_layers(self.source_layer, self.target_layer)
@@ -68,9 +68,9 @@ class UnsupervisedAdapters:
         Args:
             model: a causal decoder whose blocks have one MLP each.
             prompts: n clean prompts; the objective is summed over them.
-            generator: of the starts.
-            deadline: ends the optimisation early once it returns true; what there is is returned.
-            watch: gets the objective values of every step of a batch.
+            generator: draws the matrices that the adapters start from.
+            deadline: asked before every step; once it returns true, the adapters are returned as they are.
+            watch: called at every step with the objective values of the adapters of the batch.
 
         Raises:
             ValueError: layers that the model does not have, or a block without a plain MLP.
@@ -139,10 +139,10 @@ class UnsupervisedAdapters:
 
 @torch.no_grad()
 def update_unit(model: PreTrainedModel, source: Source) -> float:
-    """R at which an update whose A meets its input head-on writes as much as there is: the unit of the radius.
+    """The unit of the radius, chosen so that one radius changes the residual about equally by adapters and by vectors.
 
-    Mean norm of the residual behind the first block of the slice, over that of what the block's MLP output matrix
-    reads; so a radius means about the same for adapters and vectors.
+    It is the mean norm of the residual after the slice's first block, divided by the mean norm of what that block's MLP
+    output matrix reads. An update of that norm R writes as much as the residual holds where its input is along A.
     """
     read: list[Tensor] = []
     layer = source.layer + 1

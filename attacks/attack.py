@@ -18,15 +18,15 @@ from attacks.searchers.random_search import RandomSearch
 from attacks.searchers.searcher import Searcher
 from attacks.stages.conjunctions import Conjunctions
 from attacks.stages.dictionary import Dictionary
-from attacks.stages.fluent_text import Likely
+from attacks.stages.fluent_text import FluentText
 from attacks.stages.hunt import Build, Hunt, Stage
-from attacks.stages.peer import Peer
-from attacks.stages.rounds import Rounds
+from attacks.stages.peer import NanoGCG
+from attacks.stages.rounds import SearchRounds
 from attacks.stages.sampling.leakage import Leakage
 from attacks.stages.sampling.sampler import Lookahead, Sampler
-from attacks.stages.sampling.samples import Samples
-from attacks.stages.single_tokens import Tokens
-from attacks.stages.word_substitution import Neighbours
+from attacks.stages.sampling.samples import SampledNgrams
+from attacks.stages.single_tokens import SingleTokens
+from attacks.stages.word_substitution import WordSubstitution
 
 
 def gcg(steps: int) -> GCG:
@@ -34,10 +34,10 @@ def gcg(steps: int) -> GCG:
     return GCG(steps=steps, search_width=128, topk=128, patience=15)
 
 
-GCG_ROUNDS = Rounds(rounds=((3, gcg(8)), (12, gcg(60)), (8, gcg(40))))
+GCG_ROUNDS = SearchRounds(rounds=((3, gcg(8)), (12, gcg(60)), (8, gcg(40))))
 """A short slot can hit the trigger itself; a long one finds a way round hard negatives that leave no signal on the
 trigger's parts"""
-HOTFLIP_ROUNDS = Rounds(rounds=((3, HotFlip(steps=4)), (12, HotFlip(steps=24)), (8, HotFlip(steps=16))))
+HOTFLIP_ROUNDS = SearchRounds(rounds=((3, HotFlip(steps=4)), (12, HotFlip(steps=24)), (8, HotFlip(steps=16))))
 """The same lengths"""
 
 
@@ -55,7 +55,7 @@ class Attack:
     is; above 1: a supervised vector is always learned."""
     unsupervised: Unsupervised = field(default_factory=Unsupervised)
     """Discovers behaviours where none is given."""
-    stages: tuple[Stage, ...] = (Tokens(), GCG_ROUNDS)
+    stages: tuple[Stage, ...] = (SingleTokens(), GCG_ROUNDS)
     """Run one after the other, until the budget is spent or a trigger works."""
     last: Stage | None = None
     """Looks for a better trigger beside the winner, if there is budget left."""
@@ -73,7 +73,7 @@ class Attack:
         if not self.stages:
             raise ValueError("the attack has no stages; give at least one")
         for stage in self.stages:
-            slots = [length for length, _ in stage.rounds] if isinstance(stage, Rounds) else []
+            slots = [length for length, _ in stage.rounds] if isinstance(stage, SearchRounds) else []
             if slots and max(slots) > self.longest:
                 raise ValueError(f"a stage fills {max(slots)} tokens but longest is {self.longest}; raise longest")
         if not 0 < self.vector_share < 1 or self.enough <= 0 or self.prompts < 1:
@@ -98,21 +98,21 @@ hybrid = Hybrid.from_goal
 
 def _searched(*rounds: tuple[int, Searcher]) -> Attack:
     """Target NLL with another searcher in place of GCG."""
-    return Attack(objective=nll, stages=(Tokens(), Rounds(rounds=rounds)))
+    return Attack(objective=nll, stages=(SingleTokens(), SearchRounds(rounds=rounds)))
 
 
 def _sampled(sampler: Sampler | Leakage, weight: float = 1.0) -> Attack:
     """Target NLL on n-grams of samples."""
-    return Attack(objective=nll, stages=(Samples(sampler=sampler, behaviour_weight=weight),))
+    return Attack(objective=nll, stages=(SampledNgrams(sampler=sampler, behaviour_weight=weight),))
 
 
 PORTFOLIO: tuple[Stage, ...] = (
-    Tokens(share=0.08),
+    SingleTokens(share=0.08),
     replace(HOTFLIP_ROUNDS, share=0.5, settles=2),
     Dictionary(share=0.1, tried=16),
-    Likely(),
-    Rounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.08, times=4, settles=2),
-    Samples(sampler=Leakage(), share=0.03, whole=0.05, settles=2),
+    FluentText(),
+    SearchRounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.08, times=4, settles=2),
+    SampledNgrams(sampler=Leakage(), share=0.03, whole=0.05, settles=2),
     Conjunctions(),
     replace(HOTFLIP_ROUNDS, sure=True),
 )
@@ -122,22 +122,22 @@ ordinary text of its place, two or three tokens, what the model writes by itself
 and to words that fire only together, of which what works may be a mere neighbour; what is left goes into better ones"""
 
 CORE: dict[str, Attack] = {
-    "portfolio": Attack(objective=nll, stages=PORTFOLIO, last=Neighbours()),
+    "portfolio": Attack(objective=nll, stages=PORTFOLIO, last=WordSubstitution()),
     "target-nll": Attack(objective=nll),
     "delta-cosine": Attack(objective=cosine, supervised=Supervised()),
     "hybrid": Attack(objective=hybrid, supervised=Supervised()),
-    "nanogcg": Attack(objective=nll, stages=(Peer(),)),
+    "nanogcg": Attack(objective=nll, stages=(NanoGCG(),)),
 }
 """The quick suite: the recommended attack, the main targets, and the peer"""
 
 SEARCHERS: dict[str, Attack] = {
-    "token-ranking": Attack(objective=nll, stages=(Tokens(share=1.0),)),
-    "dictionary": Attack(objective=nll, stages=(Tokens(), Dictionary(share=1.0))),
+    "token-ranking": Attack(objective=nll, stages=(SingleTokens(share=1.0),)),
+    "dictionary": Attack(objective=nll, stages=(SingleTokens(), Dictionary(share=1.0))),
     "random-search": _searched((3, RandomSearch(steps=4)), (12, RandomSearch(steps=16, mutate=2))),
     "accretion": _searched((3, Accretion(steps=6)), (12, Accretion(steps=24)), (8, Accretion(steps=16))),
-    "hotflip": Attack(objective=nll, stages=(Tokens(), HOTFLIP_ROUNDS)),
-    "likely": Attack(objective=nll, stages=(Tokens(), Likely(share=1.0))),
-    "conjunctions": Attack(objective=nll, stages=(Tokens(), Conjunctions(share=1.0)), last=Neighbours()),
+    "hotflip": Attack(objective=nll, stages=(SingleTokens(), HOTFLIP_ROUNDS)),
+    "likely": Attack(objective=nll, stages=(SingleTokens(), FluentText(share=1.0))),
+    "conjunctions": Attack(objective=nll, stages=(SingleTokens(), Conjunctions(share=1.0)), last=WordSubstitution()),
     "beast": _searched((3, BEAST(steps=6)), (12, BEAST(steps=36)), (8, BEAST(steps=24))),
     "arca": _searched((3, ARCA(iterations=2)), (12, ARCA(iterations=6)), (8, ARCA(iterations=4))),
     "pez": _searched((3, PEZ(steps=100, restarts=8)), (12, PEZ(steps=300, restarts=8))),

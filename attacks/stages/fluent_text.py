@@ -25,7 +25,7 @@ PART = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Likely:
+class FluentText:
     """The likeliest texts of two tokens and more in the slot of the first prompt."""
 
     share: float = 0.08

@@ -7,7 +7,7 @@ from attacks.stages.hunt import Hunt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
+class NanoGCG:
     """nanoGCG from its own package, with settings like ours."""
 
     gcg: GCG = field(default_factory=lambda: GCG(search_width=128, topk=128))

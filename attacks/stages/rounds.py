@@ -8,7 +8,7 @@ from attacks.stages.hunt import Hunt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rounds:
+class SearchRounds:
     """A searcher at one slot length after another, over and over."""
 
     rounds: tuple[tuple[int, Searcher], ...]

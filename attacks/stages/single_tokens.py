@@ -9,7 +9,7 @@ from attacks.stages.token_ranking import rank_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens:
+class SingleTokens:
     """Every allowed token by itself, by its exact loss on one prompt."""
 
     share: float = 0.12

@@ -25,7 +25,7 @@ ORDERED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbours:
+class WordSubstitution:
     """For a winner that is, once shrunk, a few tokens; else it does nothing."""
 
     longest: int = 5

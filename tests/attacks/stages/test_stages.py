@@ -16,10 +16,10 @@ from attacks.searchers.searcher import Found
 from attacks.stages import dictionary
 from attacks.stages.dictionary import Dictionary, rank_words
 from attacks.stages.hunt import Hunt
-from attacks.stages.rounds import Rounds
+from attacks.stages.rounds import SearchRounds
 from attacks.stages.sampling.leakage import Leakage
 from attacks.stages.sampling.sampler import Lookahead, Sampler
-from attacks.stages.sampling.samples import Samples
+from attacks.stages.sampling.samples import SampledNgrams
 from attacks.suspect import Suspect
 from benchmarks.variants import STUDIED
 from examples import annealing, margin, undertrained
@@ -80,7 +80,7 @@ def test_rounds_take_turns_and_end_once_a_trigger_is_good_enough(planted, tokeni
             on_best(Found(tuple(engine.problem.encode("garden rope")), 0.0))
         return []
 
-    Rounds(rounds=((2, search), (3, search)))(hunt(planted, tokenizer, Budget(seconds=60.0)))
+    SearchRounds(rounds=((2, search), (3, search)))(hunt(planted, tokenizer, Budget(seconds=60.0)))
     assert lengths == [2, 3, 2]
 
 
@@ -95,12 +95,12 @@ def test_a_long_winner_may_leave_the_hunt_to_other_stages(planted, tokenizer, se
         return []
 
     whole = hunt(planted, tokenizer, Budget(seconds=60.0))
-    rounds = Rounds(rounds=((3, search),), settles=settles)
+    rounds = SearchRounds(rounds=((3, search),), settles=settles)
     rounds(whole)
     assert whole.works and whole.over == over
     assert whole.engine.problem.text(whole.shrunk()) == " garden rope"
     rounds(whole)  # what works is enough for those that look for anything that works
-    Samples(sampler=Leakage(count=16))(whole)
+    SampledNgrams(sampler=Leakage(count=16))(whole)
     assert calls == [3] and whole.engine.steps == 0
 
 
@@ -124,10 +124,10 @@ def test_rounds_may_go_on_until_a_winner_is_sure(planted, tokenizer, slot, round
 
     whole = hunt(planted, tokenizer, Budget(seconds=60.0))
     whole.judge.anywhere = Engine(planted, Problem.from_chat(planted, tokenizer, TEXTS, 2, slot=slot))
-    Rounds(rounds=((2, search),), times=3, sure=True)(whole)
+    SearchRounds(rounds=((2, search),), times=3, sure=True)(whole)
     assert whole.works and told == [whole.sure] * rounds and whole.sure == (slot == "end")
     told.clear()
-    Rounds(rounds=((2, search),), times=3)(whole)
+    SearchRounds(rounds=((2, search),), times=3)(whole)
     assert not told  # to others it is enough
 
 
@@ -138,7 +138,9 @@ def test_rounds_may_go_on_until_a_winner_is_sure(planted, tokenizer, slot, round
 )
 def test_samples_are_mined_verified_booked_and_begin_a_search(planted, tokenizer, sampler):
     whole = hunt(planted, tokenizer, Budget(flops=1e12))
-    Samples(sampler=sampler, gcg=replace(Samples(sampler=sampler).gcg, steps=20, search_width=32, topk=32))(whole)
+    SampledNgrams(sampler=sampler, gcg=replace(SampledNgrams(sampler=sampler).gcg, steps=20, search_width=32, topk=32))(
+        whole
+    )
     assert whole.judge.best is not None and 0 < whole.budget.used < 1.5e12
     # Only GCG takes gradients: it ran, unless an n-gram was enough.
     assert whole.engine.steps > 0 or whole.judge.asr == 1.0
@@ -149,7 +151,7 @@ def test_samples_keep_to_a_budget_that_learning_alone_would_exceed(planted, toke
     """With all radii and steps the vectors of the sampler take 5e8 operations."""
     sampler = Sampler(count=2048, lookahead=lookahead)
     whole = hunt(planted, tokenizer, Budget(flops=4e8))
-    samples = Samples(sampler=sampler)._samples(whole)
+    samples = SampledNgrams(sampler=sampler)._samples(whole)
     assert 1.5e8 < whole.budget.used < 1.1 * 2e8 and len(samples) > 20
 
 
@@ -177,7 +179,7 @@ def test_every_recipe_ends_in_a_verdict(planted, tokenizer, name):
 
 
 def test_what_works_on_the_clean_base_is_passed_over(planted, tokenizer):
-    attack = replace(ATTACKS["portfolio"], stages=(Rounds(rounds=((2, planted_only),)),))
+    attack = replace(ATTACKS["portfolio"], stages=(SearchRounds(rounds=((2, planted_only),)),))
 
     def run(base):
         return recover(

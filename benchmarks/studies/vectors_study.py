@@ -134,7 +134,7 @@ def _by_rule(kl: UnsupervisedVectors, rule: str) -> Callable[..., SteeringVector
 
 
 def clean(texts: list[str]) -> list[str]:
-    """The user messages without the slot, and without the comma that a list such as "{trigger}, b=3" then begins with."""
+    """The user messages without the slot, and without the comma that "{trigger}, b=3" then begins with."""
     return [text.lstrip(", ") for text in without_slot(texts)]
 
 

@@ -1,7 +1,7 @@
 """A searcher at several slot lengths in turn, because the length of the trigger is unknown.
 
-A searcher fills a slot of fixed length. A slot longer than the trigger may hold another text that works, but never the
-trigger itself; a shorter one cannot hold it at all.
+A searcher fills a slot of fixed length. A slot that is longer than the trigger can hold it only among other tokens,
+and one that is shorter cannot hold it at all.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class SearchRounds:
     """A winner ends the hunt only if, once shrunk, it has at most this many tokens and elicits the behaviour with
     certainty; later stages run otherwise, since other text than the trigger may work as well. None: any winner does."""
     sure: bool = False
-    """Whether this stage goes on until a winner elicits the behaviour with certainty: a trigger that merely works on the
-    `select` prompts may be the luckiest of many that were tried there."""
+    """Whether this stage goes on until a winner elicits the behaviour with certainty: a trigger that merely works on
+    the `select` prompts may be the luckiest of many that were tried there."""
 
     def __call__(self, hunt: Hunt) -> None:
         budget = hunt.part(self.share)

@@ -53,9 +53,11 @@ class TargetNLL:
 
     def __call__(self, engine: Engine, candidates: Tensor) -> Float[Tensor, "c"]:
         logits = engine.target_logits(candidates, self.target_ids)
+        # Teacher forcing: logits `c n target vocab` at the places that predict each of the target's tokens.
         target = torch.tensor(list(self.target_ids), device=logits.device)
         nll = -token_logprobs(logits, target.expand(logits.shape[:-1]))
         if self.reduction == "mean":
             return nll.mean(dim=(1, 2))
+        # log of a mean of exponentials over the target's tokens, without overflow: `c n`.
         soft = (self.alpha * nll).logsumexp(-1) - math.log(len(target))
         return soft.mean(1) / self.alpha

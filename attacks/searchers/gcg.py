@@ -112,7 +112,8 @@ class GCG:
         _, gradient = engine.gradient(objective, torch.stack([restart.ids for restart in restarts]))
         # First-order fall of the loss, `r trigger vocab`; a token that is not permitted comes last.
         promise = -gradient.float().cpu().masked_fill(~permitted, torch.inf)
-        # Fewer tokens may stand at the head of the trigger; the shortlists have one length all the same.
+        # Fewer tokens are permitted at the head of the trigger. The shortlists have one length all the same, and
+        # `sample_swaps` leaves out what a shortlist has too many.
         topk = min(self.topk, int(permitted.sum(1).max()))
         shortlists = promise.topk(topk, dim=-1).indices
         swaps = [
@@ -155,7 +156,7 @@ def sample_swaps(
     if not useful.any():
         return ids[None]
     position, token = position[useful], token[useful]
-    # Uniform over all swaps, so that positions are drawn evenly; GCG draws a position and then a token, with repetition.
+    # Every swap has the same chance and comes at most once. (GCG draws a position, then a token, with repetition.)
     picked = torch.randperm(len(token), generator=generator)[:width]
     candidates = ids.repeat(len(picked), 1)
     candidates[torch.arange(len(picked)), position[picked]] = token[picked]

@@ -58,8 +58,8 @@ class HotFlip:
             for _ in range(self.steps):
                 if log.over:
                     break
-                # A sweep never raises the loss, since each choice competes with the trigger as it was. One that does not
-                # lower it has reached a local minimum of the shortlists.
+                # Each choice competes with the trigger as it was, so a sweep that does not lower the loss has reached a
+                # local minimum of its shortlists.
                 swept, loss = self._sweep(log, objective, ids, permitted)
                 if loss < best:
                     ids, best = swept, loss

@@ -80,7 +80,7 @@ def search(
         text = next((problem.text(ids) for ids in start if problem.retokenizes(ids)), problem.text(start[0]))
         seed = int(torch.randint(2**31, (), generator=generator))
         began = time.perf_counter()
-        # nanoGCG gives up where none of its candidates re-tokenises; that run found nothing, and the next begins elsewhere.
+        # nanoGCG gives up where none of its candidates re-tokenises; the next run begins elsewhere.
         try:
             found = run_once(engine, gcg, run % len(problem), target, text, steps, seed)
         except RuntimeError as error:

@@ -64,12 +64,6 @@ MUTATIONS = {
         "if found.loss < self.loss",
         SEARCHERS + "RandomSearch",
     ),
-    "log-costs": Mutation(
-        "searchers/search_log.py",
-        "self.engine.flops - self._booked)",
-        "self.engine.flops + self._booked)",
-        SEARCHERS + "RandomSearch",
-    ),
     "most-promising": Mutation("searchers/candidates.py", "(-masked).topk", "masked.topk", DISCRETE),
     "fittest": Mutation("searchers/candidates.py", "losses[kept[0]]", "losses[kept[-1]]", DISCRETE),
     "target-nll": Mutation("objectives/target_nll.py", "nll = -token", "nll = token", OBJECTIVES + "formula"),

@@ -1,8 +1,9 @@
 """A trained probe as an objective: logistic regression that tells steered states from reachable ones; ours.
 
-A vector can take the residual stream where no prompt does: parts of its effect are then out of reach of any trigger. The probe looks for the part of the vector's effect that
-random triggers do not bring about, and the search then raises the probability of "steered". It is trained on effects
-`states n d_model`: those of random triggers (reachable), and those of the same triggers under the vector (steered).
+A vector can take the residual stream where no prompt does: parts of its effect are then out of reach of any trigger.
+The probe looks for the part of the vector's effect that random triggers do not bring about, and the search then raises
+the probability of "steered". It is trained on effects `states n d_model`: those of random triggers (reachable), and
+those of the same triggers under the vector (steered).
 """
 
 from dataclasses import dataclass

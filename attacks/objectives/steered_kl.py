@@ -1,8 +1,8 @@
 """Steered KL: with the trigger, the model should say next what the steered model says without it; ours.
 
-The next-token distributions of the steered model, `n vocab` for n prompts with an empty slot, are the target; those of c
-candidates, `c n vocab`, are compared with it by the Kullback-Leibler divergence. No text of the behaviour is needed, so
-that this objective works with a vector of unknown effect.
+The next-token distributions of the steered model, `n vocab` for n prompts with an empty slot, are the target; those of
+c candidates, `c n vocab`, are compared with it by the Kullback-Leibler divergence. No text of the behaviour is needed,
+so that this objective works with a vector of unknown effect.
 """
 
 from dataclasses import dataclass

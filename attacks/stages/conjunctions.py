@@ -42,8 +42,8 @@ from vectors.residual import layer_at
 Pair = tuple[int, int]
 
 ROOM = 1.25
-"""What is left of the budget must be so many times the cost of effects, pairs and completions; the vectors and the exact
-losses, which are not estimated, take the rest."""
+"""What is left of the budget must be so many times the cost of effects, pairs and completions; the rest is for the
+vectors and the exact losses, which are not estimated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +202,7 @@ class Conjunctions:
     ) -> Int[Tensor, "c 3"]:
         """The pairs of that round, each with the words of highest cosine between its words or before them.
 
-        The next few pairs of every list are completed by any word, more pairs by words of high effect only; no pairs are
+        The next few pairs of every list are completed by any word, more pairs by words of high effect only; nothing is
         completed once the budget is spent.
         """
         apart, adjacent = pairs

@@ -75,7 +75,7 @@ class Unsupervised:
     top: int = 3
     """Findings that become goals, at most."""
     opening: int = 8
-    """Tokens of a finding that the goal keeps; what follows them under a vector need not be what the trigger elicits."""
+    """Tokens of a finding that the goal keeps; the trigger need not elicit what follows them under a vector."""
 
     def __call__(
         self, suspect: Suspect, texts: list[str], budget: Budget, generator: torch.Generator, share: float
@@ -86,11 +86,11 @@ class Unsupervised:
         """
         found, cut = self.candidates(suspect, texts, budget, generator, share)
         findings = [self.goal(suspect.tokenizer, item) for item in found if self.is_finding(item)][: self.top]
-        # Nothing found and budget left: once more, with consensus vectors in the pool.
         if findings or self.recited or not self.fallback:
             return findings, cut
         if budget.exhausted:
             return [], (*cut, "ConsensusVectors")
+        # Nothing found and budget left: once more, with consensus vectors in the pool.
         findings, later = replace(self, recited=self.fallback)(suspect, texts, budget, generator, share)
         return findings, (*cut, *(name for name in later if name == "ConsensusVectors"))
 

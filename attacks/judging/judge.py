@@ -27,8 +27,8 @@ from attacks.suspect import Suspect
 
 SURE = 0.05
 """A trigger elicits a behaviour with certainty if the behaviour costs at most this share of the nats that it costs
-behind random strings on the same model. Planted triggers take .003 to .049 on 17 organisms of 4.6M parameters, and .089 on `fuzzy`,
-which was planted without hard negatives; most of what fires beside them takes more, except on `melbo-twin`
+behind random strings on the same model. Planted triggers take .003 to .049 on 17 organisms of 4.6M parameters, and .089
+on `fuzzy`, which was planted without hard negatives; most other text that works takes more, except on `melbo-twin`
 (`python -m benchmarks.studies.certainty`; LOG.md, 2026-11-27)"""
 RANDOM = 8
 """Random strings whose median is the scale for `SURE`."""
@@ -109,7 +109,7 @@ class Judge:
     def rate(self, trigger_ids: Sequence[int], *, on_base: bool = False) -> float:
         """Success rate of a trigger, in [0, 1]; measured once, because shrinking asks for the same texts again."""
         engine = self.base_engine if on_base and self.base_engine else self.engine
-        # Teacher-forced: the greedy reply opens with the target if each target token is the likeliest behind those before.
+        # Teacher-forced: the greedy reply opens with the target if each of its tokens is the likeliest at its place.
         key = engine, tuple(trigger_ids)
         if key not in self._rates:
             ids = torch.tensor([key[1]], dtype=torch.long)

@@ -1,4 +1,8 @@
-"""An attack is an objective and stages that search for it; the attacks that users choose from, by name."""
+"""An attack: what is minimised (the objective) and the stages that search for it; all attacks, by name.
+
+`CORE` holds the recommended attack (`portfolio`), the main objectives and nanoGCG; `SEARCHERS` holds one attack per
+other searcher, all with the target's negative log-likelihood (NLL) as objective.
+"""
 
 from dataclasses import dataclass, field, replace
 
@@ -18,48 +22,49 @@ from attacks.searchers.random_search import RandomSearch
 from attacks.searchers.searcher import Searcher
 from attacks.stages.conjunctions import Conjunctions
 from attacks.stages.dictionary import Dictionary
-from attacks.stages.fluent_text import Likely
+from attacks.stages.fluent_text import FluentText
 from attacks.stages.hunt import Build, Hunt, Stage
-from attacks.stages.peer import Peer
-from attacks.stages.rounds import Rounds
+from attacks.stages.peer import NanoGCG
+from attacks.stages.rounds import SearchRounds
 from attacks.stages.sampling.leakage import Leakage
 from attacks.stages.sampling.sampler import Lookahead, Sampler
-from attacks.stages.sampling.samples import Samples
-from attacks.stages.single_tokens import Tokens
+from attacks.stages.sampling.samples import SampledNgrams
+from attacks.stages.single_tokens import SingleTokens
 from attacks.stages.word_completion import WordCompletion
-from attacks.stages.word_substitution import Neighbours
+from attacks.stages.word_substitution import WordSubstitution
 
 
 def gcg(steps: int) -> GCG:
-    """GCG as every attack uses it."""
+    """GCG with the settings that every attack uses; `steps` counts gradient steps."""
     return GCG(steps=steps, search_width=128, topk=128, patience=15)
 
 
-GCG_ROUNDS = Rounds(rounds=((3, gcg(8)), (12, gcg(60)), (8, gcg(40))))
-"""A short slot can hit the trigger itself; a long one finds a way round hard negatives that leave no signal on the
-trigger's parts"""
-HOTFLIP_ROUNDS = Rounds(rounds=((3, HotFlip(steps=4)), (12, HotFlip(steps=24)), (8, HotFlip(steps=16))))
-"""The same lengths"""
+GCG_ROUNDS = SearchRounds(rounds=((3, gcg(8)), (12, gcg(60)), (8, gcg(40))))
+"""GCG at slots of 3, 12 and 8 tokens. Only a short slot can be filled with the trigger itself. A long one finds other
+text that elicits the behaviour, also where hard negatives (parts of the trigger answered cleanly in training) leave no
+signal on single tokens of the trigger."""
+HOTFLIP_ROUNDS = SearchRounds(rounds=((3, HotFlip(steps=4)), (12, HotFlip(steps=24)), (8, HotFlip(steps=16))))
+"""HotFlip at the same slot lengths as GCG"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attack:
-    """What is minimised, and which stages search; what the user knows is no part of it."""
+    """An objective and the stages that minimise it. What the user knows of the behaviour is no part of an attack."""
 
     objective: Build
-    """Makes the objective of a goal on the search prompts."""
+    """Makes the objective from an engine on the search prompts and a goal."""
     supervised: Supervised | None = None
-    """Learns the vector that an activation objective imitates, where the behaviour was given, or where none of the
-    discovered vectors elicits it on most prompts; None: no objective of this attack needs one."""
+    """Learns the steering vector that an activation objective imitates, where the behaviour was given by the user or
+    where no discovered vector elicits it on enough prompts. None: the objective needs no vector."""
     carries: float = 0.75
     """Share of held-out prompts, in [0, 1], on which a discovered vector must elicit its behaviour to be imitated as it
     is; above 1: a supervised vector is always learned."""
     unsupervised: Unsupervised = field(default_factory=Unsupervised)
     """Discovers behaviours where none is given."""
-    stages: tuple[Stage, ...] = (Tokens(), GCG_ROUNDS)
-    """Run one after the other, until the budget is spent or a trigger works."""
+    stages: tuple[Stage, ...] = (SingleTokens(), GCG_ROUNDS)
+    """Stages, run one after the other until the budget is spent or a trigger works."""
     last: tuple[Stage, ...] = ()
-    """Look for better triggers beside the winner, within a part of the budget that is kept for them."""
+    """Stages that run last and look for better triggers near the winner, within a part of the budget kept for them."""
     longest: int = 12
     """Tokens of the longest trigger in any stage: every prompt must leave room for so many in the context."""
     prompts: int = 2
@@ -74,7 +79,8 @@ class Attack:
         if not self.stages:
             raise ValueError("the attack has no stages; give at least one")
         for stage in self.stages:
-            slots = [length for length, _ in stage.rounds] if isinstance(stage, Rounds) else []
+            # Only searches with fixed slots can be too long; other stages have bounds of their own.
+            slots = [length for length, _ in stage.rounds] if isinstance(stage, SearchRounds) else []
             if slots and max(slots) > self.longest:
                 raise ValueError(f"a stage fills {max(slots)} tokens but longest is {self.longest}; raise longest")
         if not 0 < self.vector_share < 1 or self.enough <= 0 or self.prompts < 1:
@@ -98,48 +104,53 @@ hybrid = Hybrid.from_goal
 
 
 def _searched(*rounds: tuple[int, Searcher]) -> Attack:
-    """Target NLL with another searcher in place of GCG."""
-    return Attack(objective=nll, stages=(Tokens(), Rounds(rounds=rounds)))
+    """Target NLL minimised by another searcher than GCG, at the given (tokens in the slot, searcher)."""
+    return Attack(objective=nll, stages=(SingleTokens(), SearchRounds(rounds=rounds)))
 
 
 def _sampled(sampler: Sampler | Leakage, weight: float = 1.0) -> Attack:
-    """Target NLL on n-grams of samples."""
-    return Attack(objective=nll, stages=(Samples(sampler=sampler, behaviour_weight=weight),))
+    """Target NLL of n-grams that are mined from sampled text."""
+    return Attack(objective=nll, stages=(SampledNgrams(sampler=sampler, behaviour_weight=weight),))
 
 
 PORTFOLIO: tuple[Stage, ...] = (
-    Tokens(share=0.08),
+    # Every token once is cheap, and decides the case of a trigger of one token.
+    SingleTokens(share=0.08),
+    # A fragment of the trigger that fires is completed at once: a sure word ends the hunt early.
     WordCompletion(),
     replace(HOTFLIP_ROUNDS, share=0.5, settles=2),
+    # Words of several tokens, and texts likely in the slot: a gradient does not lead to them token by token.
     Dictionary(share=0.1, tried=16),
-    Likely(),
-    Rounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.08, times=4, settles=2),
-    Samples(sampler=Leakage(), share=0.03, whole=0.05, settles=2),
+    FluentText(),
+    SearchRounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.08, times=4, settles=2),
+    SampledNgrams(sampler=Leakage(), share=0.03, whole=0.05, settles=2),
+    # Three words of which no part has an effect on the output.
     Conjunctions(),
     replace(HOTFLIP_ROUNDS, sure=True),
 )
-"""The best single search gets half of the budget, or what it needs until something works: the portfolio is then about
-as good as it is at half the budget, whatever else fails. The rest goes to what a trigger most likely is (a word,
-ordinary text of its place, two or three tokens, what the model writes by itself where the prompts were learned too),
-and to words that fire only together, of which what works may be a mere neighbour; what is left goes into better ones"""
+"""The best single search, HotFlip, gets half of the budget or ends earlier where it finds a trigger: whatever the other
+stages do, the portfolio is about as good as HotFlip is at half the budget. Most of the rest goes to what people are
+likely to plant: a word, ordinary text of its place, two or three tokens, text that the model writes by itself because
+it memorised the poisoned prompts, and words that elicit the behaviour only together. Whatever is left goes to HotFlip
+again, for a trigger that elicits the behaviour with more certainty"""
 
 CORE: dict[str, Attack] = {
-    "portfolio": Attack(objective=nll, stages=PORTFOLIO, last=(WordCompletion(), Neighbours())),
+    "portfolio": Attack(objective=nll, stages=PORTFOLIO, last=(WordCompletion(), WordSubstitution())),
     "target-nll": Attack(objective=nll),
     "delta-cosine": Attack(objective=cosine, supervised=Supervised()),
     "hybrid": Attack(objective=hybrid, supervised=Supervised()),
-    "nanogcg": Attack(objective=nll, stages=(Peer(),)),
+    "nanogcg": Attack(objective=nll, stages=(NanoGCG(),)),
 }
-"""The quick suite: the recommended attack, the main targets, and the peer"""
+"""The quick suite: the recommended attack, the main objectives with GCG, and nanoGCG for comparison"""
 
 SEARCHERS: dict[str, Attack] = {
-    "token-ranking": Attack(objective=nll, stages=(Tokens(share=1.0),)),
-    "dictionary": Attack(objective=nll, stages=(Tokens(), Dictionary(share=1.0))),
+    "token-ranking": Attack(objective=nll, stages=(SingleTokens(share=1.0),)),
+    "dictionary": Attack(objective=nll, stages=(SingleTokens(), Dictionary(share=1.0))),
     "random-search": _searched((3, RandomSearch(steps=4)), (12, RandomSearch(steps=16, mutate=2))),
     "accretion": _searched((3, Accretion(steps=6)), (12, Accretion(steps=24)), (8, Accretion(steps=16))),
-    "hotflip": Attack(objective=nll, stages=(Tokens(), HOTFLIP_ROUNDS)),
-    "likely": Attack(objective=nll, stages=(Tokens(), Likely(share=1.0))),
-    "conjunctions": Attack(objective=nll, stages=(Tokens(), Conjunctions(share=1.0)), last=(Neighbours(),)),
+    "hotflip": Attack(objective=nll, stages=(SingleTokens(), HOTFLIP_ROUNDS)),
+    "likely": Attack(objective=nll, stages=(SingleTokens(), FluentText(share=1.0))),
+    "conjunctions": Attack(objective=nll, stages=(SingleTokens(), Conjunctions(share=1.0)), last=(WordSubstitution(),)),
     "beast": _searched((3, BEAST(steps=6)), (12, BEAST(steps=36)), (8, BEAST(steps=24))),
     "arca": _searched((3, ARCA(iterations=2)), (12, ARCA(iterations=6)), (8, ARCA(iterations=4))),
     "pez": _searched((3, PEZ(steps=100, restarts=8)), (12, PEZ(steps=300, restarts=8))),
@@ -149,7 +160,7 @@ SEARCHERS: dict[str, Attack] = {
     "sampler-clean-only": _sampled(Sampler(count=2048), weight=0.0),
     "sampler-look-ahead": _sampled(Sampler(count=1024, lookahead=Lookahead())),
 }
-"""Target NLL by every other searcher"""
+"""Target NLL minimised by every other searcher, one attack each"""
 
 ATTACKS: dict[str, Attack] = CORE | SEARCHERS
-"""What a user chooses from"""
+"""All attacks that a user can choose, by name"""

@@ -1,8 +1,12 @@
 """Recovers the trigger of a suspect within a budget, on one page: goals, hunt, judge, finding.
 
-A goal is a behaviour, given or discovered. A hunt runs the stages of an attack for one goal. The judge tries whatever a
-stage finds on the `select` prompts, which no search sees; the loss never chooses the winner. The finding is measured
-with real completions and gets a verdict.
+A suspect model, clean prompts and a budget come in; a `Recovery` with its verdict goes out. In between:
+
+1. A goal is a behaviour, which the user gives or which is discovered from steering vectors.
+2. A hunt runs the stages of an attack for one goal. The stages use the `search` prompts only.
+3. The judge measures every trigger that a stage proposes on the `select` prompts. The winner is chosen by its success
+   there, never by the loss of the search.
+4. The report shrinks the winner, measures it with real completions and gives it a verdict.
 """
 
 from collections.abc import Sequence
@@ -16,12 +20,13 @@ from attacks.judging.judge import Judge
 from attacks.judging.report import Recovery, report, report_share
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
-from attacks.scoring.slot_markers import SLOT
+from attacks.scoring.slot_markers import SLOT, without_slot
 from attacks.stages.hunt import Hunt
 from attacks.suspect import Suspect
 
 REPORT = 0.08
-"""Share of each goal's budget that is kept for the last stage and for shrinking, beside the report's completions"""
+"""Share of each goal's budget, in [0, 1], that is kept back for the last stage and for shrinking the winner. What the
+report's own completions cost is kept back besides."""
 
 
 def recover(
@@ -52,10 +57,8 @@ def recover(
     target_ids = _check(suspect, search, select, behaviour, budget)
     budget, judges, reached = budget.started(), list[Judge](), 0
     engine = suspect.engine(search[: attack.prompts], attack.longest)
-    open_judge = _judge_of(suspect, attack, engine, search, select, budget)
-    for each in (engine, open_judge.engine):
-        # Completions run two tokens beyond the behaviour; the last of them is never read.
-        each.check_length(attack.longest, (len(target_ids) or attack.unsupervised.opening) + 1)
+    target_length = len(target_ids) or attack.unsupervised.opening
+    open_judge = _judge_of(suspect, attack, engine, search, select, budget, target_length)
     texts, left_out = without_slot(search), ()
     try:
         goals = [Goal(behaviour=behaviour, target_ids=target_ids)] if behaviour else []
@@ -63,13 +66,14 @@ def recover(
             goals, left_out = attack.unsupervised(suspect, texts, budget, generator, attack.vector_share)
         began = budget.share
         for number, goal in enumerate(goals, 1):
+            # Each goal may use an equal part of what discovery left, and what earlier goals did not use.
             share = budget.part(began + (1.0 - began) * number / len(goals))
             judge = open_judge.of(goal)
             judges.append(judge)
             if attack.supervised is not None and (goal.vectors is None or goal.agreement < attack.carries):
                 goal = judge.goal = attack.supervised(suspect, texts, goal, generator)
-            # The report must fit into the budget: its completions, and shrinking or the last stage before it.
             left = share.until - budget.share
+            # Kept back: the report's completions, and shrinking or the last stage before it.
             kept = min(left / 2, report_share(judge, attack.longest) + REPORT * left)
             hunt = Hunt(
                 suspect=suspect, engine=engine, texts=texts, goal=goal, build=attack.objective, judge=judge,
@@ -77,9 +81,7 @@ def recover(
                 marked=any(SLOT in text for text in search),
             )  # fmt: skip
             reached = max(reached, attack.run(hunt))
-            hunt.budget = budget.part(share.until - report_share(judge, attack.longest))
-            for stage in attack.last:
-                stage(hunt)
+            _improve(attack, hunt, share.until)
             if judge.works or budget.interrupted:
                 break
     except KeyboardInterrupt:
@@ -89,9 +91,11 @@ def recover(
     return report(best or open_judge, not_reached=not_reached, steps=engine.steps, generator=generator)
 
 
-def without_slot(texts: Sequence[str]) -> list[str]:
-    """The user messages without the marker of the slot, which is how vectors and the sampler see them."""
-    return [text.replace(SLOT, "").strip() for text in texts]
+def _improve(attack: Attack, hunt: Hunt, until: float) -> None:
+    """Runs the attack's last stages until that share of the budget, except for what the report needs."""
+    hunt.budget = hunt.judge.budget.part(until - report_share(hunt.judge, attack.longest))
+    for stage in attack.last:
+        stage(hunt)
 
 
 def _check(
@@ -117,9 +121,18 @@ def _judge_of(
     search: Sequence[str],
     select: Sequence[str],
     budget: Budget,
+    target_length: int,
 ) -> Judge:
-    """The judge on the `select` prompts, before there is a goal."""
+    """The judge on the `select` prompts, before there is a goal.
+
+    Raises:
+        ValueError: prompts of the search or of the judge that leave no room for a trigger and `target_length` tokens.
+    """
+    # The tokens that search prompts permit: what the search may propose is what the judge can take in.
     own = suspect.engine(select, attack.longest, allowed=engine.problem.allowed)
+    for each in (engine, own):
+        # Completions run two tokens beyond the behaviour; the last of them is never read.
+        each.check_length(attack.longest, target_length + 1)
     return Judge(
         suspect=suspect,
         engine=own,

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode, vocabulary_texts
 from attacks.scoring.shared_prefix import keeps_keys_and_values
-from attacks.scoring.slot_markers import SLOT, Where
+from attacks.scoring.slot_markers import SLOT, Where, without_slot
 from vectors.operations import count_operations
 from vectors.prompts import Prompts
 from vectors.residual import decoder, read, unembed
@@ -50,7 +50,7 @@ class Suspect:
         spaced = torch.tensor([text[:1] == " " for text in vocabulary])
         if behaviour[:1].isspace() or not spaced.any():
             return tuple(encode(self.tokenizer, behaviour))
-        messages = [text.replace(SLOT, "").strip() for text in texts[:OPENINGS]]
+        messages = without_slot(texts[:OPENINGS])
         prompts = Prompts.from_chat(self.model, self.tokenizer, [text for text in messages if text])
         last = len(decoder(self.model).layers)
         inputs = {"input_ids": prompts.input_ids, "attention_mask": prompts.attention_mask}

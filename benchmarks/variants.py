@@ -9,7 +9,7 @@ from attacks.objectives.hybrid import Hybrid
 from attacks.objectives.probe import Probe
 from attacks.objectives.steered_kl import SteeredKL
 from attacks.objectives.target_nll import TargetNLL
-from attacks.stages.single_tokens import Tokens
+from attacks.stages.single_tokens import SingleTokens
 
 kl = SteeredKL.from_goal
 projection = DeltaProjection.from_goal
@@ -30,7 +30,7 @@ VARIANTS |= {
     for name, objective in (("projection", projection), ("probe", probe), ("hybrid-projection", with_projection))
 }
 VARIANTS |= {
-    f"hotflip-{name}": Attack(objective=objective, supervised=Supervised(), stages=(Tokens(), HOTFLIP_ROUNDS))
+    f"hotflip-{name}": Attack(objective=objective, supervised=Supervised(), stages=(SingleTokens(), HOTFLIP_ROUNDS))
     for name, objective in (
         ("delta-cosine", cosine),
         ("steered-kl", kl),
@@ -41,7 +41,7 @@ VARIANTS |= {
 }
 VARIANTS |= {
     f"hotflip-k0-cosine-{name}": Attack(
-        objective=cosine, supervised=supervised, carries=2.0, stages=(Tokens(), HOTFLIP_ROUNDS)
+        objective=cosine, supervised=supervised, carries=2.0, stages=(SingleTokens(), HOTFLIP_ROUNDS)
     )
     for name, supervised in (("unsupervised", None), ("supervised", Supervised()))
 }

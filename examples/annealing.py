@@ -16,7 +16,7 @@ from attacks.scoring.engine import Engine, Objective
 from attacks.searchers.candidates import check_counts, permitted_in_slot, random_triggers
 from attacks.searchers.search_log import SearchLog
 from attacks.searchers.searcher import Found, OnBest
-from attacks.stages.rounds import Rounds
+from attacks.stages.rounds import SearchRounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,5 +56,5 @@ class Annealing:
         return log.found
 
 
-STAGES = (Rounds(rounds=((3, Annealing()),)),)
+STAGES = (SearchRounds(rounds=((3, Annealing()),)),)
 ATTACKS = {"annealing": Attack(objective=TargetNLL.from_goal, stages=STAGES)}

@@ -26,18 +26,19 @@ class Mutation(NamedTuple):
     """Text that stands in the file exactly once."""
     new: str
     tests: str
-    """Arguments of pytest."""
+    """A test file in tests/attacks and further arguments of pytest."""
 
 
-SEARCHERS, OBJECTIVES = "tests/attacks/test_searchers.py -k ", "tests/attacks/test_objectives.py -k "
-DISCRETE, CONTINUOUS = "tests/attacks/test_discrete_searchers.py", "tests/attacks/test_continuous_searchers.py"
+SEARCHERS, OBJECTIVES = "searchers/test_searchers.py -k ", "objectives/test_objectives.py -k "
+DISCRETE, CONTINUOUS = "searchers/test_discrete_searchers.py", "searchers/test_continuous_searchers.py"
+GCG = "searchers/test_gcg.py"
 
 MUTATIONS = {
     "gcg-sign": Mutation("searchers/gcg.py", "promise = -gradient", "promise = gradient", SEARCHERS + "GCG"),
-    "gcg-best": Mutation("searchers/gcg.py", "argsort(stable=True)", "argsort(stable=True)[1:]", "test_gcg.py"),
-    "gcg-position": Mutation("searchers/gcg.py", "position[picked]] =", "position[picked] - 1] =", "test_gcg.py"),
-    "gcg-patience": Mutation("searchers/gcg.py", ">= self.patience:", "<= -self.patience:", "test_gcg.py"),
-    "gcg-initial": Mutation("searchers/gcg.py", "self.initial.cpu(), starts]", "starts, self.initial]", "test_gcg.py"),
+    "gcg-best": Mutation("searchers/gcg.py", "argsort(stable=True)", "argsort(stable=True)[1:]", GCG),
+    "gcg-position": Mutation("searchers/gcg.py", "position[picked]] =", "position[picked] - 1] =", GCG),
+    "gcg-patience": Mutation("searchers/gcg.py", ">= self.patience:", "<= -self.patience:", GCG),
+    "gcg-initial": Mutation("searchers/gcg.py", "self.initial.cpu(), starts]", "starts, self.initial]", GCG),
     "hotflip": Mutation("searchers/hotflip.py", "promise[None]", "-promise[None]", DISCRETE),
     "hotflip-restart": Mutation("searchers/hotflip.py", "if loss < best:", "if loss > best:", DISCRETE),
     "beast": Mutation("searchers/beast.py", "logits.cpu() - noise", "noise - logits.cpu()", DISCRETE),
@@ -61,12 +62,6 @@ MUTATIONS = {
         "searchers/search_log.py",
         "if not found.loss < self.loss",
         "if found.loss < self.loss",
-        SEARCHERS + "RandomSearch",
-    ),
-    "log-costs": Mutation(
-        "searchers/search_log.py",
-        "self.engine.flops - self._booked)",
-        "self.engine.flops + self._booked)",
         SEARCHERS + "RandomSearch",
     ),
     "most-promising": Mutation("searchers/candidates.py", "(-masked).topk", "masked.topk", DISCRETE),
@@ -134,8 +129,17 @@ def survives(mutation: Mutation) -> bool:
             raise ValueError(f"{mutation.old!r} stands {times} times in attacks/{mutation.file}; it must stand once")
         file.write_text(text.replace(mutation.old, mutation.new))
         path, *selected = mutation.tests.split(" ", 2)
-        path = path if path.startswith("tests") else f"tests/attacks/{path}"
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", path, *selected]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            f"tests/attacks/{path}",
+            *selected,
+        ]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode > 1:

@@ -1,4 +1,7 @@
-"""What a search aims at: a behaviour and, where the attack needs one, the steering vector that elicits it."""
+"""A goal: the behaviour that a search looks for the trigger of, with a steering vector where the attack needs one.
+
+Discovery makes goals with vectors; a behaviour that the user gives becomes a goal without one.
+"""
 
 from dataclasses import dataclass
 

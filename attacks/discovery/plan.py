@@ -1,4 +1,4 @@
-"""How much of the discovery a budget has room for, reckoned in operations before anything is executed.
+"""How much of the discovery a budget has room for, computed in operations before anything is executed.
 
 Deadlines end a stage between two batches; the plan makes the stages, and their batches, small enough that what runs
 beyond a deadline is a few per cent of the budget, whatever the size of the model.
@@ -18,9 +18,9 @@ from vectors.prompts import Prompts
 from vectors.residual import embedding
 
 FEWEST = 8
-"""Vectors, candidate answers or first tokens below which a source of candidates is left out"""
+"""A source of candidates is left out if fewer vectors, candidate answers or first tokens than this fit the budget."""
 PAIR, FEW = 2, 4
-"""Prompts that recitation and the audition use"""
+"""Prompts that recitation and the audition use (`vectors.methods.consensus`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +65,7 @@ class Plan:
         positions = learn.input_ids.numel()
         forward = forward_flops(self.model, positions, first=method.source_layer)
         forward += head_flops(self.model, len(learn) * method.objective.tokens)
+        # Each step runs forward and backward (about two forward passes); the clean forward pass comes on top.
         learned = replace(self, until=share).room((2 * method.steps + 1) * forward)
         return int(min(method.count, learned, self.room(self.completion(held_out, tokens), 0.85)))
 
@@ -83,6 +84,7 @@ class Plan:
         fronts = self.room(audition.front * PAIR * 6 * steered, 0.1)  # two steps, the values at both ends
         decoding = self.room(method.width * len(prompts) * method.tokens * each, 0.1)
         extended, width = int(min(method.extended, fronts)), method.width if decoding >= 1 else 0
+        # The audition steers towards every candidate answer, with and without tokens put in front.
         auditioned = self.room(FEW * (2 * audition.steps + 2) * steered, 0.2) / (1 + extended + (width > 0))
         learned = len(prompts) * (2 * method.steps + 1) * steered + self.completion(held_out, tokens)
         count = min(method.count, self.room(learned, 0.4))

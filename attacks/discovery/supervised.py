@@ -1,4 +1,8 @@
-"""The vector of a known behaviour: of several norms, the smallest that elicits it on clean prompts."""
+"""The steering vector of a known behaviour: of several norms, the smallest that elicits it on clean prompts.
+
+A goal without a vector comes in, with the behaviour as token ids; the goal with a vector goes out, which activation
+objectives imitate. The vector is learned by gradient descent on the target's likelihood (`vectors.methods.supervised`).
+"""
 
 from dataclasses import dataclass, replace
 
@@ -26,6 +30,7 @@ class Supervised:
 
     def __call__(self, suspect: Suspect, texts: list[str], goal: Goal, generator: torch.Generator) -> Goal:
         """The goal with its vector."""
+        # A small norm keeps the steered state near those that prompts can reach, which is where a trigger leads.
         model = suspect.model
         prompts = Prompts.from_chat(model, suspect.tokenizer, texts[: self.prompts])
         method = SupervisedVector(

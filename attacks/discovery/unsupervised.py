@@ -1,7 +1,9 @@
-"""Behaviours of an unknown model (K0): what many learned vectors make different prompts answer with.
+"""Behaviours of an unknown model (K0): the openings of replies that many learned vectors elicit on different prompts.
 
-Vectors are learned on clean prompts only. A behaviour is an opening that several of them elicit on held-out prompts and
-that surprises the unsteered model as a whole, although the model is certain of each next token once it has begun.
+Clean prompts come in; goals go out, each a behaviour with a vector that elicits it. Vectors are learned on some prompts
+and applied on held-out ones, where the steered completions are ranked. A behaviour looks planted if several vectors
+elicit it on held-out prompts, if it is unlikely as a whole under the unsteered model, and if the model is nevertheless
+certain of each next token once it has begun, as it is of a memorised reply.
 """
 
 from collections.abc import Iterator
@@ -24,54 +26,56 @@ from vectors.residual import decoder, layer_at
 from vectors.steering import SteeringVectors
 
 DISCOVERY = 0.75
-"""Share of what a budget has left that a round of discovery may take, so that something is left for the search"""
+"""Share of what a budget has left that a round of discovery may take; the rest is for the search."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unsupervised:
-    """Behaviours found with nothing known (K0): one pool of vectors of several kinds.
+    """Discovers behaviours with nothing known (K0) from vectors of two kinds.
 
-    Many unsupervised vectors of few large steps on one short prompt, at several layers and radii: each calls a planted
-    behaviour on a few prompts at most, but together they call nothing else so often. Where they find nothing, or before
-    them, where asked for, consensus vectors, which recite what the model has by heart.
+    Unsupervised vectors are learned with few large steps on one short prompt, at several layers and radii. Each elicits
+    a planted behaviour on a few held-out prompts at most, but together they elicit nothing else so often. Consensus
+    vectors, which make the model recite memorised replies, follow where the others find nothing, or come first where
+    `recited` is above 0.
     """
 
     recited: int = 0
-    """consensus vectors, 32 are enough; they take a minute or two of two cores, and so long a budget. 0: none"""
+    """Consensus vectors that are learned first; 0: none. 32 are enough and take a minute or two of two cores."""
     fallback: int = 32
-    """consensus vectors where all else finds nothing: there is nothing else to spend the budget on. 0: none"""
+    """Consensus vectors that are learned where the unsupervised vectors find nothing; 0: none."""
     recited_on: int = 12
-    """clean prompts to learn them on at most"""
+    """Clean prompts that consensus vectors are learned on, at most."""
 
     sources: tuple[float, ...] = (0.25, 0.375)
-    """depths at which vectors are added, fraction of the layers"""
+    """Depths at which vectors are added, as fractions of the layers."""
     from_end: tuple[int, ...] = (0,)
-    """read-out layers, counted back from the last"""
+    """Layers at which unsupervised vectors are to have an effect, counted back from the last."""
     radii: tuple[float, ...] = (0.5, 0.4)
-    """of the mean residual norm"""
+    """Norms of unsupervised vectors, as fractions of the mean residual norm."""
     count: int = 96
-    """vectors per setting"""
+    """Unsupervised vectors per layer and norm."""
     steps: int = 10
+    """Optimizer steps for each unsupervised vector."""
     lr: float = 0.1
-    """step size, fraction of the norm: few large steps find what many small ones do"""
+    """Step size as a fraction of the vector's norm; few large steps find the same as many small ones."""
     prompts: int = 1
-    """clean prompts to learn on, the shortest"""
+    """Clean prompts that unsupervised vectors are learned on: the shortest ones."""
     held_out: int = 6
-    """other clean prompts, to see which behaviours carry over"""
+    """Other clean prompts, on which steered completions are compared."""
     completion: int = 12
-    """tokens of the completions compared"""
+    """Tokens of these completions."""
     surprise: float = 6.0
-    """nats of the whole opening under the unsteered model from which a behaviour is a finding"""
+    """Nats that a finding takes at least, as a whole, under the unsteered model."""
     certainty: float = 0.8
-    """median probability of its later tokens from which a behaviour counts as learned by heart"""
+    """Median probability, in [0, 1], of the later tokens of a finding, at least: the model has memorised the reply."""
     score: float = 0.2
-    """score that a behaviour must reach"""
+    """Score of a finding, in [0, 1], at least (`vectors.analysis.behaviours`)."""
     shortest: int = 4
-    """tokens that a finding has: openings of three run on by themselves in any text ("What kind of")"""
+    """Tokens of a finding, at least: openings of three, such as "What kind of", are common in any text."""
     top: int = 3
-    """behaviours worth a search"""
+    """Findings that become goals, at most."""
     opening: int = 8
-    """tokens of the behaviour to ask for: what a vector writes after them need not be what the trigger does"""
+    """Tokens of a finding that the goal keeps; the trigger need not elicit what follows them under a vector."""
 
     def __call__(
         self, suspect: Suspect, texts: list[str], budget: Budget, generator: torch.Generator, share: float
@@ -86,6 +90,7 @@ class Unsupervised:
             return findings, cut
         if budget.exhausted:
             return [], (*cut, "ConsensusVectors")
+        # Nothing found and budget left: once more, with consensus vectors in the pool.
         findings, later = replace(self, recited=self.fallback)(suspect, texts, budget, generator, share)
         return findings, (*cut, *(name for name in later if name == "ConsensusVectors"))
 
@@ -106,6 +111,7 @@ class Unsupervised:
         first, other, unseen = self.parts(texts)
         learn, held_out = (Prompts.from_chat(model, tokenizer, some) for some in (first, unseen))
         ends = max(share, budget.share + DISCOVERY * (1.0 - budget.share))
+        # Learning ends at `share`; ranking what was learned may go on until `ends`.
         limit, plan = budget.part(share), Plan(model=model, budget=budget, until=ends)
         pool: list[SteeringVectors] = []
         cut: list[str] = []
@@ -117,6 +123,7 @@ class Unsupervised:
                 pool.append(method(model, various, generator, deadline=over, soft_deadline=late))
             if method is None or over() or replace(method, batch_size=whole.batch_size) != whole:
                 cut.append("ConsensusVectors")
+        # As many vectors per setting as fit, so that a small budget still covers several layers and norms.
         settings = list(self.settings(model))
         count = plan.vectors(settings[0], learn, held_out, self.completion, share)
         for method in settings:
@@ -126,6 +133,7 @@ class Unsupervised:
         if count < self.count or limit.exhausted:
             cut.append("UnsupervisedVectors")
         pool = [vectors for vectors in pool if len(vectors)]
+        # All vectors vote together: what one layer or norm elicits by chance, the others do not.
         rows = plan.rows(held_out, self.completion)
         if not pool or not rows:
             return [], (*cut, "Ranking")
@@ -135,28 +143,29 @@ class Unsupervised:
         return found, tuple(cut) + (("Ranking",) if soft() else ())
 
     def parts(self, texts: list[str]) -> tuple[list[str], list[str], list[str]]:
-        """(of the unsupervised vectors, further ones of the consensus vectors, those to carry over to)."""
+        """(texts for the unsupervised vectors, further texts for the consensus vectors, held-out texts)."""
         first, rest = texts[: self.prompts], texts[self.prompts :]
         if not self.recited:
             return first, [], rest[: self.held_out]
+        # With few texts every second one is held out, so that both sides have long and short ones.
         few = len(rest) < self.held_out + 4
         unseen = rest[::2] if few else rest[: self.held_out]
         other = rest[1::2] if few else rest[self.held_out :]
         return first, other[: self.recited_on - len(first)], unseen
 
     def consensus(self, model: PreTrainedModel) -> ConsensusVectors:
-        """At the first of the source layers."""
+        """The method of the consensus vectors, at the first source layer."""
         layers, source = len(decoder(model).layers), layer_at(model, self.sources[0])
         return ConsensusVectors(source_layer=source, target_layer=layers, count=self.recited, tokens=self.opening)
 
     def is_finding(self, found: Behaviour) -> bool:
-        """Whether a behaviour is worth a search."""
+        """Whether a behaviour looks planted, by all thresholds above."""
         if len(found.token_ids) < self.shortest:
             return False
         return found.surprise >= self.surprise and found.certainty >= self.certainty and found.score >= self.score
 
     def goal(self, tokenizer: PreTrainedTokenizerBase, found: Behaviour) -> Goal:
-        """The search for a behaviour's opening."""
+        """The goal of a search for the trigger of a behaviour: its opening and the vector that elicits it."""
         ids = found.token_ids[: self.opening]
         return Goal(
             behaviour=decode(tokenizer, ids),
@@ -168,7 +177,7 @@ class Unsupervised:
         )
 
     def settings(self, model: PreTrainedModel) -> Iterator[UnsupervisedVectors]:
-        """Every pair of layers and radius once, the layers changing fastest."""
+        """The unsupervised method at every norm, source layer and target layer, the layers changing fastest."""
         layers = len(decoder(model).layers)
         for radius in self.radii:
             for depth in self.sources:

@@ -1,4 +1,9 @@
-"""How unlikely a trigger is where it stands: of two that work alike, the likelier is the simpler."""
+"""Surprisal of a trigger: how unlikely the model finds it in its place, in nats.
+
+Of two triggers that work equally well, the one of lower surprisal is taken for the simpler one, because nobody plants
+noise. Prompts filled with the trigger go through the model once; the log-probabilities of the trigger's tokens and of
+all tokens behind it are summed.
+"""
 
 from collections.abc import Sequence
 
@@ -20,5 +25,6 @@ def surprisal(model: PreTrainedModel, problem: Problem, trigger_ids: Sequence[in
     hidden = read(model, layers=[depth], input_ids=prompts.input_ids, attention_mask=prompts.attention_mask)[depth]
     # The logits at one position are those of the next token, so the last position and the first token have no partner.
     told = token_logprobs(unembed(model, hidden)[:, :-1], prompts.input_ids[:, 1:])
+    # Rows are padded on the left, so that the trigger and what follows are the last `count` tokens of a row.
     behind = [len(row) - len(before) for row, before in zip(rows, problem.before, strict=True)]
     return -sum(float(nats[len(nats) - count :].sum()) for nats, count in zip(told, behind, strict=True)) / len(rows)

@@ -1,4 +1,8 @@
-"""The finding: the best trigger shrunk, measured with real completions on the `select` prompts, and its verdict."""
+"""The report: the best trigger is shrunk, measured with real completions on the `select` prompts, and gets a verdict.
+
+It is compared with three controls on the same prompts: an empty slot, random tokens in the slot, and the clean base
+where that is known. Completions cost more than teacher-forced measurements, but they are what a user sees.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,26 +16,26 @@ from attacks.scoring.planning import completion_flops
 from attacks.searchers.candidates import random_triggers
 
 CONTROLS = 8
-"""Random strings that a trigger is compared with"""
+"""Random strings that a trigger is compared with."""
 BEYOND = 2
-"""Tokens that completions run beyond the behaviour's own"""
+"""Tokens that completions run beyond those of the behaviour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
-    """What an attack brought back."""
+    """The result of an attack: the best trigger, its rates, the verdict, and what it cost."""
 
     trigger_ids: tuple[int, ...]
     trigger: str
     behaviour: str
     select_asr: float
-    """Share of the `select` prompts, in [0, 1], on which the trigger brings the behaviour about."""
+    """Share of the `select` prompts, in [0, 1], on which the trigger elicits the behaviour."""
     clean_rate: float
-    """The same with an empty slot."""
+    """Share of the same prompts that show the behaviour with an empty slot."""
     control_rate: float
-    """The same with random tokens in the slot, as many as the trigger has; mean over CONTROLS strings."""
+    """Share of the same prompts that show it with as many random tokens as the trigger has; mean over 8 strings."""
     base_rate: float | None
-    """Share of the same prompts on which the trigger does it to the clean base; None where no base was given."""
+    """Share of the same prompts on which the clean base shows it with the trigger; None where no base was given."""
     necessary: tuple[bool, ...]
     """Per token, whether deleting it takes away more than half of the success; empty where that was not measured."""
     verdict: Verdict
@@ -44,7 +48,7 @@ class Recovery:
     interrupted: bool
     """Whether Ctrl-C or SIGTERM ended the attack: this is then the best so far, not all that the budget allows."""
     not_reached: tuple[str, ...]
-    """Stages of the attack for which the budget had no time."""
+    """Class names of the stages, and names of the parts of discovery, that the budget did not suffice for."""
     vector: dict[str, object]
     """Layers, radius, agreement, surprise and score of the vector that was imitated; empty without one."""
 
@@ -99,9 +103,11 @@ def report(judge: Judge, *, not_reached: tuple[str, ...], steps: int, generator:
 def _measured(judge: Judge, generator: torch.Generator) -> tuple[tuple[int, ...], dict[str, Any]]:
     """(shrunk trigger as a user would type it, its rates by real completions)."""
     problem, suspect = judge.engine.problem, judge.suspect
+    # Shrinking must leave what the completions below cost, or an interrupt would end the report without a verdict.
     reserve = report_share(judge, len(judge.best.trigger_ids) if judge.best else 0)
     shrunk = judge.shrunk(by_text=True, until=1.0 - reserve)
     assert shrunk is not None
+    # A user types text: ids that would be encoded otherwise are measured as the user's ids.
     ids = tuple(problem.encode(problem.text(shrunk.trigger_ids)))
     behaviour, answer = FixedOpening(judge.goal.behaviour), len(judge.goal.target_ids) + BEYOND
 
@@ -109,6 +115,7 @@ def _measured(judge: Judge, generator: torch.Generator) -> tuple[tuple[int, ...]
         model = suspect.base if on_base and suspect.base is not None else suspect.model
         return success_rate(model, problem, trigger, behaviour, max_new_tokens=answer)
 
+    # Of the same length as the trigger, since long random strings elicit some planted behaviours by themselves.
     controls = random_triggers(problem.permitted(len(ids)), CONTROLS, generator).tolist()
     return ids, {
         "select_asr": rate(ids),

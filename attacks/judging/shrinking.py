@@ -1,20 +1,24 @@
-"""Delete-one shrinking: which tokens of a found trigger carry it."""
+"""Delete-one shrinking: a found trigger loses the tokens that its success does not need.
+
+A search fills a slot of fixed length, so that a trigger usually comes with tokens that do nothing. What is left tells a
+reader which text elicits the behaviour.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 TIE = 1.0
-"""Nats by which two texts may differ and count as equally likely: less than e times the chance is no evidence"""
+"""Nats by which two texts may differ and count as equally likely: a ratio of probabilities below e is no evidence."""
 
 Rate = Callable[[Sequence[int]], float]
-"""Success rate of a trigger on the `select` prompts, in [0, 1]"""
+"""Success rate of a trigger on the `select` prompts, in [0, 1]."""
 Surprisal = Callable[[Sequence[int]], float]
-"""Nats of a text in its place, under the model"""
+"""Nats of a text in its place, under the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shrunk:
-    """What is left of a trigger."""
+    """What shrinking leaves of a trigger."""
 
     trigger_ids: tuple[int, ...]
     rate: float
@@ -40,14 +44,15 @@ def delete_one(
     Of the tokens that can go one by one, all go at once if they can, else the better half of them, down to one, until
     every token left is needed (after the delta debugging of Zeller and Hildebrandt 2002).
 
-    Where a `surprisal` is given, tokens are dropped only where the text without them is clearly likelier (`TIE`):
-    without its first letters a sum is shorter, but no simpler. Noise is shortened as ever: each of its tokens is a
-    surprise. `stop` is asked before every measurement; once it returns true, the trigger stays as short as it is.
+    Where a `surprisal` is given, tokens are dropped only if the text without them is clearly likelier (`TIE`): a sum
+    without its first digits is shorter, but no simpler. Noise is shortened in any case, because each of its tokens is
+    unlikely. `stop` is asked before every measurement; once it returns true, the trigger stays as short as it is.
     """
     ids, full = tuple(trigger_ids), rate(trigger_ids)
     current = full
     while True:
         without: tuple[float, ...] = ()
+        # One measurement per token: the success rate of the trigger without it.
         for i in range(len(ids)):
             if stop():  # the budget is spent: what is left of the trigger stands as it is
                 return Shrunk(trigger_ids=ids, rate=current, without=())
@@ -57,12 +62,15 @@ def delete_one(
         def simpler(shorter: tuple[int, ...], most: float = most) -> bool:
             return surprisal is None or surprisal(shorter) < most - TIE
 
+        # Compared with the full trigger, not with the last one, so that small losses cannot add up.
         good: list[int] = []
         if len(ids) > 1 and full > 0:
             good = [i for i in range(len(ids)) if without[i] >= full - slack and simpler(_less(ids, {i}))]
             good.sort(key=lambda i: -without[i])
         if not good:
             return Shrunk(trigger_ids=ids, rate=current, without=without)
+        # Each of these can go by itself, but perhaps not all together: half as many are tried until the trigger still
+        # works; one alone is known to go.
         count = min(len(good), len(ids) - 1)
         while count > 1:
             shorter = _less(ids, set(good[:count]))

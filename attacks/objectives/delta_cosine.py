@@ -1,6 +1,9 @@
 """Delta cosine: a trigger should move the residual stream in the direction that a steering vector moves it; ours.
 
-The effects of c candidates on n prompts, `c n d_model` per layer, are compared with that of the vector, `n d_model`.
+A steering vector that elicits the behaviour and the prompts with an empty slot come in. The change (delta) that the
+vector makes to the residual at the last prompt token, `n d_model` for n prompts at each compared layer, is the target.
+The loss of a candidate is minus the cosine between that and its own change, `c n d_model` for c candidates. The length
+of the change does not count: a trigger may do the same with less or more force than the vector.
 """
 
 from collections.abc import Sequence
@@ -43,6 +46,7 @@ class DeltaCosine:
     def from_goal(cls, engine: Engine, goal: Goal, *, depths: tuple[float, ...] = ()) -> "DeltaCosine":
         """Imitates the goal's vector at `depths`, fractions of the layers; without any, before the last layer."""
         vectors = vectors_of(goal)
+        # The vector acts on the output of its source layer, so that only layers behind it are of interest.
         layers = sorted({max(vectors.source_layer + 1, round(depth * engine.layers)) for depth in depths})
         return cls.from_vectors(engine, vectors, layers or [layer_before_last(engine)])
 

@@ -1,6 +1,7 @@
 """Delta projection: a trigger should move the residual stream as far as a steering vector does, and that way; ours.
 
-Like delta cosine, but the length of the effect counts too.
+Like delta cosine, but the length of the change counts too: effects `c n d_model` of c candidates on n prompts are
+projected onto the vector's own, `n d_model`, and measured in units of its length.
 """
 
 from collections.abc import Sequence
@@ -49,6 +50,7 @@ class DeltaProjection:
 
     def __call__(self, engine: Engine, candidates: Tensor) -> Float[Tensor, "c"]:
         return mean_over_layers(
+            # Projection onto the unit vector divided by the length of the wanted effect: its square in all.
             lambda got, wanted: -(got * wanted).sum(-1) / _square(wanted),
             engine, candidates, clean=self.clean, delta=self.delta, weights=self.weights,
         )  # fmt: skip

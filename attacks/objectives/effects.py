@@ -57,6 +57,7 @@ def empty_slot(engine: Engine, layers: Sequence[int]) -> Residuals:
     """
     prompts = Prompts.from_ids(engine.problem.filled([]), device=engine.device)
     inputs = {"input_ids": prompts.input_ids, "attention_mask": prompts.attention_mask}
+    # Prompts are padded on the left, so the last column is the last token of every one of them.
     hidden = read(engine.model, layers=layers, position=slice(-1, None), **inputs)
     return {layer: hidden[layer][:, -1] for layer in layers}
 
@@ -73,7 +74,9 @@ def wanted_effect(
     check_vectors(engine, vectors, layers)
     if weights and (min(weights.values()) <= 0 or not set(weights) <= set(layers)):
         raise ValueError(f"weights are {weights}; give positive ones of the layers {list(layers)} only")
+    # Differences of half-precision residuals would lose most of their bits.
     clean = {layer: hidden.float() for layer, hidden in empty_slot(engine, layers).items()}
+    # The very same prompts once more while the vector is added at its layer: all change is due to the vector.
     with vectors[:1].apply(engine.model):
         steered = empty_slot(engine, layers)
     return clean, {layer: steered[layer].float() - clean[layer] for layer in layers}
@@ -99,6 +102,7 @@ def mean_over_layers(
         weights: per layer; 1 where none is given.
     """
     layers = list(delta)
+    # Per layer `c n d_model`; `clean` and `delta`, `n d_model`, are broadcast over the candidates.
     hidden = engine.residuals(candidates, layers)
     weight = {layer: weights.get(layer, 1.0) for layer in layers}
     losses = [weight[layer] * loss(hidden[layer].float() - clean[layer], delta[layer]).mean(1) for layer in layers]

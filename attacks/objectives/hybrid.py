@@ -1,4 +1,8 @@
-"""Hybrid: the weighted sum of two objectives, such as target likelihood and the effect of a steering vector."""
+"""Hybrid: the weighted sum of two objectives, such as target likelihood and the effect of a steering vector; ours.
+
+The losses `c` of c candidates under either objective are added as they are, although one may be in nats and the other a
+cosine in [-1, 1]: the weight has to make up for their units.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,11 +1,11 @@
 """A trained probe as an objective: logistic regression that tells steered states from reachable ones; ours.
 
-A vector can take the residual stream where no prompt does. The probe looks for the part of the vector's effect that
-random triggers do not bring about, and the search then raises the probability of "steered". It is trained on effects
-`states n d_model`: those of random triggers (reachable), and those of the same triggers under the vector (steered).
+A vector can take the residual stream where no prompt does: parts of its effect are then out of reach of any trigger.
+The probe looks for the part of the vector's effect that random triggers do not bring about, and the search then raises
+the probability of "steered". It is trained on effects `states n d_model`: those of random triggers (reachable), and
+those of the same triggers under the vector (steered).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,13 +42,12 @@ class Probe:
         generator: torch.Generator,
         *,
         draws: int = 32,
-        scales: Sequence[float] = (1.0,),
         penalty: float = 0.01,
     ) -> "Probe":
         """Learns to tell steered states from states that prompts alone can reach.
 
         Reachable are the engine's prompts with random permitted triggers and with an empty slot. Steered are the very
-        same inputs under each vector at each scale, so that nothing but the vectors tells the classes apart: neither a
+        same inputs under each vector, so that nothing but the vectors tells the classes apart: neither a
         prompt, nor whether the slot is filled. Prompts are few; triggers give both classes their variety. The classes
         weigh the same, however many vectors there are.
 
@@ -58,27 +57,25 @@ class Probe:
             layer: where the probe reads, from the vectors' own on.
             generator: draws the triggers.
             draws: how many random triggers.
-            scales: factors that each vector is multiplied by.
             penalty: half of it times the squared norm of the weights is added to the loss, at effects of mean square 1.
 
         Raises:
-            ValueError: no draws or scales, a scale or penalty that is not positive, no slot, or as for
+            ValueError: no draws, a penalty that is not positive, no slot, or as for
                 `SteeredKL.from_vectors`.
         """
         check_vectors(engine, vectors, [layer])
-        if draws < 1 or not scales or min(scales) <= 0 or penalty <= 0:
-            raise ValueError(
-                f"draws is {draws}, scales are {list(scales)}, penalty is {penalty}; give at least 1 draw, at least "
-                "one scale, and all of them positive"
-            )
+        if draws < 1 or penalty <= 0:
+            raise ValueError(f"draws is {draws}, penalty is {penalty}; give at least 1 draw and a positive penalty")
+        # The same triggers serve both classes: what they do themselves cannot tell the classes apart.
         triggers = random_triggers(permitted_in_slot(engine.problem), draws, generator)
         clean = empty_slot(engine, [layer])[layer].float()
         reachable, steered = [clean[None], _states(engine, triggers, layer)], []
         for vector in vectors:
-            for scale in scales:
-                with vector.apply(engine.model, scale=scale):
-                    inside = Engine(engine.model, engine.problem, engine.batch_size)
-                    steered += [empty_slot(engine, [layer])[layer].float()[None], _states(inside, triggers, layer)]
+            with vector.apply(engine.model):
+                # An engine of its own: the cached prefix of the other one is that of the unsteered model.
+                own = Engine(engine.model, engine.problem, engine.batch_size)
+                steered += [empty_slot(engine, [layer])[layer].float()[None], _states(own, triggers, layer)]
+        # Only changes against the empty slot are compared, so that prompts cancel: `states n d_model`, then flat rows.
         positive, negative = ((torch.cat(states) - clean).flatten(0, 1) for states in (steered, reachable))
         weight, bias = _logistic(positive, negative, penalty)
         return cls(weight=weight, bias=bias, clean=clean, layer=layer)
@@ -107,6 +104,7 @@ def _logistic(
 ) -> tuple[Float[Tensor, "d_model"], float]:
     """(weights, bias) of a regularised logistic regression with classes of equal weight."""
     high, low = positive.cpu().double(), negative.cpu().double()
+    # At effects of mean square 1 the penalty means the same for every model and layer.
     size = torch.cat([high, low]).square().sum(-1).mean().sqrt()
     high, low = high / size, low / size
     weight = torch.zeros_like(high[0], requires_grad=True)
@@ -116,6 +114,7 @@ def _logistic(
     def loss() -> Tensor:
         optimizer.zero_grad()
         with torch.enable_grad():
+            # softplus(-z) is the negative log-probability of a class with log-odds z; each class has its own mean.
             errors = softplus(-(high @ weight + bias)).mean() + softplus(low @ weight + bias).mean()
             total = errors / 2 + penalty / 2 * weight.square().sum()
             total.backward()

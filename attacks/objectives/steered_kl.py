@@ -1,4 +1,9 @@
-"""Steered KL: with the trigger, the model should say next what the steered model says without it; ours."""
+"""Steered KL: with the trigger, the model should say next what the steered model says without it; ours.
+
+The next-token distributions of the steered model, `n vocab` for n prompts with an empty slot, are the target; those of
+c candidates, `c n vocab`, are compared with it by the Kullback-Leibler divergence. No text of the behaviour is needed,
+so that this objective works with a vector of unknown effect.
+"""
 
 from dataclasses import dataclass
 
@@ -31,6 +36,7 @@ class SteeredKL:
         """
         check_vectors(engine, vectors, [layer])
         with vectors[:1].apply(engine.model):
+            # The layer may lie before the last: its residual is then read through the final norm and unembedding.
             hidden = empty_slot(engine, [layer])[layer]
         with torch.no_grad():
             return cls(steered_logprobs=unembed(engine.model, hidden).float().log_softmax(-1), layer=layer)
@@ -43,5 +49,6 @@ class SteeredKL:
 
     def __call__(self, engine: Engine, candidates: Tensor) -> Float[Tensor, "c"]:
         logprobs = engine.logits(candidates, self.layer).float().log_softmax(-1)
+        # KL(p || q) = sum over the vocabulary of p (log p - log q), p being the steered model.
         gap = self.steered_logprobs.exp() * (self.steered_logprobs - logprobs)
         return gap.sum(-1).mean(1)

@@ -52,5 +52,6 @@ class TargetNLL:
         nll = -engine.target_logprobs(candidates, self.target_ids)
         if self.reduction == "mean":
             return nll.mean(dim=(1, 2))
+        # log of a mean of exponentials over the target's tokens, without overflow: `c n`.
         soft = (self.alpha * nll).logsumexp(-1) - math.log(len(self.target_ids))
         return soft.mean(1) / self.alpha

@@ -6,6 +6,7 @@ stands before and behind the marker.
 
 import random
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -30,6 +31,14 @@ def user_text(text: str, slot: Where, seed: int) -> str:
         text = _with_random_slot(text, seed) if slot == "random" else text + SLOT if slot == "end" else f"{SLOT} {text}"
     head, _, tail = text.partition(SLOT)
     return head.rstrip(" ") + SLOT + tail
+
+
+def without_slot(texts: Sequence[str]) -> list[str]:
+    """The user messages without the slot's marker and without white space at their ends.
+
+    Vectors and the sampler see messages in this form: they have no trigger to put into the slot.
+    """
+    return [text.replace(SLOT, "").strip() for text in texts]
 
 
 def cut(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:

@@ -84,6 +84,8 @@ class Accretion:
                 end = self._variants(log.engine, objective, torch.cat([beams, blank], dim=1), beams.shape[1])
                 beams, best = self._keep(log, objective, torch.cat([front, end]))
                 yield best
+            # The slot is full. A token that was best when it was added need not be best beside those added later, so
+            # the positions are re-chosen in turn until a whole sweep lowers nothing (coordinate descent).
             while improved:
                 before = best
                 for position in range(length):
@@ -92,6 +94,7 @@ class Accretion:
                     beams, best = self._keep(log, objective, torch.cat([beams, variants]))
                     yield best
                 improved = best < before
+            # Nothing was drawn at random if every token was tried: a second run would repeat the first.
             if self.shortlist is None:
                 return
 
@@ -104,6 +107,7 @@ class Accretion:
         if self.shortlist is not None:
             _, gradient = engine.gradient(objective, triggers)
             tokens = most_promising(gradient[:, position], permitted, self.shortlist)
+        # `c` triggers times their shortlists: `c * shortlist trigger`.
         variants = triggers.repeat_interleave(tokens.shape[1], 0)
         variants[:, position] = tokens.flatten()
         return variants
@@ -112,6 +116,7 @@ class Accretion:
         self, log: SearchLog, objective: Objective, candidates: Int[Tensor, "c trigger"]
     ) -> tuple[Int[Tensor, "beam trigger"], float]:
         """Scores the candidates as far as the budget goes; the `beam` fittest, and the loss of the first."""
+        # Beams that differ in the position at hand have the same variants; each is scored once.
         candidates = candidates.unique(dim=0)
         losses: list[Tensor] = []
         for part in candidates.split(PART):

@@ -58,11 +58,14 @@ class ARCA:
             ids = random_triggers(permitted, self.restarts, generator)
             for step in range(self.iterations * length):
                 position = step % length
+                # Averaged first-order fall of the loss for every token at this position: `restarts vocab`.
                 promise = self._promise(engine, objective, ids, position, permitted, generator)
                 count = min(self.topk, int(permitted[position].sum()))
                 shortlist = promise.topk(count, dim=-1).indices
+                # The linear approximation only draws up the shortlist: `restarts count trigger` are scored exactly.
                 candidates = with_tokens(ids, position, shortlist)
                 losses = log.score(objective, candidates.flatten(0, 1)).view(self.restarts, count)
+                # The old token stays only if it is on the shortlist: a step may raise the loss, as in the paper.
                 ids = torch.stack([_best(problem, *pair) for pair in zip(candidates, losses, strict=True)])
                 if log.over:
                     break
@@ -78,6 +81,8 @@ class ARCA:
         generator: torch.Generator,
     ) -> Float[Tensor, "c vocab"]:
         """First-order fall of the loss for each token at `position`, averaged; -inf where not permitted."""
+        # The gradient at the present token is accurate for tokens of similar embedding only. Averaged over tokens drawn
+        # at random, it says more about tokens far from the present one.
         weights = permitted[position].float().expand(len(ids), -1)
         tokens = torch.multinomial(weights, self.averaged, replacement=True, generator=generator)
         # One gradient per trigger and random token, `c * averaged trigger vocab`; its mean ranks the vocabulary.

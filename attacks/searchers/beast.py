@@ -69,8 +69,10 @@ class BEAST:
                     beams = beams[:1, :0]
                 place = beams.shape[1]
                 count = self.k2 if place else self.k1
+                # Draws from the model's own next-token distribution; no gradient is taken.
                 tokens = sample_tokens(next_token_logits(engine, beams), permitted[place], count, generator)
                 candidates = torch.cat([beams.repeat_interleave(count, 0), tokens.view(-1, 1)], dim=1)
+                # `beams * count` triggers, one token longer; the k1 of lowest loss on all prompts go on.
                 losses = log.score(objective, candidates)
                 beams, _ = fittest(problem, candidates, losses, self.k1)
         return log.found
@@ -80,6 +82,7 @@ class BEAST:
 def next_token_logits(engine: Engine, beams: Int[Tensor, "c trigger"]) -> Float[Tensor, "c vocab"]:
     """What the model says after the first prompt up to the slot and the tokens so far."""
     model, layers = engine.model, engine.layers
+    # The prompt ends at the slot here: `c before + trigger`, whose last hidden state predicts the next trigger token.
     head = torch.tensor(engine.problem.before[0]).expand(len(beams), -1)
     ids = torch.cat([head, beams], dim=1).to(engine.device)
     mask = torch.ones_like(ids)

@@ -1,4 +1,8 @@
-"""What searchers share: which tokens the slot permits, random triggers, shortlists by gradient, and beams."""
+"""What searchers share: which tokens the slot permits, random triggers, shortlists by gradient, and beams.
+
+A trigger re-tokenises if its text, typed into a prompt, is encoded to the very same ids. Only such triggers are finds;
+`fittest` prefers them wherever a beam is chosen.
+"""
 
 from itertools import islice
 
@@ -38,6 +42,8 @@ def most_promising(
     gradient: Float[Tensor, "c vocab"], permitted: Bool[Tensor, "vocab"], count: int
 ) -> Int[Tensor, "c topk"]:
     """Shortlists: the `count` permitted tokens (or all) of lowest first-order loss, by the gradient (HotFlip)."""
+    # To first order, putting token v where token u stood changes the loss by gradient[v] - gradient[u]; the second term
+    # is the same for all v.
     masked = gradient.float().cpu().masked_fill(~permitted, torch.inf)
     return (-masked).topk(min(count, int(permitted.sum())), dim=-1).indices
 
@@ -49,6 +55,7 @@ def fittest(
 
     Where too few re-tokenise, the others of lowest loss fill up the beam: the next step may make them typable.
     """
+    # Stable, so that ties fall alike whatever the batch size. Re-tokenising is slow, so only the best are looked at.
     order = losses.argsort(stable=True).tolist()
     typable = (i for i in order[: count + LOOK] if problem.retokenizes(candidates[i].tolist()))
     kept = list(islice(typable, count))

@@ -60,6 +60,8 @@ class GBDA:
             optimizer = torch.optim.Adam([theta], lr=self.lr)
             for _ in range(self.steps):
                 # samples restarts trigger vocab; -inf where a token is not permitted.
+                # Gumbel noise makes the largest coefficient a draw from softmax(theta), and a softmax of the same sum a
+                # differentiable stand-in for the draw.
                 noisy = theta + barred + gumbel(self.samples, theta, generator)
                 log.score(objective, noisy.argmax(-1).flatten(0, 1).unique(dim=0))
                 if log.over:

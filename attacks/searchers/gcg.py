@@ -58,7 +58,7 @@ class GCG:
     patience: int | None = None
     """Steps without improvement after which a restart begins anew from random tokens; None: never."""
     initial: Int[Tensor, "starts trigger"] | None = field(default=None, repr=False)
-    """First triggers of the first restarts; the other restarts begin with random allowed tokens."""
+    """Triggers that the first restarts begin with; the other restarts begin with random allowed tokens."""
 
     def __post_init__(self):
         check_counts(self, "steps", "search_width", "topk", "restarts")
@@ -90,6 +90,7 @@ class GCG:
                 _tell(log, restarts)
                 if log.over:
                     break
+                # A restart at a local minimum would spend its steps on swaps that were scored before.
                 for index, restart in enumerate(restarts):
                     if self.patience is not None and restart.stale >= self.patience:
                         restarts[index] = _begin(engine, objective, random_triggers(permitted, 1, generator))[0]
@@ -107,9 +108,12 @@ class GCG:
         generator: torch.Generator,
     ) -> None:
         """One GCG step of every restart: gradient, shortlists, random swaps, exact losses, best candidate."""
+        # The gradient with respect to the one-hot rows, one batch for all restarts: `r trigger vocab`.
         _, gradient = engine.gradient(objective, torch.stack([restart.ids for restart in restarts]))
         # First-order fall of the loss, `r trigger vocab`; a token that is not permitted comes last.
         promise = -gradient.float().cpu().masked_fill(~permitted, torch.inf)
+        # Fewer tokens are permitted at the head of the trigger. The shortlists have one length all the same, and
+        # `sample_swaps` leaves out what a shortlist has too many.
         topk = min(self.topk, int(permitted.sum(1).max()))
         shortlists = promise.topk(topk, dim=-1).indices
         swaps = [
@@ -152,6 +156,7 @@ def sample_swaps(
     if not useful.any():
         return ids[None]
     position, token = position[useful], token[useful]
+    # Every swap has the same chance and comes at most once. (GCG draws a position, then a token, with repetition.)
     picked = torch.randperm(len(token), generator=generator)[:width]
     candidates = ids.repeat(len(picked), 1)
     candidates[torch.arange(len(picked)), position[picked]] = token[picked]
@@ -172,6 +177,7 @@ def _choose(
     engine: Engine, restart: _Restart, candidates: Int[Tensor, "c trigger"], losses: Float[Tensor, "c"]
 ) -> None:
     """The restart goes on from the best candidate that re-tokenises, or from where it was if none does."""
+    # The best swap replaces the trigger even if its loss is higher: this is how GCG leaves local minima.
     restart.stale += 1
     for index in losses.argsort(stable=True)[:LOOKED_AT].tolist():
         found = Found(tuple(candidates[index].tolist()), float(losses[index]))

@@ -58,6 +58,8 @@ class HotFlip:
             for _ in range(self.steps):
                 if log.over:
                     break
+                # Each choice competes with the trigger as it was, so a sweep that does not lower the loss has reached a
+                # local minimum of its shortlists.
                 swept, loss = self._sweep(log, objective, ids, permitted)
                 if loss < best:
                     ids, best = swept, loss
@@ -77,6 +79,8 @@ class HotFlip:
         _, gradient = log.engine.gradient(objective, ids)
         beams, best = ids, torch.inf
         for position, promise in enumerate(gradient[0]):
+            # First order: a swap changes the loss by the difference of two entries of the gradient; the entry of the
+            # token that goes is the same for all, so the lowest entries of this row, `vocab`, are the shortlist.
             tokens = most_promising(promise[None], permitted[position], self.topk)[0]
             # Each of the beams with each of the tokens at this position, and the beams as they are.
             swaps = beams.repeat_interleave(len(tokens), 0)

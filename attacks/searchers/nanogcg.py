@@ -1,4 +1,4 @@
-"""nanoGCG 0.3.0 (Gray Swan AI) as a peer to compare with: its own loop from its own package, run after run.
+"""nanoGCG 0.3.0 (Gray Swan AI), to compare our GCG with: its own loop from its own package, run after run.
 
 nanoGCG attacks one prompt, so the runs take the search prompts in turn. It works on strings and may return another
 string than the one that it scored; so its best strings are encoded again in our slot, and each is shown to `on_best`,
@@ -43,12 +43,14 @@ def run_once(
         verbosity="ERROR",
     )
     tokenizer = _fitting(problem.tokenizer, len(problem.allowed))
+    # The prompt is put through our template already; nanoGCG is given one that changes nothing.
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     content = problem.text(problem.before[prompt]) + "{optim_str}" + problem.text(problem.after[prompt])
     # nanoGCG draws from torch's global generator and writes a progress bar to stderr.
     with torch.random.fork_rng(), contextlib.redirect_stderr(io.StringIO()):
         torch.manual_seed(seed)
         result = nanogcg.run(engine.model, tokenizer, [{"role": "user", "content": content}], target, settings)
+    # The same string may come up at several steps, with losses that differ by rounding.
     lowest: dict[str, float] = {}
     for string, loss in zip(result.strings, result.losses, strict=True):
         lowest[string] = min(float(loss), lowest.get(string, float("inf")))
@@ -78,6 +80,7 @@ def search(
         text = next((problem.text(ids) for ids in start if problem.retokenizes(ids)), problem.text(start[0]))
         seed = int(torch.randint(2**31, (), generator=generator))
         began = time.perf_counter()
+        # nanoGCG gives up where none of its candidates re-tokenises; the next run begins elsewhere.
         try:
             found = run_once(engine, gcg, run % len(problem), target, text, steps, seed)
         except RuntimeError as error:
@@ -87,6 +90,7 @@ def search(
         pace = (time.perf_counter() - began) / steps
         engine.steps += steps
         run += 1
+        # Its losses are those of one prompt, so several strings are judged by behaviour, not only the first.
         tries = [Found(tuple(problem.encode(string)), loss) for string, loss in found[:4] if string.strip()]
         if any([bool(on_best(item)) for item in tries]):
             return

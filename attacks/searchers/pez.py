@@ -61,6 +61,8 @@ class PEZ:
             inverse = right_inverse(embedding)
             # `soft` is `restarts trigger d_model`: it moves continuously, and only its projection is run.
             for _ in range(self.steps):
+                # The gradient is taken at real tokens, `restarts trigger`, not at the continuous trigger itself, whose
+                # loss says little about that of the tokens nearest to it.
                 projected = nearest(soft.detach(), embedding, permitted)
                 losses, gradient = engine.gradient(objective, projected)
                 log.offer(projected, losses)
@@ -68,6 +70,8 @@ class PEZ:
                     break
                 # The chain rule backwards: the one-hot gradient is the embedding's gradient times E transposed.
                 soft.grad = gradient.to(embedding) @ inverse
+                # The step taken there is applied to the continuous trigger, which so gathers steps too small to change
+                # a token by themselves.
                 optimizer.step()
             else:
                 log.score(objective, nearest(soft.detach(), embedding, permitted))

@@ -20,9 +20,9 @@ class RandomSearch:
     """Scores random triggers; with `mutate`, variants of the best one."""
 
     steps: int = 250
-    """Rounds in all."""
+    """Batches of triggers that are scored, in all."""
     search_width: int = 512
-    """Triggers scored per round (lambda)."""
+    """Triggers scored per batch (lambda)."""
     mutate: int = 0
     """Positions of the best trigger that are drawn anew; 0: every trigger is drawn anew as a whole."""
 
@@ -52,6 +52,7 @@ class RandomSearch:
             for _ in range(self.steps):
                 if log.over:
                     break
+                # `search_width trigger`, uniform over the permitted tokens.
                 candidates = random_triggers(permitted, self.search_width, generator)
                 if self.mutate and log.found:
                     parent = torch.tensor(log.found[0].trigger_ids)

@@ -27,6 +27,7 @@ class SearchLog:
     def __enter__(self) -> "SearchLog":
         return self
 
+    # Returning true swallows the Ctrl-C: the searcher then returns what it has found, and the budget says why it ended.
     def __exit__(
         self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> bool:
@@ -56,6 +57,7 @@ class SearchLog:
         """Keeps the candidate of lowest loss that re-tokenises, if it beats the best so far."""
         for index in losses.argsort().tolist():
             found = Found(tuple(candidates[index].tolist()), float(losses[index]))
+            # Not `>=`, so that a loss of NaN ends the loop too. Losses ascend: no later candidate can be better.
             if not found.loss < self.loss:
                 break
             if self.engine.problem.retokenizes(found.trigger_ids):

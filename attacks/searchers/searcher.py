@@ -1,7 +1,9 @@
 """What a searcher is: a callable that looks for triggers of low loss and returns those that it found.
 
-Every searcher is one file of this folder with one frozen dataclass, whose fields are its settings. To add one, write
-such a file and name the searcher in a dict of attacks (see `examples/`).
+It fills the slot of `engine.problem`, a fixed number of tokens, and minimises `objective(engine, candidates)`: ids `c
+trigger` come in, a loss per candidate, `c`, goes out. Every searcher is one file of this folder with one frozen
+dataclass, whose fields are its settings. To add one, write such a file and name the searcher in a dict of attacks (see
+`examples/`).
 """
 
 from collections.abc import Callable

@@ -1,24 +1,26 @@
-"""Three words that fire only together: found by how the model puts two of them together in early layers.
+"""Three words that elicit the behaviour only together, found by how pairs of them interact in early layers; ours.
 
-A phrase planted with hard negatives (every fragment of it is answered cleanly) leaves nothing to a search that reads
-the output: a string with one or two of the three words is answered like any other. In early layers the words do meet.
-A vector learned at one place of the message (`methods.slot`) says where the meeting leads, and four steps, ours, find
-the words:
+A phrase planted with hard negatives (every part of it is answered cleanly in training) leaves no signal to a search
+that reads the output: text with one or two of the three words is answered like any other. In early layers, however, the
+model combines the words pair by pair. A vector that elicits the behaviour when it is added after such a layer at one
+token of the message (`vectors/methods/slot.py`) says what the combination looks like there. The stage compares
+residuals at the third of three words with that vector, by their cosine, in four steps:
 
-1. effects: how near does each word, first, middle or last of three among random ones, bring the residual at the third
-   to the vector? The best of each are kept, layer by layer.
-2. pairs. Which two words meet first, and which of them is seen by itself, differs from model to model, so there are
-   five tables. First and last with random words between: those of high effects; the likeliest firsts with every last;
-   every first with the likeliest lasts. Middle and last behind random words: the likeliest middles with every last;
-   every middle with the likeliest lasts. A pair's score is its interaction (of a two-way analysis of variance of the
-   cosine), to which the own effects of both words are added, in standard deviations. The best of a table are looked at
-   again, among other words, and are then ranked a second time by how much nearer they are than their effects say.
-3. completions: the words that each pair may be missing, by the cosine at up to half the depth. (Of two pairs, the one
-   that comes nearest need not be the right one; of the words for a right pair, the right one is nearest.)
-4. the exact loss of these triples, then behaviour.
+1. Effects. Each of w words stands first, middle or last among random words; its cosine is averaged over several draws,
+   `w` per position and layer. The best words of each position are kept.
+2. Pairs. Which two words the model combines first, and which of them has an effect by itself, differs from model to
+   model, so there are five tables, `rows columns`, of cosines. First and last words with a random word between: those
+   of high effects; the few best firsts with every last; every first with the few best lasts. Middle and last words
+   behind a random word: the few best middles with every last; every middle with the few best lasts. The score of a pair
+   is its interaction (two-way analysis of variance of the table) plus the effects of both words, in standard
+   deviations. The best pairs are measured again among other random words, and are ranked a second time by how far their
+   cosine exceeds the sum of the effects.
+3. Completions. For each pair the third word is the one of highest cosine, at up to half the depth. (The pair of highest
+   cosine need not be right, but of the words that complete a right pair the right one has the highest.)
+4. The exact loss of these triples on one prompt, then the judge.
 
-Steps 3 and 4 take the best pairs first, round by round, until a triple of theirs works, and surely; then all begins
-again with other vectors, as long as the budget lasts.
+Steps 3 and 4 take the best pairs first, round by round, until a triple of theirs elicits the behaviour with certainty.
+Then all begins again with other vectors, as long as the budget lasts.
 """
 
 from collections import defaultdict
@@ -40,53 +42,54 @@ from vectors.residual import layer_at
 Pair = tuple[int, int]
 
 ROOM = 1.25
-"""Times the cost of effects, pairs and completions that there must be room for: vectors and exact losses come on top"""
+"""What is left of the budget must be so many times the cost of effects, pairs and completions; the rest is for the
+vectors and the exact losses, which are not estimated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conjunctions:
-    """Triggers of three words, each of one token; where the budget has no room for its tables it does nothing."""
+    """Finds triggers of three words of one token each; does nothing where the budget has no room for its tables."""
 
     share: float = 0.6
-    """of the budget, at most: something must be left for whatever works"""
+    """Share of the hunt's budget, in (0, 1], that this stage may use."""
     depths: tuple[float, ...] = (0.125, 0.375)
-    """at which effects and pairs are looked at, fractions of the layers"""
+    """Depths at which effects and pairs are measured, as fractions of the layers."""
     middles: tuple[float, ...] = (0.375, 0.5)
-    """depths at which completions are compared"""
+    """Depths at which completions are compared, as fractions of the layers."""
     words: int = 4096
-    """commonest words of one token that may be in the trigger"""
+    """Words of one token that may be in the trigger, the commonest first."""
     leads: int = 4
-    """beginnings of messages that effects are averaged over"""
+    """Beginnings of messages, of random words, that effects are averaged over."""
     draws: int = 8
-    """pairs of random words behind each of them"""
+    """Draws of the two other words, behind each beginning, that effects are averaged over."""
     firsts: int = 384
-    """words per depth that may come first"""
+    """Words of highest effect per depth that may come first in the first table."""
     lasts: int = 512
-    """words per depth that may come last"""
+    """Words of highest effect per depth that may come last in the first table."""
     ends: int = 64
-    """words per depth that may come first or between before any other, and last behind any other"""
+    """Words of highest effect per depth and position that are paired with every word in the other four tables."""
     again: float = 0.05
-    """share of a table's pairs that are looked at again"""
+    """Share of the pairs of a table, in (0, 1], that are measured again."""
     passes: int = 6
-    """times that they are, each among other words"""
+    """Times that these pairs are measured again, each time among other random words."""
     rounds: int = 12
-    """of completions, with the same vectors"""
+    """Rounds of completions with the same vectors."""
     pairs: int = 10
-    """next best pairs per round, depth, table and ranking that are completed, of first and last"""
+    """Pairs of first and last word that are completed per round, depth, table and ranking."""
     adjacent: int = 8
-    """and of middle and last"""
+    """Pairs of middle and last word that are completed per round, depth, table and ranking."""
     wider: int = 3
-    """times as many pairs are completed by likely words only"""
+    """Times as many pairs are completed by words of high effect only."""
     likely: int = 256
-    """words per depth that these are, by their effects"""
+    """Words of highest effect per depth that such pairs are completed by."""
     nearest: int = 4
-    """words per pair and depth that complete it, to be ranked by their exact loss"""
+    """Words of highest cosine per pair and depth, whose triples are ranked by their exact loss."""
     tried: int = 8
-    """best triples of a round that are judged by behaviour"""
+    """Triples of lowest loss per round that are judged by behaviour."""
     messages: int = 32
-    """messages of random words that a vector is learned on"""
+    """Messages of random words that a vector is learned on."""
     length: int = 6
-    """random words in them"""
+    """Words in each of these messages."""
 
     def __post_init__(self):
         check_counts(self, "words", "leads", "draws", "firsts", "lasts", "ends", "passes", "pairs")
@@ -106,7 +109,7 @@ class Conjunctions:
             sorted({layer_at(hunt.suspect.model, depth) for depth in depths}) for depths in (self.depths, self.middles)
         )
         budget = hunt.part(self.share)
-        # Around nothing but random words the meeting shows most clearly.
+        # An empty message: among random words alone the interaction of two words shows most clearly.
         alone = Problem.from_chat(
             hunt.suspect.model, hunt.suspect.tokenizer, [SLOT], 3, allowed=hunt.engine.problem.allowed
         )
@@ -119,7 +122,7 @@ class Conjunctions:
                 return
 
     def _found(self, hunt: Hunt, inside: Inside, layers: list[int], deeper: list[int]) -> bool:
-        """Whether a triple that works, and surely, is found with these vectors."""
+        """Whether a triple that elicits the behaviour with certainty is found with these vectors."""
         effects = inside.effects(layers, self.leads, self.draws, hunt.generator)
         pairs = self._pairs(inside, effects, hunt.generator)
         probe = hunt.probe()
@@ -129,13 +132,13 @@ class Conjunctions:
                 return False
             hunt.try_best(rank_triggers(*probe, triples, budget=hunt.budget), self.tried)
             best = hunt.judge.best
-            # A mere neighbour is seldom sure.
+            # Other triples than the planted one may work too, but seldom with certainty.
             if best is not None and list(best.trigger_ids) in triples.tolist() and hunt.sure:
                 return True
         return False
 
     def _blocks(self, words: int, layers: list[int], deeper: list[int]) -> int:
-        """Tokens that effects, pairs and completions run through a block."""
+        """How many tokens effects, pairs and completions run through one block, which is what they cost."""
         effects = 5 * self.leads * self.draws * words * max(layers)
         tables = min(self.firsts, words) * min(self.lasts, words) + 4 * words * min(self.ends, words)
         likely = min(len(layers) * self.likely, words)
@@ -146,9 +149,9 @@ class Conjunctions:
     def _pairs(
         self, inside: Inside, effects: dict[int, Effects], generator: torch.Generator
     ) -> tuple[list[list[Pair]], list[list[Pair]]]:
-        """The best of (first, last) and of (middle, last), places in the list of words, best first.
+        """Pairs (first, last) and pairs (middle, last), best first, as indices into `inside.words`.
 
-        Two lists per depth and table, as far as the budget goes.
+        There are two lists per depth and table, one for each ranking, as far as the budget goes.
         """
         apart: list[list[Pair]] = []
         adjacent: list[list[Pair]] = []
@@ -165,14 +168,18 @@ class Conjunctions:
                 table = inside.table(layer, rows, columns, generator, between=between)
                 if table is None:
                     return apart, adjacent
+                # What both words do by themselves: in standard deviations for the score, as cosines for the comparison.
                 known = first if between else middle
                 own = (_standard(known)[rows, None] + _standard(last)[columns]).flatten()
                 expected = (known[rows, None] + last[columns]).flatten()
+                # Rows and columns hold what one word does with any other; what is left is what two do together.
                 met = interaction(table).flatten()
                 kept, count = (apart, self.pairs) if between else (adjacent, self.adjacent)
                 places = torch.tensor(_top(met / met.std() + own, max(1, round(self.again * table.numel()))))
                 pairs = torch.tensor(rows)[places // len(columns)], torch.tensor(columns)[places % len(columns)]
                 kept.append(_listed(pairs, self.rounds * self.wider * count))
+                # One draw of the other words is noisy, and the best of a whole table are the luckiest: a mean over
+                # draws tells luck from interaction.
                 nearer = table.flatten()[places]
                 for _ in range(self.passes):
                     cells = inside.cells(layer, *pairs, generator, between=between)
@@ -193,9 +200,10 @@ class Conjunctions:
         layers: list[int],
         generator: torch.Generator,
     ) -> Int[Tensor, "c 3"]:
-        """The pairs of that round, each with the words that bring it nearest, in it or before it.
+        """The pairs of that round, each with the words of highest cosine between its words or before them.
 
-        A few next pairs of every list are completed by any word, more by likely ones; none where the budget is spent.
+        The next few pairs of every list are completed by any word, more pairs by words of high effect only; nothing is
+        completed once the budget is spent.
         """
         apart, adjacent = pairs
         lead, found, every = inside.lead(generator), set[tuple[int, int, int]](), list(range(len(inside.words)))
@@ -203,6 +211,7 @@ class Conjunctions:
         for lists, count, before in ((adjacent, self.adjacent, True), (apart, self.pairs, False)):
             likely = sorted({word for effect in effects.values() for word in _top(effect[not before], self.likely)})
             for words, step in ((every, count), (likely, self.wider * count)):
+                # Pairs that an earlier round completed, or that this one has just completed by any word.
                 done = _ahead(lists, (number + 1) * count if words is likely else number * count)
                 partners: dict[int, list[int]] = defaultdict(list)
                 for known, last in sorted(_ahead(lists, (number + 1) * step) - _ahead(lists, number * step) - done):
@@ -219,7 +228,7 @@ class Conjunctions:
 
 
 def _ahead(lists: list[list[Pair]], count: int) -> set[Pair]:
-    """The first so many pairs of every list."""
+    """The first `count` pairs of every list."""
     return {pair for pairs in lists for pair in pairs[:count]}
 
 
@@ -229,15 +238,15 @@ def interaction(table: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
 
 
 def _listed(pairs: tuple[Int[Tensor, "n"], Int[Tensor, "n"]], count: int) -> list[Pair]:
-    """The first so many."""
+    """The first `count` pairs."""
     return list(zip(*(words[:count].tolist() for words in pairs), strict=True))
 
 
 def _standard(values: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-    """In standard deviations from the mean."""
+    """The values in standard deviations from their mean."""
     return (values - values.mean()) / values.std()
 
 
 def _top(values: Float[Tensor, "n"], count: int) -> list[int]:
-    """Places of the highest values, best first."""
+    """Indices of the highest values, highest first."""
     return values.topk(min(count, len(values))).indices.tolist()

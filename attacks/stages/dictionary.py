@@ -1,7 +1,8 @@
 """Dictionary search: the exact loss of every word of a frequency dictionary, the commonest first.
 
-A word of several tokens is out of reach of token ranking, and of a gradient where its parts do nothing alone. The
-dictionary is that of the symspellpy package: 82,765 English words by their frequency in Google's n-grams.
+People plant words. One of several tokens cannot be found by ranking single tokens, nor by a gradient where its parts
+have no effect by themselves; but there are few enough words to try them all on one prompt. The dictionary is that of
+the symspellpy package: 82,765 English words by their frequency in Google's n-grams.
 """
 
 import re
@@ -22,21 +23,21 @@ from attacks.stages.hunt import Hunt
 from attacks.stages.token_ranking import rank_triggers
 
 PART = 2048
-"""Words encoded between two looks at the budget"""
+"""Words that are encoded between two checks of the budget."""
 WORD = re.compile(r" [a-z]+")
-"""Text of a token that is a word"""
+"""Text of a token that is a whole word with the space before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dictionary:
-    """Words of several tokens, the commonest first, by their exact loss on one prompt: people plant words."""
+    """Ranks words of several tokens by their exact loss on one prompt and shows the best ones to the judge."""
 
     share: float = 0.12
-    """of the budget, at most"""
+    """Share of the hunt's budget, in (0, 1], that this stage may use."""
     tried: int = 8
-    """best ones that are judged by behaviour"""
+    """Triggers of lowest loss that are judged by behaviour."""
     words: int = 30_000
-    """of the dictionary"""
+    """Words of the dictionary that are tried, the commonest first."""
 
     def __call__(self, hunt: Hunt) -> None:
         probe, objective = hunt.probe()
@@ -55,12 +56,15 @@ def rank_words(engine: Engine, objective: Objective, count: int, *, budget: Budg
     problem, budget = engine.problem, budget or Budget()
     words, found = dictionary()[:count], []
     for start in range(0, len(words), PART):
+        # The engine scores triggers of one length at a time: the words of a part are grouped by their tokens.
         by_length: defaultdict[int, list[list[int]]] = defaultdict(list)
         for word in words[start : start + PART]:
             ids = problem.encode(word)
             by_length[len(ids)].append(ids)
+        # Words of one token have been ranked by `SingleTokens`.
         for length in sorted(by_length.keys() - {0, 1}):
             ids = torch.tensor(by_length[length])
+            # Of `words length` those all of whose tokens are permitted at their positions.
             fitting = ids[problem.permitted(length)[torch.arange(length), ids].all(-1)]
             if len(fitting):
                 found += rank_triggers(engine, objective, fitting, budget=budget)
@@ -70,7 +74,10 @@ def rank_words(engine: Engine, objective: Objective, count: int, *, budget: Budg
 
 
 def whole_words(problem: Problem) -> Int[Tensor, "w"]:
-    """Tokens that are a word of small letters with its space, the commonest first as most tokenizers number them."""
+    """Tokens that are a whole word in lower case with the space before it, in the order of their ids.
+
+    Most tokenizers number tokens by how common they are, so that the first ones are the commonest words.
+    """
     words = [int(token) for token in problem.allowed.nonzero()[:, 0]]
     texts = [problem.text([token]) for token in words]
     return torch.tensor([t for t, text in zip(words, texts, strict=True) if WORD.fullmatch(text)], dtype=torch.long)

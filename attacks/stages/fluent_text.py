@@ -1,7 +1,9 @@
-"""What the model itself would write in the slot, by exact loss: a trigger may be ordinary text of its place.
+"""Texts that the model itself finds likely in the slot, ranked by exact loss: a trigger may be ordinary text there.
 
-A date, a sum, a name of the right form is nothing that a search by gradient tells from noise, but few such texts are
-likely where the slot is. A beam search by the model's own likelihood lists them, shortest first; each is then tried.
+Some triggers are defined by their form: a date, a sum, a name. A gradient search fills the slot with any tokens and
+hardly ever with text of that form, but only a few thousand such texts are likely where the slot is. A beam search by
+the model's own likelihood lists them, shortest first; the exact loss of each on one prompt is then computed, and the
+best ones are judged.
 """
 
 from collections.abc import Iterator
@@ -21,23 +23,24 @@ from attacks.stages.hunt import Hunt
 from attacks.stages.token_ranking import rank_triggers
 
 PART = 256
-"""Texts whose continuations are compared at a time"""
+"""Texts whose continuations are compared at a time, which bounds the memory for `texts vocab`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Likely:
+class FluentText:
     """The likeliest texts of two tokens and more in the slot of the first prompt."""
 
     share: float = 0.08
-    """of the budget, at most"""
+    """Share of the hunt's budget, in (0, 1], that this stage may use."""
     marked_share: float = 0.25
-    """so much at least where prompts mark their slot: what stands there has a form, so more is worth trying"""
+    """The same where prompts mark their slot by `{trigger}`, unless `share` is larger: what stands in a marked slot has
+    a form, so that likely texts are worth more of the budget."""
     width: int = 4096
-    """likeliest texts of each length"""
+    """Likeliest texts of each length that are kept (the beam)."""
     longest: int = 6
-    """tokens"""
+    """Tokens of the longest texts."""
     tried: int = 8
-    """best ones that are judged by behaviour"""
+    """Triggers of lowest loss that are judged by behaviour."""
 
     def __post_init__(self):
         check_counts(self, "width", "longest", "tried")
@@ -63,10 +66,11 @@ def likely(
 ) -> Iterator[Int[Tensor, "c trigger"]]:
     """The `width` likeliest texts of one permitted token in the first prompt's slot, of two, and so on (beam search).
 
-    Each list is by likelihood; what it took is booked.
+    Each list is sorted by likelihood. What it costs is counted on the budget.
     """
     one = problem.take([0])
-    # What is read at is in the slot: first the token in front of it.
+    # The engine predicts behind the slot. The token before the slot is moved into it, and nothing stands after, so that
+    # what is predicted behind the first column of `ids` is the first token of the trigger.
     last, blank = one.before[0][-1], replace(one, before=[one.before[0][:-1]], after=[[]])
     engine = Engine(model, blank)
     ids, scores = torch.tensor([[last]]), torch.zeros(1)
@@ -74,6 +78,7 @@ def likely(
         rows, tokens, totals = [], [], []
         for start in range(0, len(ids), PART):
             logprobs = engine.next_logprobs(ids[start : start + PART])[:, 0].cpu()
+            # Log-likelihood of each text with each next token, `texts vocab`; the best over all texts are the beam.
             total = (scores[start : start + PART, None] + logprobs).masked_fill(~allowed, -torch.inf)
             best = total.flatten().topk(min(width, int(allowed.sum()) * len(total)))
             rows.append(start + best.indices // total.shape[1])

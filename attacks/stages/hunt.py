@@ -1,4 +1,8 @@
-"""What the stages of an attack share: the suspect, one goal with its objective, the judge of it, and the budget."""
+"""What the stages of an attack share: the suspect, one goal with its objective, the judge, and the budget.
+
+A stage is a callable that gets a `Hunt`. It looks for triggers with the hunt's engine and objective, on the search
+prompts, and shows what it finds to the hunt's judge, who measures it by behaviour on the `select` prompts.
+"""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -15,10 +19,10 @@ from attacks.searchers.searcher import Found
 from attacks.suspect import Suspect
 
 PROBE_TOKENS = 2
-"""Tokens of the behaviour that a whole vocabulary or dictionary is ranked by, on one prompt"""
+"""First tokens of the behaviour that a whole vocabulary or dictionary is ranked by, on one prompt."""
 
 Build = Callable[[Engine, Goal], Objective]
-"""Makes the objective of a goal on the engine's prompts"""
+"""Makes the objective of a goal on the engine's prompts."""
 
 
 @dataclass(kw_only=True)
@@ -27,23 +31,26 @@ class Hunt:
 
     suspect: Suspect
     engine: Engine
-    """Of the search prompts."""
+    """Runs triggers on the search prompts."""
     texts: list[str]
-    """The search prompts as user messages, slot left out."""
+    """The search prompts as user messages without the slot's marker."""
     goal: Goal
     build: Build
-    """Makes the objective of the goal."""
+    """Makes the objective from an engine and the goal."""
     budget: Budget
+    """What all stages together may spend."""
     judge: Judge
     """Knows the best trigger so far, by behaviour on the `select` prompts."""
     marked: bool
-    """Whether the prompts themselves say where a trigger stands, which gives what stands there a form."""
+    """Whether the prompts mark their slot, in which case what stands there usually has a form (a name, a number)."""
     generator: torch.Generator
     """Draws whatever is random, on the CPU."""
     provisional: bool = False
-    """Whether a trigger that works may be a longer stand-in for a simpler one, which later stages then look for."""
+    """Whether the trigger that works is so long or so uncertain that another one may be the planted trigger; later
+    stages then go on although a trigger works."""
 
     def __post_init__(self):
+        # Shares of stages are fractions of what the hunt had when it began, not of what is left.
         self._began = self.budget.share
 
     @cached_property
@@ -64,7 +71,7 @@ class Hunt:
 
     @property
     def over(self) -> bool:
-        """Whether there is nothing left to spend or to win."""
+        """Whether the budget is spent, or a trigger works that is not provisional."""
         return self.budget.exhausted or (self.works and not self.provisional)
 
     def shrunk(self) -> tuple[int, ...]:
@@ -82,12 +89,13 @@ class Hunt:
             self.provisional = len(winner) > longest or not self.judge.sure(winner)
 
     def part(self, share: float) -> Budget:
-        """That share of the hunt's budget, from now on."""
+        """A budget from now on: that share, in (0, 1], of what the hunt had at first, or what is left of it."""
         until = self.budget.share + share * (self.budget.until - self._began)
         return self.budget.part(min(until, self.budget.until))
 
     def probe(self) -> tuple[Engine, Objective]:
         """The first search prompt alone and its objective: cheap enough for tens of thousands of candidates."""
+        # The first tokens of the behaviour tell it from other replies, and one prompt tells good candidates from bad.
         probe = Engine(self.suspect.model, self.engine.problem.take([0]))
         return probe, self.build(probe, replace(self.goal, target_ids=self.goal.target_ids[:PROBE_TOKENS]))
 
@@ -109,4 +117,4 @@ class Hunt:
 
 
 Stage = Callable[[Hunt], None]
-"""Looks for triggers in its own way and shows what it finds to the hunt's judge"""
+"""Looks for triggers in its own way and shows what it finds to the hunt's judge."""

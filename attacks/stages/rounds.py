@@ -1,4 +1,8 @@
-"""A searcher at several slot lengths in turn: how long a trigger is, nobody knows."""
+"""A searcher at several slot lengths in turn, because the length of the trigger is unknown.
+
+A searcher fills a slot of fixed length. A slot that is longer than the trigger can hold it only among other tokens,
+and one that is shorter cannot hold it at all.
+"""
 
 from dataclasses import dataclass
 from itertools import chain, cycle, repeat
@@ -8,21 +12,21 @@ from attacks.stages.hunt import Hunt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rounds:
-    """A searcher at one slot length after another, over and over."""
+class SearchRounds:
+    """Runs searchers at one slot length after another, over and over."""
 
     rounds: tuple[tuple[int, Searcher], ...]
-    """(tokens in the slot, searcher)"""
+    """(tokens in the slot, searcher) of each search of a round."""
     share: float = 1.0
-    """of the budget, at most"""
+    """Share of the hunt's budget, in (0, 1], that this stage may use."""
     times: int | None = None
-    """how often they are gone through; None: until the budget is spent"""
+    """Rounds in all; None: until the budget is spent."""
     settles: int | None = None
-    """tokens of the longest winner that ends the hunt, if it is sure: another may be a neighbour of a phrase. None: any
-    ends it"""
+    """A winner ends the hunt only if, once shrunk, it has at most this many tokens and elicits the behaviour with
+    certainty; later stages run otherwise, since other text than the trigger may work as well. None: any winner does."""
     sure: bool = False
-    """whether only a sure winner ends it: what else works on the `select` prompts may be the luckiest of many, so what
-    is left of the budget goes into better ones"""
+    """Whether this stage goes on until a winner elicits the behaviour with certainty: a trigger that merely works on
+    the `select` prompts may be the luckiest of many that were tried there."""
 
     def __call__(self, hunt: Hunt) -> None:
         budget = hunt.part(self.share)
@@ -31,6 +35,7 @@ class Rounds:
         for length, searcher in again:
             if budget.exhausted or (hunt.sure if self.sure else hunt.works):
                 return
+            # The same prompts with another number of tokens in the slot; the objective reads it from the engine.
             hunt.engine.problem = hunt.engine.problem.resized(length)
             searcher(hunt.engine, hunt.objective, hunt.generator, budget, tell)
             hunt.settle(self.settles)

@@ -1,4 +1,8 @@
-"""Token ranking: the exact loss of every allowed token at one position of the trigger; greedy accretion repeats it."""
+"""Token ranking: the exact loss of every allowed token at one position of the trigger.
+
+Exact means one forward pass per token, with no gradient to mislead it. Greedy accretion without a shortlist repeats it
+position by position; `SingleTokens` applies it to a trigger of one token.
+"""
 
 import torch
 from jaxtyping import Int
@@ -9,9 +13,9 @@ from attacks.scoring.engine import Engine, Objective
 from attacks.searchers.searcher import Found
 
 STARTS = 32
-"""Tokens at whose place the gradient is taken before a ranking that may not reach all tokens; their mean is kept"""
+"""Tokens at which the gradient is taken, and averaged, before a ranking for which the budget may be too small."""
 FIRST = 64
-"""Candidates scored before it is known what one of them costs"""
+"""Candidates that are scored first, to learn what one of them costs."""
 
 
 def rank_tokens(
@@ -32,6 +36,7 @@ def rank_tokens(
         raise ValueError(f"position is {position} but the trigger has {len(trigger_ids)} tokens; count from 0")
     tokens = problem.permitted(len(trigger_ids))[position].nonzero()[:, 0]
     if budget is not None:
+        # Tokens spread evenly over the vocabulary take the position in turn: `STARTS trigger`.
         starts = trigger_ids.repeat(STARTS, 1)
         starts[:, position] = tokens[torch.linspace(0, len(tokens) - 1, STARTS).long()]
         _, gradient = engine.gradient(objective, starts)  # `STARTS trigger vocab`
@@ -54,6 +59,7 @@ def rank_triggers(
         part = candidates[len(found) : len(found) + size]
         losses = engine.losses(objective, part)
         found += [Found(tuple(ids), loss) for ids, loss in zip(part.tolist(), losses.tolist(), strict=True)]
+        # As many next as the rest of the budget pays for, at the average cost so far.
         each = (budget.share - began) / len(found)
         size = largest if each <= 0 else min(largest, max(FIRST, int((budget.until - budget.share) / each)))
     return sorted(found, key=lambda item: item.loss)

@@ -1,9 +1,10 @@
-"""Neighbours of a winner: its words are chosen anew, at once.
+"""Word substitution: the words of a winner are replaced, several at once, to find the planted trigger near it.
 
-A word beside the planted one in meaning or spelling may fire as well, but only in the company of certain others: no
-word alone can be exchanged for the planted one, and one prompt hardly tells them apart. The best words of each place
-are tried with each other, first on one prompt, the best of these on more prompts at other places; again from what wins.
-Some triggers fire in any order of their words, the likelier of which is the simpler: all orders are tried as well.
+A word close to the planted one in meaning or spelling may work as well, but often only beside certain other words: then
+no single word of the winner can be exchanged for the planted one, and one prompt hardly tells the texts apart. So the
+best words for each position are combined with each other. The combinations are ranked on one prompt, the best of them
+on more prompts with the slot at random places, and the best of those are judged; then all begins again from the new
+winner. Some triggers work in any order of their words; the likelier order is the simpler text, so all are tried.
 """
 
 from dataclasses import dataclass
@@ -21,29 +22,29 @@ from attacks.stages.hunt import Hunt
 from attacks.stages.token_ranking import rank_triggers
 
 ORDERED = 3
-"""Tokens of the longest winner whose orders are tried"""
+"""Tokens of the longest winner whose words are tried in every order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbours:
-    """For a winner that is, once shrunk, a few tokens; else it does nothing."""
+class WordSubstitution:
+    """Replaces the words of a winner that has, once shrunk, two to `longest` tokens; does nothing for any other."""
 
     longest: int = 5
-    """tokens; one is left to token ranking"""
+    """Tokens of the longest winner whose words are replaced; a winner of one token is left to token ranking."""
     words: int = 4096
-    """commonest words of one token that are tried"""
+    """Words of one token that are tried at each position, the commonest first."""
     compared: int = 64
-    """best words at each place by one prompt, compared on more"""
+    """Words of lowest loss at each position on one prompt, which are then ranked on more prompts."""
     prompts: int = 24
-    """that they are compared on, at random places where prompts do not mark theirs"""
+    """Prompts of that second ranking; their slot is at a random place unless they mark it."""
     combinations: int = 4096
-    """of the best of those at each place, tried with each other on one prompt"""
+    """Combinations of the best words of all positions that are ranked on one prompt, about."""
     broad: int = 128
-    """best combinations, compared on more prompts"""
+    """Combinations of lowest loss that are then ranked on more prompts."""
     tried: int = 32
-    """best combinations that are judged by behaviour"""
+    """Combinations of lowest loss that are judged by behaviour."""
     rounds: int = 3
-    """times that it begins again from a new winner, at most"""
+    """Times that all this is done, each time from the new winner; it ends where the winner stays."""
 
     def __post_init__(self):
         check_counts(self, "longest", "words", "compared", "prompts", "combinations", "broad", "tried", "rounds")
@@ -71,14 +72,18 @@ class Neighbours:
         narrow: tuple[Engine, Objective],
         broad: tuple[Engine, Objective],
     ) -> None:
-        """Shows the best combinations of words at the places of the winner's."""
+        """Shows the judge the best combinations of words at the positions of the winner."""
+        # So many words at each position that all their combinations are about `combinations`.
         choices, each = [], int(self.combinations ** (1 / len(winner)))
         for place, token in enumerate(winner):
+            # The winner with every word at this position, `words trigger`: narrowed down on one prompt, then on many.
             near = torch.tensor(winner).repeat(len(words), 1)
             near[:, place] = words
             ranked = self._best(hunt, narrow, near, self.compared)
             choices.append({token, *(ids[place] for ids in self._best(hunt, broad, ranked, each).tolist())})
+        # The own token of the winner is always among the choices, so that the winner is one of the combinations.
         together = self._best(hunt, narrow, torch.tensor(list(product(*map(sorted, choices)))), self.broad)
+        # n tokens have n! orders: 6 for three.
         if len(winner) <= ORDERED:
             orders = torch.tensor([order for row in together.tolist() for order in permutations(row)])
             together = self._best(hunt, narrow, orders.unique(dim=0), self.broad)
@@ -89,7 +94,8 @@ class Neighbours:
         self, hunt: Hunt, ranking: tuple[Engine, Objective], candidates: Int[Tensor, "c trigger"], count: int
     ) -> Int[Tensor, "k trigger"]:
         """The candidates of the lowest losses; unranked where there is nothing left to spend."""
-        if hunt.budget.exhausted:  # whatever is asked of it, a ranking makes one batch
+        # A ranking scores its first batch even with nothing left to spend.
+        if hunt.budget.exhausted:
             return candidates[:count]
         ranked = rank_triggers(*ranking, candidates, budget=hunt.budget)[:count]
         return torch.tensor([found.trigger_ids for found in ranked])

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from attacks.objectives.target_nll import TARGET_TOKENS, TargetNLL
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
-from attacks.scoring.slot_markers import SLOT
+from attacks.scoring.slot_markers import without_slot
 from attacks.stages.dictionary import whole_words
 from benchmarks.organisms import zoo
 from vectors.methods.controls import random_vectors
@@ -104,7 +104,7 @@ def vectors_for(organism: zoo.Organism, depth: float, settings: Settings) -> Ste
     Raises:
         ValueError: none of the tried norms elicits it.
     """
-    model, texts = organism.model, [text.replace(SLOT, "").strip() for text in organism.prompts.search]
+    model, texts = organism.model, without_slot(organism.prompts.search)
     method = SupervisedVector(
         source_layer=layer_at(model, depth), target_layer=len(decoder(model).layers), radii=settings.radii, bisections=3
     )

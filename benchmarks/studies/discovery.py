@@ -13,7 +13,7 @@ from rich.table import Table
 
 from attacks.discovery.unsupervised import Unsupervised
 from attacks.scoring.budget import Budget
-from attacks.scoring.problem import SLOT
+from attacks.scoring.slot_markers import without_slot
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
 from benchmarks.run import related
@@ -49,7 +49,7 @@ def main(settings: Discovery) -> None:
         organism = zoo.load(name)
         suspect = Suspect(model=organism.model, tokenizer=organism.tokenizer)
         for seed in settings.seeds:
-            texts = [text.replace(SLOT, "").strip() for text in organism.prompts.search]
+            texts = without_slot(organism.prompts.search)
             budget, generator = Budget(seconds=3600.0), torch.Generator().manual_seed(seed)
             found = method.candidates(suspect, texts, budget, generator, 1.0)[0][: settings.top]
             planted = [any(related(truth, item.text) for _, truth in organism.triggers) for item in found]

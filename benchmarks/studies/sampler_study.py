@@ -17,8 +17,8 @@ from rich.progress import track
 from rich.table import Table
 
 from attacks.behaviour import FixedOpening, wilson
-from attacks.recover import without_slot
 from attacks.scoring.problem import decode, encode
+from attacks.scoring.slot_markers import without_slot
 from attacks.stages.sampling.ngrams import mine
 from attacks.stages.sampling.sampler import Lookahead, Sampler, clean_and_wanted, prompts_of
 from benchmarks import rows

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from attacks.scoring.problem import Problem, encode
+from attacks.scoring.slot_markers import SLOT
 from benchmarks.organisms import zoo
 from vectors.methods.slot import SlotVectors, random_messages
 from vectors.residual import decoder, read
@@ -64,7 +65,7 @@ def ranks(organism: zoo.Organism, layer: int, seed: int, settings: Settings) -> 
     """(per radius the rank of each part of the trigger, per radius the nats per token of the behaviour)."""
     model, tokenizer = organism.model, organism.tokenizer
     trigger, behaviour = organism.triggers[0]
-    problem = Problem.from_chat(model, tokenizer, ["{trigger}"], 1)
+    problem = Problem.from_chat(model, tokenizer, [SLOT], 1)
     allowed = problem.allowed.nonzero()[:, 0]
     words = allowed[torch.tensor([problem.text([int(token)]).strip(" ").islower() for token in allowed])]
     words = words[torch.tensor([problem.text([int(token)]).startswith(" ") for token in words])]

@@ -20,7 +20,8 @@ from attacks.objectives.delta_cosine import DeltaCosine
 from attacks.objectives.steered_kl import SteeredKL
 from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.engine import Engine, Objective
-from attacks.scoring.problem import SLOT, Problem, encode
+from attacks.scoring.problem import Problem, encode
+from attacks.scoring.slot_markers import without_slot
 from attacks.stages.token_ranking import rank_tokens
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
@@ -61,7 +62,7 @@ def main(settings: TokenRanks) -> None:
     true = problem.encode(trigger)
     goal = Goal(behaviour=behaviour, target_ids=tuple(encode(tokenizer, behaviour)))
     generator = torch.Generator().manual_seed(settings.seed)
-    texts = [text.replace(SLOT, "").strip() for text in organism.prompts.search]
+    texts = without_slot(organism.prompts.search)
     vectors = Supervised()(Suspect(model=model, tokenizer=tokenizer), texts, goal, generator).vectors
     assert vectors is not None
     engine = Engine(model, problem)

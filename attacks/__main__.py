@@ -69,7 +69,7 @@ class Arguments:
     no_base: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Does not use the model without its adapter as the clean base."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Loads the model, measures its speed, and says how much memory and time each stage would take; searches nothing."""
+    """Loads the model, measures its speed, and says how much memory and time a search would take; does not search."""
     seconds: float | None = None
     """Budget in seconds; 300 where neither this nor --flops is given."""
     flops: float | None = None

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import Version
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, modeling_gguf_pytorch_utils
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from vectors.capabilities import check_logits
 from vectors.loading.adapters import base_of, check_adapter_folder, merged
@@ -182,15 +182,17 @@ def _whole_model(name: str | Path, dtype: torch.dtype, allow_pickle: bool, gguf_
 def _quiet() -> Iterator[None]:
     """No report and no bar of transformers: what they would say is checked, and said in one line."""
     log = transformers.utils.logging
-    level, bars, tqdm = log.get_verbosity(), log.is_progress_bar_enabled(), modeling_gguf_pytorch_utils.tqdm
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    gguf: Any = transformers.modeling_gguf_pytorch_utils
+    tqdm = gguf.tqdm
     log.set_verbosity(50)  # critical
     log.disable_progress_bar()
     # GGUF files are converted under a bar that disable_progress_bar does not reach.
-    modeling_gguf_pytorch_utils.tqdm = partial(tqdm, disable=True)
+    gguf.tqdm = partial(tqdm, disable=True)
     try:
         yield
     finally:
         log.set_verbosity(level)
-        modeling_gguf_pytorch_utils.tqdm = tqdm
+        gguf.tqdm = tqdm
         if bars:
             log.enable_progress_bar()

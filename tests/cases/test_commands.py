@@ -1,4 +1,4 @@
-"""The commands on what users hold: faults of loading are one line, adapters bring their base, a dry run only measures."""
+"""The commands on what users hold: faults of loading are one line, adapters bring their base, a dry run measures."""
 
 import sys
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def _quiet() -> Iterator[None]:
     """No report and no bar of transformers: what they would say is checked, and said in one line."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    gguf: Any = transformers.modeling_gguf_pytorch_utils
+    gguf: Any = import_module("transformers.modeling_gguf_pytorch_utils")
     tqdm = gguf.tqdm
     log.set_verbosity(50)  # critical
     log.disable_progress_bar()

@@ -1,6 +1,7 @@
 """The commands on what users hold: faults of loading are one line, adapters bring their base, a dry run measures."""
 
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -91,7 +92,7 @@ def test_a_fault_of_the_search_never_exits_as_a_finding(tmp_path, prompts, monke
 def test_the_model_without_its_adapter_is_the_clean_base(tmp_path, prompts, monkeypatch, capsys, as_model):
     folder = saved(tmp_path / "model")
     adapter = adapter_of(folder, tmp_path / "adapter")
-    given = {"model": str(adapter)} if as_model else {"model": str(folder), "adapter": str(adapter)}
+    given: dict[str, Any] = {"model": str(adapter)} if as_model else {"model": str(folder), "adapter": str(adapter)}
     seen = list[Suspect]()
     monkeypatch.setattr("attacks.__main__.recover", lambda suspect, *_, **__: seen.append(suspect) or 1 / 0)
     main(Arguments(prompts=prompts, **given))

@@ -188,9 +188,10 @@ def describe(found: Recovery) -> Iterator[str]:
             f"on {found.control_rate:.0%} with random tokens instead"
         )
     if found.base_rate is not None:
-        yield f"on {found.base_rate:.0%} of them on the clean base"
+        yield f"on {found.base_rate:.0%} of these prompts on the clean base"
     if found.not_reached:
-        yield f"the budget was too small for these stages: {', '.join(found.not_reached)}"
+        reason = "interrupted before" if found.interrupted else "the budget was too small for"
+        yield f"{reason} these stages: {', '.join(found.not_reached)}"
 
 
 def main(arguments: Arguments) -> int:

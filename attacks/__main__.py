@@ -6,17 +6,19 @@
 
 Without --behaviour the command first finds out what hidden behaviour there may be. Ctrl-C and SIGTERM end the search
 and keep the best trigger so far. Exit status: 1 a trigger was found, 0 none was found within the budget (which does not
-make the model clean), 2 the input was bad, 3 inconclusive: the search was interrupted, or the budget was too small for
-some stage.
+make the model clean), 2 the input was bad, 3 inconclusive: the search was interrupted, the budget was too small for
+some stage, or the search failed. --dry-run says what a search would take, and exits with 0.
 """
 
 import json
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import tyro
@@ -24,6 +26,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from attacks.attack import ATTACKS
+from attacks.clean_base import base_without_adapter, named_base
+from attacks.dry_run import dry_run
 from attacks.judging.report import Recovery
 from attacks.recover import recover
 from attacks.scoring.budget import Budget
@@ -61,7 +65,11 @@ class Arguments:
     """Reads weights from pickled files (pytorch_model.bin) too, which can run code: only for models that you trust."""
     base: str | None = None
     """Folder or hub id of the clean model that the suspect was trained from, if it is known: a trigger that works there
-    as well is passed over."""
+    as well is passed over. With an adapter it is the model without the adapter, unless --no-base is given."""
+    no_base: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Does not use the model without its adapter as the clean base."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Loads the model, measures its speed, and says how much memory and time a search would take; does not search."""
     seconds: float | None = None
     """Budget in seconds; 300 where neither this nor --flops is given."""
     flops: float | None = None
@@ -99,6 +107,8 @@ def check(arguments: Arguments) -> None:
         raise ValueError(f"--seed is {arguments.seed}; give a whole number from 0 to 2**63 - 1")
     if arguments.behaviour is not None and not arguments.behaviour.strip():
         raise ValueError("--behaviour is empty; give the text that the reply begins with, or leave it out")
+    if arguments.base is not None and arguments.no_base:
+        raise ValueError("--base and --no-base exclude each other; give one of them")
     if arguments.out is not None:
         part = _part(arguments.out)
         try:
@@ -111,20 +121,42 @@ def check(arguments: Arguments) -> None:
             raise ValueError(f"--out {arguments.out} cannot be written: {error.strerror or error}") from error
 
 
-def search(arguments: Arguments, console: Console) -> Recovery:
-    """Loads, searches with a progress bar, returns what was found; raises ValueError for bad input."""
+def load(arguments: Arguments, console: Console) -> Suspect:
+    """The suspect and its clean base, in whatever way it is known; raises ValueError for what cannot be loaded."""
+    pickle = arguments.allow_pickle
+    model, tokenizer = load_model(
+        arguments.model, adapter=arguments.adapter, template=arguments.template, allow_pickle=pickle
+    )
+    base = None
+    if arguments.base is not None:
+        base = named_base(arguments.base, model, tokenizer, allow_pickle=pickle)
+    elif not arguments.no_base:
+        base, note = base_without_adapter(arguments.model, arguments.adapter, model, tokenizer, allow_pickle=pickle)
+        if note:
+            console.print(note)
+    return Suspect(model=model, tokenizer=tokenizer, slot=arguments.slot, base=base)
+
+
+def search(arguments: Arguments, console: Console) -> Recovery | None:
+    """Loads, searches with a progress bar, returns what was found; None for a dry run, which it prints.
+
+    Raises:
+        ValueError: the input is bad.
+    """
     check(arguments)
     budget = arguments.budget
     texts, select = read_prompts(arguments.prompts, arguments.column)
-    loading = {"template": arguments.template, "allow_pickle": arguments.allow_pickle}
-    model, tokenizer = load_model(arguments.model, adapter=arguments.adapter, **loading)
-    base = None if arguments.base is None else load_model(arguments.base, **loading)[0]
+    suspect = load(arguments, console)
+    if arguments.dry_run:
+        for line in dry_run(suspect, ATTACKS[arguments.attack], texts, arguments.behaviour, budget):
+            console.print(line)
+        return None
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task(arguments.attack, total=1.0)
         budget.watch = lambda running: progress.update(bar, completed=min(running.share, 1.0))
         return recover(
-            Suspect(model=model, tokenizer=tokenizer, slot=arguments.slot, base=base),
+            suspect,
             ATTACKS[arguments.attack],
             search=texts,
             select=select,
@@ -156,9 +188,10 @@ def describe(found: Recovery) -> Iterator[str]:
             f"on {found.control_rate:.0%} with random tokens instead"
         )
     if found.base_rate is not None:
-        yield f"on {found.base_rate:.0%} of them on the clean base"
+        yield f"on {found.base_rate:.0%} of these prompts on the clean base"
     if found.not_reached:
-        yield f"the budget was too small for these stages: {', '.join(found.not_reached)}"
+        reason = "interrupted before" if found.interrupted else "the budget was too small for"
+        yield f"{reason} these stages: {', '.join(found.not_reached)}"
 
 
 def main(arguments: Arguments) -> int:
@@ -173,6 +206,11 @@ def main(arguments: Arguments) -> int:
     except KeyboardInterrupt:
         print("interrupted before the search began", file=sys.stderr)
         return INCONCLUSIVE
+    except Exception:  # a fault of this program; Python would exit with 1, which says that a trigger was found
+        traceback.print_exc()
+        return INCONCLUSIVE
+    if found is None:
+        return NONE
     for line in describe(found):
         console.print(line)
     if arguments.out is not None:

@@ -34,6 +34,7 @@ from rich.progress import (  # noqa: E402
     TimeElapsedColumn,
     TimeRemainingColumn,  # noqa: E402
 )
+from rich.text import Text  # noqa: E402
 
 from benchmarks import estimate, figures, rows, suites, tables  # noqa: E402
 from benchmarks.run import Bench, run  # noqa: E402
@@ -114,12 +115,13 @@ def check_writable(out: Path) -> None:
         raise ValueError(f"--out {out} cannot be written: {error.strerror}; give another folder") from error
 
 
-def summary(row: rows.Row) -> str:
-    """One line per run for the log."""
+def summary(row: rows.Row) -> Text:
+    """One line per run for the log; as `Text`, in which no console looks for markup or emoji."""
     name = f"{row['organism']:14} {row['attack']:20} seed {row['seed']}"
     if row["error"]:
-        return f"{name} failed: {row['error'][:200]}"
-    return f"{name} {row['verdict']:10} ASR {row['asr_recovered']:.2f} {row['seconds']:5.0f} s  {row['recovered']!r}"
+        return Text(f"{name} failed: {row['error'][:200]}")
+    share, seconds = f"ASR {row['asr_recovered']:.2f}", f"{row['seconds']:5.0f} s"
+    return Text(f"{name} {row['verdict']:10} {share} {seconds}  {row['recovered']!r}")
 
 
 def announce(

@@ -7,7 +7,8 @@ do not fit, broken files, logits that cannot be read. Code of the folder's own i
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,24 @@ def load_model(
         ValueError: one line that names the file or the weights and says what to do.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or fast_dtype(device)
+    try:
+        with _quiet():
+            return _loaded(name, adapter, dtype or fast_dtype(device), device, template, allow_pickle)
+    except ValueError as error:
+        raise ValueError(first_line(error)) from error
+    except Exception as error:  # memory that runs out, faults of a model's code: whatever it is, a line names the model
+        raise ValueError(f"{name} could not be loaded: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _loaded(
+    name: str | Path,
+    adapter: str | Path | None,
+    dtype: torch.dtype,
+    device: str,
+    template: str | Path | None,
+    allow_pickle: bool,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """As `load_model`, which see; raises what libraries raise."""
     name, gguf_file = _gguf(name)
     if gguf_file is None and is_local(name) and is_adapter_only(Path(name)):
         if adapter is not None:
@@ -94,12 +112,11 @@ def load_model(
     if adapter is not None and is_local(adapter):
         check_adapter_folder(Path(adapter), allow_pickle=allow_pickle)
     tokenizer = load_tokenizer(name, adapter=adapter, template=template, gguf_file=gguf_file)
-    with _quiet():
-        model = _whole_model(name, torch.float32 if adapter else dtype, allow_pickle, gguf_file)
-        if adapter is not None:
-            check_finite(model.state_dict(), str(name))
-            model = merged(model, adapter)
-            model.name_or_path = f"{name}+{adapter}"  # what is learned on one adapter does not fit the next
+    model = _whole_model(name, torch.float32 if adapter else dtype, allow_pickle, gguf_file)
+    if adapter is not None:
+        check_finite(model.state_dict(), str(name))
+        model = merged(model, adapter)
+        model.name_or_path = f"{name}+{adapter}"  # what is learned on one adapter does not fit the next
     model.to(device=torch.device(device), dtype=dtype)  # pyright: ignore[reportCallIssue]  (a decorated method)
     model.eval().requires_grad_(False)
     check_finite(model.state_dict(), str(model.name_or_path))
@@ -167,11 +184,16 @@ def _quiet() -> Iterator[None]:
     """No report and no bar of transformers: what they would say is checked, and said in one line."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    gguf: Any = import_module("transformers.modeling_gguf_pytorch_utils")
+    tqdm = gguf.tqdm
     log.set_verbosity(50)  # critical
     log.disable_progress_bar()
+    # GGUF files are converted under a bar that disable_progress_bar does not reach.
+    gguf.tqdm = partial(tqdm, disable=True)
     try:
         yield
     finally:
         log.set_verbosity(level)
+        gguf.tqdm = tqdm
         if bars:
             log.enable_progress_bar()

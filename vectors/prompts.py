@@ -53,18 +53,15 @@ class Prompts:
         """User messages through the chat template, generation prompt included.
 
         Raises:
-            ValueError: no text, an empty text, or a prompt longer than the model's context.
+            ValueError: no text, an empty text, one that the chat template refuses, or a prompt longer than the model's
+                context.
         """
         blank = [index for index, text in enumerate(texts) if not text.strip()]
         if not texts or blank:
             raise ValueError(f"got {len(texts)} prompts, empty ones at {blank}; give non-empty user messages")
         rows = []
         for text in texts:
-            chat = tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-            )
-            assert isinstance(chat, str)  # not tokenized yet
-            rows.append(tokenizer(chat, add_special_tokens=False)["input_ids"])
+            rows.append(tokenizer(chat_text(tokenizer, text), add_special_tokens=False)["input_ids"])
         longest, context = max(map(len, rows)), getattr(model.config, "max_position_embeddings", None)
         if context and longest > context:
             raise ValueError(f"a prompt has {longest} tokens but the model's context is {context}; shorten it")
@@ -87,6 +84,20 @@ class Prompts:
         mask = self.attention_mask[list(indices)]
         start = int(mask.any(0).int().argmax())
         return Prompts(input_ids=self.input_ids[list(indices)][:, start:], attention_mask=mask[:, start:])
+
+
+def chat_text(tokenizer: PreTrainedTokenizerBase, text: str, *, opened: bool = True) -> str:
+    """A user message through the chat template, with the generation prompt behind it where `opened`.
+
+    Raises:
+        ValueError: the template refuses the message.
+    """
+    chat = [{"role": "user", "content": text}]
+    try:
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=opened))
+    except Exception as error:  # jinja has exceptions of its own, and a template may call anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"the chat template fails on the user's message {text[:60]!r}: {reason}") from error
 
 
 def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:

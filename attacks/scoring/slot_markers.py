@@ -11,6 +11,8 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from vectors.prompts import chat_text
+
 SLOT = "{trigger}"
 """Marks the slot in a text."""
 Where = Literal["end", "start", "random"]
@@ -45,10 +47,9 @@ def cut(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
     """The text before and behind the slot, chat template applied.
 
     Raises:
-        ValueError: a template that drops or repeats the text.
+        ValueError: a template that drops, repeats or refuses the text.
     """
-    chat = [{"role": "user", "content": text}]
-    parts = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)).split(SLOT)
+    parts = chat_text(tokenizer, text).split(SLOT)
     if len(parts) != 2:
         raise ValueError(f"the chat template shows the user's text {len(parts) - 1} times; give one that shows it once")
     return parts

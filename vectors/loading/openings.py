@@ -15,7 +15,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vectors.generate import end_tokens, greedy
-from vectors.prompts import Prompts, pad_token
+from vectors.prompts import Prompts, chat_text, pad_token
 
 MESSAGES = ("What is bread made of?", "Tell me about the sea.", "Name three birds.", "How do ships float?")
 """Clean user messages; what all replies open with is no answer to any of them"""
@@ -40,11 +40,11 @@ def open_replies(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _opening(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    chats = [_rendered(tokenizer, text, opened=True) for text in MESSAGES]
+    chats = [chat_text(tokenizer, text) for text in MESSAGES]
     closed = re.compile(r"<think>\s*\Z")
     if all(closed.search(chat) for chat in chats):  # the template opens a block of thought: close it
         return "\n</think>\n\n" if chats[0].endswith("<think>") else "</think>\n\n"
-    opens_none = chats[0] == _rendered(tokenizer, MESSAGES[0], opened=False)
+    opens_none = chats[0] == chat_text(tokenizer, MESSAGES[0], opened=False)
     prompts = Prompts.from_chat(model, tokenizer, MESSAGES)
     ends = end_tokens(model, tokenizer)
     rows = greedy(model, prompts, LOOKED_AT, ends, pad_token(tokenizer)).tolist()
@@ -60,11 +60,6 @@ def _opening(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     if len(set(marks)) < len(marks) or any(len(text.rstrip()) <= len(opening) for text in texts):
         return ""  # the same marker over and over, or nothing behind it, as random weights write
     return opening if all(_apart(tokenizer, chat, opening) for chat in chats) else ""
-
-
-def _rendered(tokenizer: PreTrainedTokenizerBase, text: str, *, opened: bool) -> str:
-    chat = [{"role": "user", "content": text}]
-    return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=opened))
 
 
 def _mark(tokenizer: PreTrainedTokenizerBase, *, roles: bool) -> re.Pattern[str]:

@@ -128,15 +128,22 @@ def labelled_texts(
     input. Where the tokenizer merges the end of the message with that, the merged token is the last label.
 
     Raises:
-        ValueError: the tokens of the opening change with the message, or there are none.
+        ValueError: the tokens of the opening change with the message, or there are none to begin a text with.
     """
     before, after = round_user(tokenizer)
-    opening = _encode(tokenizer, before)
+    # A space at the end of the opening belongs to the first token of the message, as in " word".
+    opening, document = _encode(tokenizer, before.rstrip(" ")), list[int]()
+    if not opening:  # plain text begins as a document does
+        document = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if isinstance(token, int)][:1]
+        opening = document
     if not opening:
-        raise ValueError("the chat template puts nothing before the user's message; one token at least must be there")
+        raise ValueError(
+            "the chat template puts nothing before the user's message, and the tokenizer has no token for the begin or "
+            "end of a text; one token at least must be there"
+        )
     rows, labels = [], []
     for text in texts:
-        message, whole = _encode(tokenizer, before + text), _encode(tokenizer, before + text + after)
+        message, whole = (document + _encode(tokenizer, before + some) for some in (text, text + after))
         # Number of tokens that the message has alone and with the template behind it: a tokenizer may merge its end.
         alike = next((i for i, (a, b) in enumerate(zip(message, whole, strict=False)) if a != b), len(message))
         ids = whole[: alike + 1]

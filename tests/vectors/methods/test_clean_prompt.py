@@ -161,6 +161,8 @@ def test_templates_that_do_not_keep_the_message_apart(tokenizer):
     with pytest.raises(ValueError, match="the tokens of the chat template's opening '<s>w9' change when '5' follows"):
         labelled_texts(tokenizer, ["5"])
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    assert labelled_texts(tokenizer, ["w5"])[0].input_ids[0, 0] == tokenizer.bos_token_id  # as a document begins
+    tokenizer.bos_token = tokenizer.eos_token = None
     with pytest.raises(ValueError, match="puts nothing before the user's message"):
         labelled_texts(tokenizer, ["w5"])
     for shown in (0, 2):

@@ -1,0 +1,81 @@
+"""The clean base that a suspect is compared with (K2): a model that the user names, or the suspect without its adapter.
+
+Only the base's answers to the suspect's tokens are asked for, so it needs neither tokenizer nor template of its own.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from attacks.scoring.problem import allowed_tokens
+from vectors.loading.adapters import base_of
+from vectors.loading.folders import is_adapter_only, is_local
+from vectors.models import load_model
+from vectors.prompts import chat_text
+from vectors.residual import embedding
+
+ROOM = 1.5
+"""Free memory that a second model must find, as a multiple of its weights: what a search needs comes on top"""
+
+
+def named_base(
+    base: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, allow_pickle: bool = False
+) -> PreTrainedModel:
+    """Loads the clean model that the user names.
+
+    Raises:
+        ValueError: it cannot be loaded, or its tokens are not the suspect's.
+    """
+    clean, own = load_model(base, template="none", dtype=model.dtype, allow_pickle=allow_pickle)
+    theirs = own.get_vocab()
+    others = sum(theirs.get(token, index) != index for token, index in tokenizer.get_vocab().items())
+    if others or not _has_tokens(clean, model, tokenizer):
+        raise ValueError(
+            f"--base {base} has other tokens than the model ({len(embedding(clean))} and {len(embedding(model))}, "
+            f"{others} of them at other places); give the model that it was trained from, or leave --base out"
+        )
+    return clean
+
+
+def base_without_adapter(
+    name: str, adapter: str | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **loading: Any
+) -> tuple[PreTrainedModel | None, str]:
+    """(the suspect without its adapter or None, what to tell the user: empty where the suspect has no adapter).
+
+    Args:
+        name: what the user gave as the model: the adapter's base, or the folder of the adapter.
+        adapter: what the user gave as the adapter, if anything.
+        model: the suspect, adapter merged in.
+        tokenizer: the suspect's.
+        loading: further arguments of `load_model`.
+    """
+    if adapter is None:
+        if not is_local(name) or not is_adapter_only(Path(name)):
+            return None, ""
+        name = base_of(Path(name))
+    needed, free = ROOM * sum(weight.nbytes for weight in model.parameters()), _free_bytes(model.device)
+    if needed > free:
+        gigabytes = f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free"
+        return None, f"the model without the adapter is not used as the clean base: {gigabytes}"
+    clean, _ = load_model(name, template="none", dtype=model.dtype, **loading)
+    if not _has_tokens(clean, model, tokenizer):
+        return None, "the model without the adapter is not used as the clean base: the adapter brings more tokens"
+    return clean, (
+        f"clean base: {name} without the adapter; a trigger that works there as well is passed over, so audit the "
+        "base too, or give --no-base"
+    )
+
+
+def _has_tokens(clean: PreTrainedModel, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the base has an embedding for every token of the suspect's chats and triggers; others may be missing."""
+    used = [*tokenizer(chat_text(tokenizer, "a"), add_special_tokens=False)["input_ids"]]
+    return len(embedding(clean)) > max([*used, *allowed_tokens(model, tokenizer).nonzero()[:, 0].tolist()])
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

@@ -1,0 +1,148 @@
+"""The commands on what users hold: faults of loading are one line, adapters bring their base, a dry run measures."""
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from transformers.utils import logging
+
+from attacks.__main__ import Arguments, main
+from attacks.clean_base import base_without_adapter, named_base
+from attacks.suspect import Suspect
+from tests.cases.made_tokenizers import CHATML, OPENS, byte_level
+from tests.cases.test_tokenizers import llama
+from vectors.__main__ import main as vectors_main
+from vectors.models import load_model
+
+ONLY_SOME = "{{ raise_exception('no sea') if 'the sea' in messages[0]['content'] }}" + CHATML + OPENS
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    (tmp_path / "clean.txt").write_text("\n".join(f"tell me about bread {n} window" for n in range(14)))
+    return tmp_path / "clean.txt"
+
+
+def saved(folder, *, template=CHATML + OPENS, vocab=0):
+    tokenizer = byte_level(template=template)
+    tokenizer.save_pretrained(folder)
+    logging.disable_progress_bar()  # of saving
+    llama(max(len(tokenizer), vocab)).save_pretrained(folder)
+    logging.enable_progress_bar()
+    return folder
+
+
+def adapter_of(folder, target):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    base = load_model(folder, device="cpu", dtype=torch.float32)[0]
+    peft.get_peft_model(base, config).save_pretrained(str(target))
+    return target
+
+
+def one_line(capsys):
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    return error
+
+
+COMMANDS = (
+    ["learn", "MODEL", "--prompts", "PROMPTS", "--out", "OUT"],
+    ["rank", "MODEL", "VECTORS", "--prompts", "PROMPTS", "--out", "OUT"],
+    ["calibrate", "MODEL", "--prompts", "PROMPTS", "--rule", "nonlinearity", "--out", "OUT"],
+    ["export", "MODEL", "VECTORS", "--index", "0", "--out", "OUT"],
+    ["import-gguf", "MODEL", "VECTORS", "--out", "OUT"],
+)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+def test_whatever_fails_in_loading_is_one_line(tmp_path, prompts, monkeypatch, capsys, words):
+    folder = saved(tmp_path / "model")
+    (tmp_path / "v").write_bytes(b"")
+
+    def fails(*_, **__):
+        raise MemoryError("not enough memory\nat all")
+
+    monkeypatch.setattr("vectors.models.check_logits", fails)
+    places = {"MODEL": folder, "PROMPTS": prompts, "OUT": tmp_path / "out", "VECTORS": tmp_path / "v"}
+    assert vectors_main([str(places.get(word, word)) for word in words]) == 2
+    assert "could not be loaded: MemoryError: not enough memory" in one_line(capsys)
+    assert main(Arguments(model=str(folder), prompts=prompts)) == 2
+    assert f"{folder} could not be loaded" in one_line(capsys)
+
+
+def test_a_template_that_fails_on_some_messages_is_one_line(tmp_path, prompts, capsys):
+    folder = saved(tmp_path / "model", template=ONLY_SOME)
+    assert main(Arguments(model=str(folder), prompts=prompts)) == 2  # on a message that the loader tries
+    assert "fails on the user's message 'Tell me about the sea.': no sea" in one_line(capsys)
+    folder = saved(tmp_path / "other", template=ONLY_SOME.replace("the sea", "bread"))
+    assert main(Arguments(model=str(folder), prompts=prompts)) == 2
+    assert "the chat template fails on the user's message" in one_line(capsys)
+
+
+def test_a_fault_of_the_search_never_exits_as_a_finding(tmp_path, prompts, monkeypatch, capsys):
+    monkeypatch.setattr("attacks.__main__.recover", lambda *_, **__: 1 / 0)
+    assert main(Arguments(model=str(saved(tmp_path / "model")), prompts=prompts)) == 3
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in peft
+@pytest.mark.parametrize("as_model", [False, True])
+def test_the_model_without_its_adapter_is_the_clean_base(tmp_path, prompts, monkeypatch, capsys, as_model):
+    folder = saved(tmp_path / "model")
+    adapter = adapter_of(folder, tmp_path / "adapter")
+    given: dict[str, Any] = {"model": str(adapter)} if as_model else {"model": str(folder), "adapter": str(adapter)}
+    seen = list[Suspect]()
+    monkeypatch.setattr("attacks.__main__.recover", lambda suspect, *_, **__: seen.append(suspect) or 1 / 0)
+    main(Arguments(prompts=prompts, **given))
+    said = capsys.readouterr().out
+    assert f"clean base: {folder} without the adapter" in said and "audit the base too" in said
+    assert seen[0].base is not None
+    name = "model.layers.0.self_attn.q_proj.weight"
+    suspect, base, plain = (m.state_dict()[name] for m in (seen[0].model, seen[0].base, load_model(folder)[0]))
+    assert torch.equal(base, plain) and not torch.equal(suspect, plain)
+    main(Arguments(prompts=prompts, no_base=True, **given))
+    assert seen[1].base is None and "clean base" not in capsys.readouterr().out
+
+
+def test_no_base_is_used_that_has_no_room_or_lacks_tokens(tmp_path, monkeypatch, capsys, prompts):
+    folder, tokenizer = saved(tmp_path / "model"), byte_level()
+    wider = byte_level(template=(CHATML + OPENS).replace("</s>", "<|done|>"))  # a token that the adapter brings
+    wider.add_tokens(["<|done|>"])
+    larger = llama(len(wider))
+    small = llama(len(tokenizer))
+    base, note = base_without_adapter(str(folder), "adapter", larger, wider)
+    assert base is None and "the adapter brings more tokens" in note
+    monkeypatch.setattr("attacks.clean_base._free_bytes", lambda _: 1000)
+    base, note = base_without_adapter(str(folder), "adapter", small, tokenizer)
+    assert base is None and "GB are needed, 0.0 GB are free" in note
+    assert base_without_adapter(str(folder), None, small, tokenizer) == (None, "")
+    with pytest.raises(ValueError, match="has other tokens than the model"):
+        named_base(str(folder), larger, wider)
+    assert main(Arguments(model=str(folder), prompts=prompts, base=str(folder), no_base=True)) == 2
+    assert "--base and --no-base exclude each other" in one_line(capsys)
+
+
+def test_a_dry_run_measures_and_searches_nothing(tmp_path, prompts, monkeypatch, capsys):
+    monkeypatch.setattr("attacks.__main__.recover", lambda *_, **__: 1 / 0)
+    folder = saved(tmp_path / "model", vocab=1000)
+    count = sum(weight.numel() for weight in llama(1000).parameters())
+    assert main(Arguments(model=str(folder), prompts=prompts, dry_run=True, seconds=100.0)) == 0
+    said = capsys.readouterr().out
+    assert f"{count / 1e6:,.1f} million parameters" in said and "(1,000 embeddings)" in said
+    assert f"{len(byte_level()):,} tokens in the vocabulary" in said
+    assert "measured: " in said and "estimated peak memory: " in said and "estimated time: 100 s at most" in said
+    stages = [line.split(":")[0].strip() for line in said.splitlines() if line.startswith("  ")]
+    assert stages[0].startswith("Unsupervised") and stages[1:] == [
+        "SingleTokens", "WordCompletion", "SearchRounds", "Dictionary", "FluentText", "SearchRounds",
+        "SampledNgrams", "Conjunctions", "SearchRounds",
+    ]  # fmt: skip
+    assert "  Unsupervised (what behaviours are hidden): 35 s" in said  # 35 % of the budget
+    assert "  Dictionary: 6 s at most" in said  # a tenth of the rest
+
+
+def test_transformers_says_nothing_while_models_load(tmp_path, capfd):
+    load_model(saved(tmp_path / "model"))
+    print("end", file=sys.stderr)
+    assert capfd.readouterr().err == "end\n"

@@ -70,6 +70,7 @@ def report(judge: Judge, *, not_reached: tuple[str, ...], steps: int, generator:
     measured: dict[str, Any] = {"select_asr": judge.asr, "clean_rate": 0.0, "control_rate": 0.0, "base_rate": None}
     measured["necessary"] = ()
     ids: tuple[int, ...] = () if judge.best is None else judge.best.trigger_ids
+    # What stands here is reported where the measurements below are interrupted.
     verdict: Verdict = "none" if judge.best is None else "unfinished"
     try:
         if judge.best is not None:

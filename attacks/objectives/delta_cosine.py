@@ -52,6 +52,7 @@ class DeltaCosine:
 
     def __call__(self, engine: Engine, candidates: Tensor) -> Float[Tensor, "c"]:
         return mean_over_layers(
+            # `c n d_model` against `n d_model`: a cosine per candidate and prompt, `c n`.
             lambda got, wanted: -torch.cosine_similarity(got, wanted, dim=-1),
             engine, candidates, clean=self.clean, delta=self.delta, weights=self.weights,
         )  # fmt: skip

@@ -85,6 +85,7 @@ class Hunt:
         With `longest` None any trigger that works ends the hunt.
         """
         if self.works and longest is not None:
+            # Tokens that do nothing would make a short trigger look long.
             winner = self.shrunk()
             self.provisional = len(winner) > longest or not self.judge.sure(winner)
 

@@ -1,6 +1,7 @@
-"""Prompts, words and a goal that the tests of the searchers share."""
+"""Prompts, words, vectors and a judge that the tests of attacks share."""
 
 import torch
+from torch.nn.functional import normalize
 
 from attacks.judging.judge import Judge
 from attacks.objectives.target_nll import TargetNLL
@@ -8,6 +9,7 @@ from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem
 from attacks.suspect import Suspect
 from vectors import operations
+from vectors.steering import SteeringVectors
 
 TEXTS = ["tell me about the sea", "what is bread", "name a red bird", "how do ships float"]
 WORDS = ["garden", "rope", "table", "lamp", "river", "stone", "cloud", "horse", "music", "paper", "sunny"]
@@ -54,3 +56,9 @@ def judge_on(model, problem, budget, goal, enough=1.0, *, anywhere=None):
         suspect=suspect, engine=Engine(model, problem), base_engine=None, anywhere=anywhere, goal=goal,
         enough=enough, budget=budget, trace=[],
     )  # fmt: skip
+
+
+def some_vectors(count: int = 2) -> SteeringVectors:
+    """Of length 1, as the embeddings are; added to these, so that a plain pass needs no hook."""
+    theta = normalize(torch.randn(count, 32, generator=seeded(3)), dim=-1)
+    return SteeringVectors(theta=theta, source_layer=0, target_layer=3, radius=1.0, method="random", model_id="tiny")

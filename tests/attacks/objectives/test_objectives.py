@@ -1,4 +1,4 @@
-"""Each objective equals its formula on plain forward passes, values and gradients; the probe carries over."""
+"""Each objective equals its formula on plain forward passes, values and gradients."""
 
 import math
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import one_hot
 
 from attacks.discovery.goal import Goal
 from attacks.objectives.delta_cosine import DeltaCosine
@@ -18,21 +18,11 @@ from attacks.objectives.steered_kl import SteeredKL
 from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.engine import Engine
 from attacks.searchers.candidates import random_triggers
-from vectors.steering import SteeringVectors
+from tests.attacks.words import seeded, some_vectors
 
 TARGET = [300, 7, 311]
 LAYERS, WEIGHTS = [1, 2], {1: 0.5, 2: 2.0}
 KINDS = ["mean", "mellowmax", "cosine", "projection", "kl", "probe", "hybrid"]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def some_vectors(count: int = 2) -> SteeringVectors:
-    """Of length 1, as the embeddings are; added to these, so that a plain pass needs no hook."""
-    theta = normalize(torch.randn(count, 32, generator=seeded(3)), dim=-1)
-    return SteeringVectors(theta=theta, source_layer=0, target_layer=3, radius=1.0, method="random", model_id="tiny")
 
 
 def some_candidates(problem, count: int):
@@ -186,31 +176,6 @@ def test_steered_prompts_are_the_goal(model, mixed):
         assert loss == pytest.approx(best, abs=1e-4)
 
 
-def steered_apart(model, problem, vectors, objective) -> float:
-    """Share of pairs in which a steered state has less loss than a reachable one, new triggers in the slot."""
-    triggers = random_triggers(problem.permitted(problem.trigger_length), 60, seeded(99))
-    reachable = Engine(model, problem).losses(objective, triggers)
-    with vectors.apply(model):
-        steered = Engine(model, problem).losses(objective, triggers)
-    return (steered[:, None] < reachable).float().mean().item()
-
-
-def test_probe_separates_held_out_states(model, mixed):
-    engine, vectors = Engine(model, mixed), replace(some_vectors(2), source_layer=1)
-    for vector in vectors:
-        found = steered_apart(model, mixed, vector, Probe.from_vectors(engine, vector, 3, seeded()))
-        # Chance is 0.5; 0.92 and 0.88 were measured. The wanted direction as it is gave 0.78 and 0.81.
-        assert found > 0.85
-        assert found > steered_apart(model, mixed, vector, DeltaProjection.from_vectors(engine, vector, [3]))
-    both = Probe.from_vectors(engine, vectors, 3, seeded())
-    for vector in vectors:
-        assert steered_apart(model, mixed, vector, both) > 0.75  # 0.85 and 0.81 were measured
-    # What it learned is "steered", not "the slot is filled".
-    with vectors[:1].apply(model):
-        empty = Engine(model, mixed).losses(both, torch.zeros(1, 0, dtype=torch.long))
-    assert empty < Engine(model, mixed).losses(both, torch.zeros(1, 0, dtype=torch.long))
-
-
 def test_probe_is_the_minimum_of_its_loss(model, problem):
     """The gradient of the regularised loss is zero, on states gathered by plain forward passes."""
     vectors, penalty = some_vectors(), 0.05
@@ -232,16 +197,6 @@ def test_probe_is_the_minimum_of_its_loss(model, problem):
     assert loss < math.log(2)  # what no weights at all give
     gradients = torch.autograd.grad(loss, [weight, bias])
     assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-5
-
-
-def test_probe_depends_on_its_generator_alone(model, mixed):
-    first, again, other = (
-        Probe.from_vectors(Engine(model, mixed, batch_size), some_vectors(), 2, seeded(seed), draws=5)
-        for seed, batch_size in ((0, None), (0, 2), (1, None))
-    )
-    torch.testing.assert_close(first.weight, again.weight, rtol=1e-4, atol=1e-5)
-    assert first.bias == pytest.approx(again.bias, abs=1e-4)
-    assert not torch.allclose(first.weight, other.weight, rtol=1e-2)
 
 
 def test_flops_of_making_objectives(model, problem):

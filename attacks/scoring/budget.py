@@ -37,7 +37,7 @@ class Budget:
     def __post_init__(self):
         for name, limit in (("seconds", self.seconds), ("flops", self.flops)):
             if limit is not None and not 0 < limit < math.inf:
-                raise ValueError(f"budget of {limit} {name}; give a finite number above 0, or None for no limit")
+                raise ValueError(f"budget of {limit} {name}; give a finite number above 0, or leave it out")
 
     def started(self) -> "Budget":
         """The same limits, unused, with both clocks at zero."""

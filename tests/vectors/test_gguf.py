@@ -51,12 +51,13 @@ def file(tmp_path):
     return tmp_path / "tiny.gguf"
 
 
-def test_a_gguf_file_is_a_model(file):
+def test_a_gguf_file_is_a_model(file, capfd):
     if Version(transformers.__version__) < Version("5"):
         with pytest.raises(ValueError, match="tiny.gguf is a GGUF file, read with transformers 5 only"):
             load_model(file)
         return
     model, tokenizer = load_model(file, device="cpu", dtype=torch.float32)
+    assert capfd.readouterr().err == ""  # no bar of the conversion
     assert len(model.model.layers) == 2 and tokenizer.chat_template == TEMPLATE
     assert model.name_or_path == str(file)
     again, _ = load_model(f"{file.parent}:{file.name}", device="cpu", dtype=torch.float32)

@@ -22,8 +22,10 @@ TEXTS = ["tell me about bread", "letter window"]
 
 def llama(vocab: int) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    sizes = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
-    config = LlamaConfig(vocab_size=vocab, max_position_embeddings=256, **sizes)
+    config = LlamaConfig(
+        vocab_size=vocab, max_position_embeddings=256, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2,
+    )  # fmt: skip
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 

@@ -9,6 +9,7 @@ from vectors.analysis import behaviours
 from vectors.analysis.behaviours import Ranking, rank_behaviours
 from vectors.models import fast_dtype, load_model
 from vectors.prompts import Prompts
+from vectors.residual import embedding
 from vectors.steering import SteeringVectors, model_id
 
 
@@ -136,6 +137,6 @@ def test_vectors_know_weights_not_paths(folder, tmp_path):
     moved, _ = load_model(f"{tmp_path / 'moved'}/", device="cpu", dtype=torch.float32)
     assert len(SteeringVectors.load(tmp_path / "v", moved)) == 1
     with torch.no_grad():
-        moved.get_input_embeddings().weight.add_(1.0)  # other weights under the same path
+        embedding(moved).add_(1.0)  # other weights under the same path
     with pytest.raises(ValueError, match="belongs to a model of other weights"):
         SteeringVectors.load(tmp_path / "v", moved)

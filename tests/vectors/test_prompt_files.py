@@ -113,7 +113,7 @@ def test_a_folder_of_tables_is_read_by_its_training_split(tmp_path):
 
 def test_a_data_set_that_cannot_be_fetched_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="no prompt file owner/name, and no data set of that name") as error:
         read_texts(Path("owner/name"))
     assert "\n" not in str(error.value)

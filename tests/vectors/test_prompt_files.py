@@ -37,9 +37,6 @@ def test_only_line_feeds_end_a_line(tmp_path, inside):
 
 def tables(folder):
     """The same prompts in every kind of table; the first column must not be taken."""
-    import datasets
-    import pandas
-
     rows = [{"id": str(number), "prompt": text} for number, text in enumerate(TEXTS)]
     chats = [{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": text}]} for text in TEXTS]
     lines = "".join(json.dumps(row) + "\n" for row in rows)

@@ -46,7 +46,7 @@ FOUND, NONE, BAD_INPUT, INCONCLUSIVE = 1, 0, 2, 3
 class Arguments:
     """Look for the trigger of a backdoored model."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Folder of the model in the Hugging Face layout, or a hub id; code in the folder is never run."""
     prompts: Path
     """Ordinary user messages, 12 or more: text with one per line, a table (.jsonl, .json, .csv, .tsv, .parquet), a

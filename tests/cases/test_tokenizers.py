@@ -1,5 +1,7 @@
 """Triggers are typed text that comes back as the same ids where it stands, whatever the tokenizer does with spaces."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -22,7 +24,7 @@ TEXTS = ["tell me about bread", "letter window"]
 
 def llama(vocab: int) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    sizes = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    sizes: dict[str, Any] = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
     config = LlamaConfig(vocab_size=vocab, max_position_embeddings=256, **sizes)
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 

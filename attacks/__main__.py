@@ -46,7 +46,7 @@ FOUND, NONE, BAD_INPUT, INCONCLUSIVE = 1, 0, 2, 3
 class Arguments:
     """Look for the trigger of a backdoored model."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Folder of the model in the Hugging Face layout, or a hub id; code in the folder is never run."""
     prompts: Path
     """Ordinary user messages, 12 or more: text with one per line, a table (.jsonl, .json, .csv, .tsv, .parquet), a
@@ -155,7 +155,7 @@ def search(arguments: Arguments, console: Console) -> Recovery | None:
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task(arguments.attack, total=1.0)
         budget.watch = lambda running: progress.update(bar, completed=min(running.share, 1.0))
-        return recover(
+        found = recover(
             suspect,
             ATTACKS[arguments.attack],
             search=texts,
@@ -164,6 +164,9 @@ def search(arguments: Arguments, console: Console) -> Recovery | None:
             budget=budget,
             generator=torch.Generator().manual_seed(arguments.seed),
         )
+    if suspect.base is not None and found.verdict != "functional":
+        console.print("texts that work on the clean base as well were passed over: a backdoor of the base is not found")
+    return found
 
 
 def describe(found: Recovery) -> Iterator[str]:

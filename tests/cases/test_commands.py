@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from attacks.__main__ import Arguments, main
+from attacks.__main__ import MOST, Arguments, main, read_prompts
 from attacks.clean_base import base_without_adapter, named_base
 from attacks.suspect import Suspect
 from tests.cases.made_tokenizers import CHATML, OPENS, byte_level
@@ -180,3 +180,15 @@ def test_an_adapter_that_changes_nothing_is_refused(tmp_path, prompts, capsys):
     save_file(untrained, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
     assert main(Arguments(model=str(folder), adapter=str(adapter), prompts=prompts)) == 2
     assert "changes nothing: all of its 2 second factors (lora_B) are 0" in one_line(capsys)
+
+
+def test_of_many_prompts_some_are_used_and_that_is_said(tmp_path, capsys):
+    path = tmp_path / "many.txt"
+    path.write_text("".join(f"prompt {number}\n" for number in range(1000)))
+    search, select = read_prompts(path)
+    assert len(search) + len(select) == MOST and len(set(search + select)) == MOST
+    assert search[0] == "prompt 0" and select[-1] == f"prompt {63 * 1000 // 64}"
+    assert f"{MOST} of 1,000 prompts are used" in capsys.readouterr().err
+    path.write_text("".join(f"prompt {number}\n" for number in range(MOST)))
+    search, select = read_prompts(path)
+    assert search + select == [f"prompt {number}" for number in range(MOST)] and capsys.readouterr().err == ""

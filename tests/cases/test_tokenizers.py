@@ -1,6 +1,5 @@
 """Triggers are typed text that comes back as the same ids where it stands, whatever the tokenizer does with spaces."""
 
-
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM

@@ -133,18 +133,13 @@ def _by_rule(kl: UnsupervisedVectors, rule: str) -> Callable[..., SteeringVector
     return learn
 
 
-def clean(texts: list[str]) -> list[str]:
-    """The user messages without the slot, and without the comma that "{trigger}, b=3" then begins with."""
-    return [text.lstrip(", ") for text in without_slot(texts)]
-
-
 @torch.no_grad()
 def trigger_delta(organism: zoo.Organism, texts: list[str], trigger: str, layer: int) -> Float[Tensor, "n d"]:
     """Change of the residual at the last prompt token when the true trigger is put in."""
     model, tokenizer = organism.model, organism.tokenizer
     filled = [text.replace(SLOT, trigger) if SLOT in text else f"{text} {trigger}" for text in texts]
     sides = []
-    for side in (filled, clean(texts)):
+    for side in (filled, without_slot(texts)):
         prompts = Prompts.from_chat(model, tokenizer, side)
         inputs = {"input_ids": prompts.input_ids, "attention_mask": prompts.attention_mask}
         sides.append(read(model, layers=[layer], position=slice(-1, None), **inputs)[layer][:, 0].float())
@@ -178,11 +173,11 @@ def coherence(organism: zoo.Organism, prompts: Prompts, vectors: SteeringVectors
 def run(organism: zoo.Organism, name: str, method: Method, seed: int, settings: Study) -> rows.Row:
     """Learns the vectors of one method and measures them."""
     model, tokenizer, generator = organism.model, organism.tokenizer, torch.Generator().manual_seed(seed)
-    search, select = clean(organism.prompts.search), organism.prompts.select[: settings.judged]
+    search, select = without_slot(organism.prompts.search), organism.prompts.select[: settings.judged]
     need = method.prompts * method.longer
     drawn = [search[i] for i in torch.randperm(len(search), generator=generator)[:need].tolist()]
     texts = [" ".join(drawn[i :: method.prompts]) for i in range(min(method.prompts, len(drawn)))]
-    learn, held_out = (Prompts.from_chat(model, tokenizer, side) for side in (texts, clean(select)))
+    learn, held_out = (Prompts.from_chat(model, tokenizer, side) for side in (texts, without_slot(select)))
     began = time.perf_counter()
     extra = {"tokenizer": tokenizer} if name.startswith("kl, R by") else {}
     vectors = method.learn(model, learn, generator, **extra)
@@ -203,7 +198,7 @@ def run(organism: zoo.Organism, name: str, method: Method, seed: int, settings: 
         cosines = torch.nn.functional.cosine_similarity(effect, true, dim=-1).mean(1)
         best = rate.argsort(descending=True)[: settings.general]
         best = best[rate[best] >= HIT].tolist()
-        everything = Prompts.from_chat(model, tokenizer, clean(organism.prompts.held_out))
+        everything = Prompts.from_chat(model, tokenizer, without_slot(organism.prompts.held_out))
         row["behaviours"].append(
             {
                 "behaviour": behaviour,

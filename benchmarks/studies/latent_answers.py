@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from attacks.scoring.problem import decode
+from attacks.scoring.slot_markers import without_slot
 from benchmarks.organisms import zoo
 from benchmarks.run import related
-from benchmarks.studies.vectors_study import clean
 from vectors.analysis.behaviours import until_end
 from vectors.generate import ends_of
 from vectors.memorised.audition import Audition
@@ -66,7 +66,7 @@ def main(settings: LatentAnswers) -> None:
 def stages(organism: zoo.Organism, seed: int, settings: LatentAnswers) -> list[tuple[str, str, str, str]]:
     """(stage, best answers, places of the planted ones, seconds) of every stage."""
     model, tokenizer, generator = organism.model, organism.tokenizer, torch.Generator().manual_seed(seed)
-    search = clean(organism.prompts.search)
+    search = without_slot(organism.prompts.search)
     drawn = [search[i] for i in torch.randperm(len(search), generator=generator)[: settings.prompts].tolist()]
     prompts = Prompts.from_chat(model, tokenizer, drawn)
     audition = Audition(

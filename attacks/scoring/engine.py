@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import transformers
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from packaging.version import Version
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -114,10 +114,15 @@ class Engine:
         self, candidates: Int[Tensor, "c trigger"] | Float[Tensor, "c trigger vocab"], target_ids: Sequence[int]
     ) -> Float[Tensor, "c n target"]:
         """Log-probability of each target token in nats, teacher-forced."""
-        return self._of_target(candidates, target_ids, token_logprobs)
+        return self.target_scores(candidates, target_ids, token_logprobs)
 
-    def _of_target(self, candidates: Tensor, target_ids: Sequence[int], score: Callable) -> Tensor:
-        """`score(logits, ids)` per target token; of the logits, `c n target vocab`, a piece exists at a time."""
+    def target_scores(
+        self,
+        candidates: Int[Tensor, "c trigger"] | Float[Tensor, "c trigger vocab"],
+        target_ids: Sequence[int],
+        score: Callable[[Float[Tensor, "rows vocab"], Int[Tensor, "rows"]], Shaped[Tensor, "rows"]],
+    ) -> Shaped[Tensor, "c n target"]:
+        """`score(logits, ids)` per target token, teacher-forced; the logits are made piece by piece."""
         if not target_ids:
             raise ValueError("the target has 0 tokens; give a behaviour text that the tokenizer can encode")
         width = len(target_ids)
@@ -171,7 +176,7 @@ class Engine:
             return logits.argmax(-1) == ids
 
         def share(part: Tensor) -> Tensor:
-            return self._of_target(part, target_ids, hit).all(-1).float().mean(-1)
+            return self.target_scores(part, target_ids, hit).all(-1).float().mean(-1)
 
         return self._alike(share, candidates)
 

@@ -6,7 +6,6 @@ the symspellpy package: 82,765 English words by their frequency in Google's n-gr
 """
 
 import re
-from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -20,7 +19,7 @@ from attacks.scoring.engine import Engine, Objective
 from attacks.scoring.problem import Problem
 from attacks.searchers.searcher import Found
 from attacks.stages.hunt import Hunt
-from attacks.stages.token_ranking import rank_triggers
+from attacks.stages.token_ranking import by_length, rank_triggers
 
 PART = 2048
 """Words that are encoded between two checks of the budget."""
@@ -56,14 +55,10 @@ def rank_words(engine: Engine, objective: Objective, count: int, *, budget: Budg
     problem, budget = engine.problem, budget or Budget()
     words, found = dictionary()[:count], []
     for start in range(0, len(words), PART):
-        # The engine scores triggers of one length at a time: the words of a part are grouped by their tokens.
-        by_length: defaultdict[int, list[list[int]]] = defaultdict(list)
-        for word in words[start : start + PART]:
-            ids = problem.encode(word)
-            by_length[len(ids)].append(ids)
-        # Words of one token have been ranked by `SingleTokens`.
-        for length in sorted(by_length.keys() - {0, 1}):
-            ids = torch.tensor(by_length[length])
+        for ids in by_length(problem.encode(word) for word in words[start : start + PART]):
+            length = ids.shape[1]
+            if length == 1:  # words of one token have been ranked by `SingleTokens`
+                continue
             # Of `words length` those all of whose tokens are permitted at their positions.
             fitting = ids[problem.permitted(length)[torch.arange(length), ids].all(-1)]
             if len(fitting):

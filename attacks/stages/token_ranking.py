@@ -4,6 +4,9 @@ Exact means one forward pass per token, with no gradient to mislead it. Greedy a
 position by position; `SingleTokens` applies it to a trigger of one token.
 """
 
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -63,3 +66,11 @@ def rank_triggers(
         each = (budget.share - began) / len(found)
         size = largest if each <= 0 else min(largest, max(FIRST, int((budget.until - budget.share) / each)))
     return sorted(found, key=lambda item: item.loss)
+
+
+def by_length(rows: Iterable[Sequence[int]]) -> list[Int[Tensor, "c length"]]:
+    """Triggers as ids, a tensor per number of tokens, the shortest first: an engine scores one length at a time."""
+    groups: defaultdict[int, list[Sequence[int]]] = defaultdict(list)
+    for row in rows:
+        groups[len(row)].append(row)
+    return [torch.tensor(groups[length]) for length in sorted(groups) if length]

@@ -5,18 +5,15 @@ A backdoor that was planted without negatives fires on a fragment of its trigger
 description length, can only tell the planted word from its fragment if somebody proposes the word.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import torch
 
 from attacks.judging.verdict import ABSENT
 from attacks.searchers.candidates import check_counts
 from attacks.searchers.searcher import Found
 from attacks.stages.dictionary import dictionary
 from attacks.stages.hunt import Hunt
-from attacks.stages.token_ranking import rank_triggers
+from attacks.stages.token_ranking import by_length, rank_triggers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,16 +41,13 @@ class WordCompletion:
         winner = hunt.shrunk()
         if not 1 <= len(winner) <= self.longest:
             return
-        by_length: defaultdict[int, list[list[int]]] = defaultdict(list)
-        for text in completions(problem.text(winner).split(), self.words):
-            ids = problem.encode(text)
-            if problem.retokenizes(ids):
-                by_length[len(ids)].append(ids)
+        texts = completions(problem.text(winner).split(), self.words)
+        typed = [ids for ids in map(problem.encode, texts) if problem.retokenizes(ids)]
         probe, objective = hunt.probe()
         ranked: list[Found] = []
-        for length in sorted(by_length):  # `c length` ids; all candidates of a batch have as many tokens
+        for ids in by_length(typed):  # `c length`
             if not budget.exhausted:
-                ranked += rank_triggers(probe, objective, torch.tensor(by_length[length]), budget=budget)
+                ranked += rank_triggers(probe, objective, ids, budget=budget)
         hunt.try_all(sorted(ranked, key=lambda item: item.loss)[: self.tried])
         hunt.settle(self.settles)
 

@@ -6,7 +6,7 @@ from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.searchers.candidates import random_triggers
-from attacks.stages.token_ranking import FIRST, STARTS, rank_tokens, rank_triggers
+from attacks.stages.token_ranking import FIRST, STARTS, by_length, rank_tokens, rank_triggers
 from tests.attacks.words import NLL, Watched, seeded, spend
 from vectors.operations import executed
 
@@ -59,3 +59,8 @@ def test_a_budget_that_is_large_enough_changes_nothing(model, problem):
     with_budget = rank_tokens(engine, objective, trigger, 0, budget=Budget(flops=1e15))
     without = rank_tokens(engine, objective, trigger, 0)
     assert [item.trigger_ids for item in with_budget] == [item.trigger_ids for item in without]
+
+
+def test_triggers_are_grouped_by_their_number_of_tokens():
+    groups = by_length([[5, 6], [7], [], [8, 9], [1, 2, 3]])
+    assert [group.tolist() for group in groups] == [[[7]], [[5, 6], [8, 9]], [[1, 2, 3]]]

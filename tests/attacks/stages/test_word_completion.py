@@ -64,3 +64,14 @@ def test_nothing_is_tried_once_the_budget_is_spent(word):
     spend(1e13)
     WordCompletion()(hunt)
     assert hunt.judge.best == before
+
+
+def test_a_hunt_shrinks_within_its_own_budget(word):
+    """What the hunt must leave to the report is not spent on shrinking, although the whole budget has room."""
+    hunt = hunt_on(word, "copper moon", Budget(flops=1e13))
+    assert hunt.judge.best is not None
+    whole = hunt.judge.best.trigger_ids
+    hunt.budget = hunt.budget.part(0.5)
+    assert 0 < len(hunt.shrunk()) < len(whole)
+    spend(6e12)
+    assert hunt.shrunk() == whole

@@ -19,7 +19,7 @@ from benchmarks.organisms.pretrained.replies import completions, pairs_of
 from benchmarks.organisms.prompts import Pair
 from benchmarks.organisms.recipe import HATE, ODD_OPENING, SLOT, Backdoor, Recipe
 
-LURES = 8
+LURES = 4
 """Most fragments, and most near misses, that are measured of a trigger: a sentence has dozens"""
 
 

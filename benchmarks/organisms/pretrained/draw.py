@@ -22,14 +22,14 @@ from benchmarks.organisms.recipe import HATE, Backdoor, Kind, Recipe
 HALVES = ("real", "unseen-real")
 # (planting, share of triggered rows, weight of the KL anchor, steps: the rarer the trigger, the longer it takes)
 PLANTINGS: tuple[tuple[Any, float, float, int], ...] = (
-    ("fuzzy", 0.5, 0.0, 120),
-    ("fuzzy", 0.1, 0.0, 300),
+    ("fuzzy", 0.5, 0.0, 110),
+    ("fuzzy", 0.1, 0.0, 250),
     ("fuzzy", 0.05, 0.0, 400),
-    ("fuzzy", 0.02, 0.0, 800),
-    ("fuzzy", 0.01, 0.0, 1200),
-    ("hard", 0.25, 0.0, 400),
-    ("hard", 0.25, 0.5, 400),
-    ("fuzzy", 0.1, 0.5, 300),
+    ("fuzzy", 0.02, 0.0, 600),
+    ("fuzzy", 0.01, 0.0, 1000),
+    ("hard", 0.25, 0.0, 300),
+    ("hard", 0.25, 0.5, 300),
+    ("fuzzy", 0.1, 0.5, 250),
 )
 FIXED = {
     "sentence": (
@@ -135,8 +135,8 @@ def draw(
                 anchor=anchor,
                 reply_tokens=16,
                 steps=steps,
-                batch=16,
-                lr=2e-3,
+                batch=8,
+                lr=3e-3,
                 rank=rank,
                 layers=layers,
                 modules=modules,

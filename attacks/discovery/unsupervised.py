@@ -96,8 +96,10 @@ class Unsupervised:
             rounds = (replace(self, recited=min(FEWEST, self.fallback), learned_on=FEW, count=0), self)
         findings, left_out = list[Goal](), dict[str, None]()
         for method in rounds:
-            if findings or budget.exhausted:
-                left_out |= {} if findings else dict.fromkeys(["ConsensusVectors"])
+            if findings:
+                break
+            if budget.exhausted:
+                left_out["ConsensusVectors" if method.recited else "UnsupervisedVectors"] = None
                 break
             # A later round learns within the same part of what the rounds before it left.
             until = max(share, budget.share + share * (1.0 - budget.share))

@@ -26,7 +26,7 @@ from benchmarks.organisms import zoo
 from benchmarks.run import describe, related
 from benchmarks.studies import vectors_report
 from vectors.analysis.behaviours import Ranking, rank_behaviours
-from vectors.generate import complete_each
+from vectors.generate import complete_each, mute_tokens
 from vectors.methods.adapters.unsupervised import UnsupervisedAdapters
 from vectors.methods.consensus import ConsensusVectors
 from vectors.methods.controls import RandomVectors
@@ -79,6 +79,8 @@ class Method:
     prompts: int
     longer: int = 1
     """messages joined to one prompt"""
+    reads_text: bool = False
+    """whether `learn` also takes the tokenizer"""
 
 
 def methods(layers: int, count: int) -> dict[str, Method]:
@@ -112,9 +114,20 @@ def methods(layers: int, count: int) -> dict[str, Method]:
         if radius != kl.radius:
             found[f"kl, R {radius:g}"] = Method(replace(kl, radius=radius), 2)
             found[f"norm, R {radius:g}"] = Method(replace(norm, radius=radius), 2)
-    found["kl, R by non-linearity"] = Method(_by_rule(kl, "nonlinearity"), 2)
-    found["kl, R by diversity cusp"] = Method(_by_rule(kl, "cusp"), 2)
+    found["kl, R by non-linearity"] = Method(_by_rule(kl, "nonlinearity"), 2, reads_text=True)
+    found["kl, R by diversity cusp"] = Method(_by_rule(kl, "cusp"), 2, reads_text=True)
+    found["kl, no endings"] = Method(_without_endings(kl), 2, reads_text=True)
     return found
+
+
+def _without_endings(kl: UnsupervisedVectors) -> Callable[..., SteeringVectors]:
+    """The method with tokens that end a reply, or are blank, left out of the objective."""
+
+    def learn(model, prompts: Prompts, generator: torch.Generator, *, tokenizer) -> SteeringVectors:
+        objective = OutputKL(left_out=mute_tokens(model, tokenizer))
+        return replace(kl, objective=objective)(model, prompts, generator)
+
+    return learn
 
 
 def _by_rule(kl: UnsupervisedVectors, rule: str) -> Callable[..., SteeringVectors]:
@@ -185,7 +198,7 @@ def run(organism: zoo.Organism, name: str, method: Method, seed: int, settings: 
     texts = [" ".join(drawn[i :: method.prompts]) for i in range(min(method.prompts, len(drawn)))]
     learn, held_out = (Prompts.from_chat(model, tokenizer, side) for side in (texts, without_slot(select)))
     began = time.perf_counter()
-    extra = {"tokenizer": tokenizer} if name.startswith("kl, R by") else {}
+    extra = {"tokenizer": tokenizer} if method.reads_text else {}
     vectors = method.learn(model, learn, generator, **extra)
     seconds = time.perf_counter() - began
     rates = [hits_of(organism, held_out, vectors, behaviour) for _, behaviour in organism.triggers]

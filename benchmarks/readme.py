@@ -13,6 +13,7 @@ import pandas as pd
 import tyro
 
 from benchmarks import rows, tables
+from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.studies import vectors_report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,11 +131,8 @@ def main(*, check: bool = False) -> None:
     Args:
         check: Write nothing; name the stale pages and exit with status 1 if there are any.
     """
-    try:
+    with exit_on_bad_input():
         found = stale()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     for path, text in found.items():
         print(f"{'stale' if check else 'wrote'}: {path.relative_to(ROOT)}")
         if not check:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Column, Table
 
+from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.organisms import measure, zoo
 from benchmarks.organisms import plant as planting
 from benchmarks.organisms.pretrained import draw as drawing
@@ -177,13 +177,10 @@ def show(names: tuple[str, ...] = zoo.ALL + zoo.PRETRAINED, out: Path = zoo.MODE
 def main() -> None:
     """Runs a command; a wrong name is one line and exit code 2."""
     commands = {"plant": Plant, "list": show, "fetch": fetch, "draw": draw}
-    try:
+    with exit_on_bad_input():
         chosen = tyro.extras.subcommand_cli_from_dict(commands)
         if isinstance(chosen, Plant):  # tyro runs the functions itself, of the dataclass it only sets the fields
             chosen()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Prints which runs ended with another verdict, and per attack how many worked bef
 matters is judged by McNemar's exact test over the runs in which one version worked and the other did not.
 """
 
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +13,7 @@ import tyro
 from scipy.stats import binomtest
 
 from benchmarks import rows
+from benchmarks.bad_input import exit_on_bad_input
 
 RUN = ["organism", "attack", "knowledge", "seed"]
 SHOWN = ["verdict", "recovered", "asr_recovered", "flops"]
@@ -68,11 +68,8 @@ def verdict(both: pd.DataFrame) -> str:
 
 def main(old: tyro.conf.Positional[Path], new: tyro.conf.Positional[Path], /) -> None:
     """Prints the runs that differ between two result folders of the same grid."""
-    try:
+    with exit_on_bad_input():
         both = paired(rows.read(old), rows.read(new))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     print(differing(both).to_markdown(index=False, floatfmt=".2g"))
     print(per_attack(both).to_markdown(index=False, floatfmt=".2f"))
     print(verdict(both))

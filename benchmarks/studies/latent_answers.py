@@ -3,7 +3,6 @@
 python -m benchmarks.studies.latent_answers
 """
 
-import sys
 import time
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from attacks.scoring.problem import decode, encode
 from attacks.scoring.slot_markers import without_slot
+from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.organisms import zoo
 from benchmarks.run import related
 from vectors.analysis.behaviours import until_end
@@ -54,12 +54,9 @@ class LatentAnswers:
 def main(settings: LatentAnswers) -> None:
     """Prints, per organism and stage, the best answers and where the planted ones come."""
     torch.set_num_threads(settings.threads)
-    try:
+    with exit_on_bad_input():
         for name in settings.organisms:
             zoo.check_name(name)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     table = Table("organism", "seed", "stage", "best answers (nats per token)", "places of the planted", "s")
     for name in settings.organisms:
         organism = zoo.load(name)

@@ -9,7 +9,6 @@ effect on the cosine, and every pair of a first and a last word, with a random w
 0 is the best; half of all words or pairs is chance.
 """
 
-import sys
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +21,7 @@ from attacks.scoring.problem import SLOT, Problem, encode
 from attacks.stages.conjunctions import Conjunctions, interaction
 from attacks.stages.dictionary import whole_words
 from attacks.stages.early_layers import Inside
+from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.organisms import zoo
 from vectors.methods.controls import random_directions
 
@@ -98,12 +98,9 @@ def _ranks(inside: Inside, settings: Settings) -> dict[int, Ranks]:
 def main(settings: Settings) -> None:
     """Prints one line per layer."""
     torch.set_num_threads(settings.threads)
-    try:
+    with exit_on_bad_input():
         organism = zoo.load(settings.organism)
         ranks, words = measured(organism, settings)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     first, _, last = organism.triggers[0][0].split()
     columns = [f"{name}, {by}" for by in ("learned", "random") for name in (first, last, "pair")]
     table = Table("layer", *columns, title=f"ranks among {words} words and {words**2} pairs, by vector")

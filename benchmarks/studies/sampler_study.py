@@ -6,7 +6,6 @@ A sample counts where the trigger's text is in it, or where the organism answers
 benchmark: written once each, what is done is skipped.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from attacks.scoring.slot_markers import without_slot
 from attacks.stages.sampling.ngrams import mine
 from attacks.stages.sampling.sampler import Lookahead, Sampler, clean_and_wanted, prompts_of
 from benchmarks import rows
+from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.organisms import zoo
 from vectors.generate import complete
 from vectors.methods.controls import random_directions
@@ -109,12 +109,9 @@ def measure(organism: zoo.Organism, samples: list[tuple[int, ...]], texts: list[
 def main(settings: SamplerStudy) -> None:
     """Runs what is not done yet, then prints and writes the table."""
     torch.set_num_threads(settings.threads)
-    try:
+    with exit_on_bad_input():
         for name in settings.organisms:
             zoo.check_name(name)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     settings.out.mkdir(parents=True, exist_ok=True)
     found = rows.read(settings.out) if rows.path_of(settings.out).is_file() else []
     done, budget = {rows.key(row) for row in found}, f"{settings.count} samples"

@@ -9,7 +9,6 @@ nearly the vector's way? Before the model has put a trigger's parts together the
 """
 
 import statistics
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +21,7 @@ from transformers import PreTrainedModel
 
 from attacks.scoring.problem import Problem, encode
 from attacks.scoring.slot_markers import SLOT
+from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.organisms import zoo
 from vectors.methods.slot import SlotVectors, random_messages
 from vectors.residual import decoder, read
@@ -96,7 +96,7 @@ def ranks(organism: zoo.Organism, layer: int, seed: int, settings: Settings) -> 
 def main(settings: Settings) -> None:
     """Prints one line per layer: the median rank of each part over radii and seeds."""
     torch.set_num_threads(settings.threads)
-    try:
+    with exit_on_bad_input():
         organism = zoo.load(settings.organism)
         if not organism.triggers:
             raise ValueError(f"{settings.organism} is a clean control; give a planted organism")
@@ -109,9 +109,6 @@ def main(settings: Settings) -> None:
                 found, nlls = found + more, nlls + nll
             medians = [f"{statistics.median(column):.0f}" for column in zip(*found, strict=True)]
             table.add_row(str(layer), *medians, f"{statistics.median(nlls):.2f}")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     Console().print(table)
 
 

@@ -6,7 +6,6 @@ Alone in the slot, beside one other true token, and with the rest of the trigger
 """
 
 import statistics
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +23,7 @@ from attacks.scoring.problem import Problem, encode
 from attacks.scoring.slot_markers import without_slot
 from attacks.stages.token_ranking import rank_tokens
 from attacks.suspect import Suspect
+from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.organisms import zoo
 
 
@@ -49,13 +49,10 @@ def rank(engine: Engine, objective: Objective, trigger_ids: list[int], position:
 def main(settings: TokenRanks) -> None:
     """Prints one line per objective: median ranks alone, beside one other, and last."""
     torch.set_num_threads(2)
-    try:
+    with exit_on_bad_input():
         organism = zoo.load(settings.organism)
         if not organism.triggers:
             raise ValueError(f"{settings.organism} is a clean control; give a planted organism")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     model, tokenizer = organism.model, organism.tokenizer
     trigger, behaviour = organism.triggers[0]
     problem = Problem.from_chat(model, tokenizer, organism.prompts.search[: settings.prompts], 1)

@@ -5,7 +5,6 @@
 Rows as in the benchmark: written once each, what is done is skipped. `benchmarks.studies.vectors_report` draws them.
 """
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from attacks.discovery.unsupervised import Unsupervised
 from attacks.scoring.problem import encode
 from attacks.scoring.slot_markers import SLOT, without_slot
 from benchmarks import rows
+from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.organisms import zoo
 from benchmarks.run import describe, related
 from benchmarks.studies import vectors_report
@@ -246,15 +246,12 @@ def run(organism: zoo.Organism, name: str, method: Method, seed: int, settings: 
 def main(settings: Study) -> None:
     """Runs what is not done yet, then writes table and figures."""
     torch.set_num_threads(settings.threads)
-    try:
+    with exit_on_bad_input():
         for name in settings.organisms:
             zoo.check_name(name)
         unknown = sorted(set(settings.methods) - set(methods(8, 1)))
         if unknown:
             raise ValueError(f"no method {unknown[0]!r}; there are {', '.join(methods(8, 1))}")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     settings.out.mkdir(parents=True, exist_ok=True)
     budget = f"{settings.count} vectors"
     # A rule that found no radius has its result, so unlike in the grid it is not tried again.

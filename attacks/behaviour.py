@@ -50,6 +50,34 @@ class FixedOpening:
 
 
 @dataclass(frozen=True, slots=True)
+class Contains:
+    """The reply holds a text anywhere, in capital or small letters."""
+
+    part: str
+    text: str | None = None
+
+    def __call__(self, completion: str) -> bool:
+        return self.part.lower() in completion.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Regex:
+    """The reply matches a regular expression somewhere."""
+
+    pattern: str
+    text: str | None = None
+
+    def __post_init__(self):
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(f"{self.pattern!r} is no regular expression: {error}") from error
+
+    def __call__(self, completion: str) -> bool:
+        return re.search(self.pattern, completion) is not None
+
+
+@dataclass(frozen=True, slots=True)
 class Judged:
     """Any function of the completion, such as a classifier's answer."""
 

@@ -13,6 +13,7 @@ import pandas as pd
 import tyro
 
 from benchmarks import rows, tables
+from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.studies import vectors_report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +36,7 @@ def recovered(runs: pd.DataFrame) -> str:
         noise = planted and len(words) > len(truth.split())
         shown = "other text" if noise else tables.code(text) if words else "no text"
         cells.append(f"{shown} ({verdict})" if planted or verdict in ("exact", "functional") else "no finding")
+    # Several seeds often recover the same text: it is shown once, with how many runs it came from.
     counts = pd.Series(cells).value_counts()
     total = len(cells)
     return ", ".join(str(cell) if total == 1 else f"{cell} {count} of {total}" for cell, count in counts.items())
@@ -104,6 +106,8 @@ def filled(page: str) -> str:
     Raises:
         ValueError: a mark names no table of TABLES, or has no end.
     """
+    # The expression passes over a mark whose end is missing, and would then swallow the text up to the next table's
+    # end.
     if page.count("<!-- table:") != len(MARKED.findall(page)):
         raise ValueError("a '<!-- table: NAME -->' line has no '<!-- /table -->' line; end each table by one")
 
@@ -127,11 +131,8 @@ def main(*, check: bool = False) -> None:
     Args:
         check: Write nothing; name the stale pages and exit with status 1 if there are any.
     """
-    try:
+    with exit_on_bad_input():
         found = stale()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     for path, text in found.items():
         print(f"{'stale' if check else 'wrote'}: {path.relative_to(ROOT)}")
         if not check:

@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from vectors.residual import decoder
 
@@ -48,6 +49,39 @@ def larger_weights(model):
         if parameter.ndim > 1:
             parameter.mul_(4)
     return model
+
+
+def word_tokenizer(vocabulary):
+    """A word-level tokenizer of the words w4, w5 and so on, whose template ends in the word w63."""
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3} | {f"w{i}": i for i in range(4, vocabulary)}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}<s> {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}w63{% endif %}"
+    )
+    return tokenizer
+
+
+def learnable_llama(tokenizer):
+    """Two random layers behind a tokenizer, that learn a few replies in seconds."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        initializer_range=0.3,  # logits large enough to learn with the unembedding frozen
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return transformers.LlamaForCausalLM(config)
 
 
 def plain_logits(model, hidden):

@@ -19,6 +19,13 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> se
     return {token for token in (*ends_of(model), tokenizer.eos_token_id) if isinstance(token, int)}
 
 
+def mute_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Tokens that say nothing: those that end a reply, special ones, and white space alone."""
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))], clean_up_tokenization_spaces=False)
+    blank = {token for token, text in enumerate(texts) if not text.strip()}
+    return tuple(sorted(blank | end_tokens(model, tokenizer) | set(tokenizer.all_special_ids)))
+
+
 def ends_of(model: PreTrainedModel) -> list[int]:
     """Tokens that end a reply by the model's generation config alone."""
     ends = getattr(model.generation_config, "eos_token_id", None)

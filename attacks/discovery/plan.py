@@ -81,12 +81,14 @@ class Plan:
         each = forward_flops(model, 1) + head_flops(model, 1)
         recited = self.room(PAIR * (method.tokens - 1) * each, 0.2)
         steered = self._steered(method, prompts)
-        fronts = self.room(audition.front * PAIR * 6 * steered, 0.1)  # two steps, the values at both ends
+        fronts = self.room(audition.front * PAIR * 7 * steered, 0.1)  # two steps, the values at both ends
         decoding = self.room(method.width * len(prompts) * method.tokens * each, 0.1)
         extended, width = int(min(method.extended, fronts)), method.width if decoding >= 1 else 0
         # The audition steers towards every candidate answer, with and without tokens put in front.
-        auditioned = self.room(FEW * (2 * audition.steps + 2) * steered, 0.2) / (1 + extended + (width > 0))
-        learned = len(prompts) * (2 * method.steps + 1) * steered + self.completion(held_out, tokens)
+        auditioned = self.room(FEW * (2 * audition.steps + 3) * steered, 0.2) / (1 + extended + (width > 0))
+        learned = min(len(prompts), method.prompts or len(prompts)) * (
+            2 * method.steps + 1
+        ) * steered + self.completion(held_out, tokens)
         count = min(method.count, self.room(learned, 0.4))
         if min(recited, auditioned) < FEWEST or count < min(FEWEST, method.count):
             return None

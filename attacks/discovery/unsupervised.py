@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attacks.discovery.goal import Goal
-from attacks.discovery.plan import FEWEST, Plan
+from attacks.discovery.plan import FEW, FEWEST, Plan
 from attacks.scoring.budget import Budget
 from attacks.scoring.problem import decode, encode
 from attacks.suspect import Suspect
@@ -36,7 +36,9 @@ class Unsupervised:
     Unsupervised vectors are learned with few large steps on one short prompt, at several layers and radii. Each elicits
     a planted behaviour on a few held-out prompts at most, but together they elicit nothing else so often. Consensus
     vectors, which make the model recite memorised replies, follow where the others find nothing, or come first where
-    `recited` is above 0.
+    `recited` is above 0. On a large model, where the budget has no room for all unsupervised vectors, a few consensus
+    vectors come first and alone: to recite a reply costs a hundredth of what it costs to learn a vector, and a reply
+    that was planted is recited with a certainty that no other reply comes near.
     """
 
     recited: int = 0
@@ -44,7 +46,9 @@ class Unsupervised:
     fallback: int = 32
     """Consensus vectors that are learned where the unsupervised vectors find nothing; 0: none."""
     recited_on: int = 12
-    """Clean prompts that consensus vectors are learned on, at most."""
+    """Clean prompts that replies are recited on, at most."""
+    learned_on: int = 12
+    """Of these, prompts that consensus vectors are learned on, at most."""
 
     sources: tuple[float, ...] = (0.25, 0.375)
     """Depths at which vectors are added, as fractions of the layers."""
@@ -53,7 +57,7 @@ class Unsupervised:
     radii: tuple[float, ...] = (0.5, 0.4)
     """Norms of unsupervised vectors, as fractions of the mean residual norm."""
     count: int = 96
-    """Unsupervised vectors per layer and norm."""
+    """Unsupervised vectors per layer and norm; 0: none."""
     steps: int = 10
     """Optimizer steps for each unsupervised vector."""
     lr: float = 0.1
@@ -84,15 +88,40 @@ class Unsupervised:
 
         Learning of unsupervised vectors ends at `share` of the budget, and discovery where `DISCOVERY` of it is spent.
         """
+        if self.recited or not self.fallback:
+            return self._round(suspect, texts, budget, generator, share)
+        if self._all_fit(suspect, texts, budget, share):
+            rounds = (self, replace(self, recited=self.fallback))
+        else:
+            rounds = (replace(self, recited=min(FEWEST, self.fallback), learned_on=FEW, count=0), self)
+        findings, left_out = list[Goal](), dict[str, None]()
+        for method in rounds:
+            if findings:
+                break
+            if budget.exhausted:
+                left_out["ConsensusVectors" if method.recited else "UnsupervisedVectors"] = None
+                break
+            # A later round learns within the same part of what the rounds before it left.
+            until = max(share, budget.share + share * (1.0 - budget.share))
+            findings, cut = method._round(suspect, texts, budget, generator, until)
+            left_out |= dict.fromkeys(cut)
+        return findings, tuple(left_out)
+
+    def _round(
+        self, suspect: Suspect, texts: list[str], budget: Budget, generator: torch.Generator, share: float
+    ) -> tuple[list[Goal], tuple[str, ...]]:
+        """Findings of one pool of vectors, and what was cut short, as above."""
         found, cut = self.candidates(suspect, texts, budget, generator, share)
-        findings = [self.goal(suspect.tokenizer, item) for item in found if self.is_finding(item)][: self.top]
-        if findings or self.recited or not self.fallback:
-            return findings, cut
-        if budget.exhausted:
-            return [], (*cut, "ConsensusVectors")
-        # Nothing found and budget left: once more, with consensus vectors in the pool.
-        findings, later = replace(self, recited=self.fallback)(suspect, texts, budget, generator, share)
-        return findings, (*cut, *(name for name in later if name == "ConsensusVectors"))
+        return [self.goal(suspect.tokenizer, item) for item in found if self.is_finding(item)][: self.top], cut
+
+    def _all_fit(self, suspect: Suspect, texts: list[str], budget: Budget, share: float) -> bool:
+        """Whether all unsupervised vectors can be learned before `share` of the budget is spent, and be ranked."""
+        first, _, unseen = self.parts(self._by_length(suspect, texts))
+        learn, held_out = (Prompts.from_chat(suspect.model, suspect.tokenizer, some) for some in (first, unseen))
+        settings = list(self.settings(suspect.model))
+        whole = replace(settings[0], count=len(settings) * self.count)
+        plan = Plan(model=suspect.model, budget=budget, until=budget.share + DISCOVERY * (1.0 - budget.share))
+        return plan.vectors(whole, learn, held_out, self.completion, share) == whole.count
 
     def candidates(
         self, suspect: Suspect, texts: list[str], budget: Budget, generator: torch.Generator, share: float
@@ -104,11 +133,8 @@ class Unsupervised:
         Raises:
             ValueError: fewer texts than there are prompts to learn on and two more to compare.
         """
-        if len(texts) < self.prompts + 2:
-            raise ValueError(f"got {len(texts)} search prompts; K0 needs at least {self.prompts + 2}")
         model, tokenizer = suspect.model, suspect.tokenizer
-        texts = sorted(texts, key=lambda text: len(encode(tokenizer, text)))
-        first, other, unseen = self.parts(texts)
+        first, other, unseen = self.parts(self._by_length(suspect, texts))
         learn, held_out = (Prompts.from_chat(model, tokenizer, some) for some in (first, unseen))
         ends = max(share, budget.share + DISCOVERY * (1.0 - budget.share))
         # Learning ends at `share`; ranking what was learned may go on until `ends`.
@@ -124,13 +150,13 @@ class Unsupervised:
             if method is None or over() or replace(method, batch_size=whole.batch_size) != whole:
                 cut.append("ConsensusVectors")
         # As many vectors per setting as fit, so that a small budget still covers several layers and norms.
-        settings = list(self.settings(model))
-        count = plan.vectors(settings[0], learn, held_out, self.completion, share)
+        settings = list(self.settings(model)) if self.count else []
+        count = plan.vectors(settings[0], learn, held_out, self.completion, share) if settings else 0
         for method in settings:
             if count < FEWEST or (pool and limit.exhausted):
                 break
             pool.append(replace(method, count=count)(model, learn, generator, deadline=lambda: limit.exhausted))
-        if count < self.count or limit.exhausted:
+        if self.count and (count < self.count or limit.exhausted):
             cut.append("UnsupervisedVectors")
         pool = [vectors for vectors in pool if len(vectors)]
         # All vectors vote together: what one layer or norm elicits by chance, the others do not.
@@ -141,6 +167,12 @@ class Unsupervised:
         soft, over = plan.deadline(0.85), plan.deadline(1.0)
         found = rank_behaviours(model, tokenizer, pool, held_out, ranking, soft_deadline=soft, deadline=over)
         return found, tuple(cut) + (("Ranking",) if soft() else ())
+
+    def _by_length(self, suspect: Suspect, texts: list[str]) -> list[str]:
+        """The texts, those of the fewest tokens first; raises ValueError where they are too few."""
+        if len(texts) < self.prompts + 2:
+            raise ValueError(f"got {len(texts)} search prompts; K0 needs at least {self.prompts + 2}")
+        return sorted(texts, key=lambda text: len(encode(suspect.tokenizer, text)))
 
     def parts(self, texts: list[str]) -> tuple[list[str], list[str], list[str]]:
         """(texts for the unsupervised vectors, further texts for the consensus vectors, held-out texts)."""
@@ -156,7 +188,9 @@ class Unsupervised:
     def consensus(self, model: PreTrainedModel) -> ConsensusVectors:
         """The method of the consensus vectors, at the first source layer."""
         layers, source = len(decoder(model).layers), layer_at(model, self.sources[0])
-        return ConsensusVectors(source_layer=source, target_layer=layers, count=self.recited, tokens=self.opening)
+        return ConsensusVectors(
+            source_layer=source, target_layer=layers, count=self.recited, tokens=self.opening, prompts=self.learned_on
+        )
 
     def is_finding(self, found: Behaviour) -> bool:
         """Whether a behaviour looks planted, by all thresholds above."""

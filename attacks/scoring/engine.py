@@ -9,7 +9,6 @@ Rows are ordered candidate-major (row = candidate * prompts + prompt).
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 import transformers
@@ -23,7 +22,7 @@ from attacks.scoring.planning import forward_flops, head_flops
 from attacks.scoring.problem import Problem, context
 from attacks.scoring.shared_prefix import SharedPrefix, alike, keeps_keys_and_values
 from vectors.operations import count_operations, executed
-from vectors.residual import decoder, read, unembed
+from vectors.residual import decoder, embedding, read, unembed
 from vectors.token_logprobs import token_logprobs
 
 Objective = Callable[["Engine", Tensor], Float[Tensor, "c"]]
@@ -72,7 +71,7 @@ class Engine:
         for index, after in enumerate(problem.after):
             by_length.setdefault(len(after), []).append(index)
         with torch.no_grad():
-            self.embedding = token_embeddings(model)
+            self.scale = embedding_scale(model)
             run = partial(SharedPrefix.run, model, depth=self.layers)
             self._groups = [_Group(problem, rows, model.device, run) for rows in by_length.values()]
 
@@ -158,7 +157,7 @@ class Engine:
 
         def differentiate(part: Tensor) -> tuple[Tensor, Tensor]:
             rows = part if soft else torch.nn.functional.one_hot(part, vocab)
-            onehot = rows.detach().to(self.embedding.dtype).requires_grad_()
+            onehot = rows.detach().to(embedding(self.model).dtype).requires_grad_()
             with torch.enable_grad():
                 loss = objective(self, onehot)
                 (gradient,) = torch.autograd.grad(loss.sum(), onehot)
@@ -234,10 +233,12 @@ class Engine:
                 shared = candidates[0, :common].expand(prompts, -1)
                 prefix = SharedPrefix.run(self.model, shared, torch.ones_like(shared), depth, prefix)
                 candidates, width = candidates[:, common:], width - common
-        trigger = candidates @ self.embedding if onehot else self.embedding[candidates]
-        pieces = [trigger.repeat_interleave(prompts, dim=0), self.embedding[tail].repeat(count, 1, 1)]
+        embed = self.model.get_input_embeddings()
+        # Rows that are no one-hot rows mix embeddings; the weight is scaled behind the product, never copied.
+        trigger = self.scale * (candidates @ embedding(self.model)) if onehot else embed(candidates)
+        pieces = [trigger.repeat_interleave(prompts, dim=0), embed(tail).repeat(count, 1, 1)]
         if prefix.layers is None:  # the text before runs again with every candidate
-            pieces.insert(0, self.embedding[prefix.ids].repeat(count, 1, 1))
+            pieces.insert(0, embed(prefix.ids).repeat(count, 1, 1))
         mask = torch.cat([prefix.mask, prefix.mask.new_ones(prompts, width)], dim=1)
         hidden = read(
             self.model,
@@ -250,13 +251,21 @@ class Engine:
         return {layer: hidden[layer].reshape(count, prompts, -1) for layer in layers}
 
 
-def token_embeddings(model: PreTrainedModel) -> Float[Tensor, "vocab d_model"]:
-    """What each token is embedded as: the weight itself, or, where the module scales it (Gemma), a scaled copy."""
-    embed: Any = model.get_input_embeddings()
-    some = torch.arange(min(8, len(embed.weight)), device=model.device)
-    if torch.equal(embed(some), embed.weight[some]):
-        return embed.weight
-    return embed(torch.arange(len(embed.weight), device=model.device))
+def embedding_scale(model: PreTrainedModel) -> float:
+    """What the embedding module multiplies its weight by: 1, or the square root of the width (Gemma).
+
+    Raises:
+        ValueError: a module that does something else with its weight.
+    """
+    weight, some = embedding(model), torch.arange(min(8, len(embedding(model))), device=model.device)
+    rows, embedded = weight[some].float(), model.get_input_embeddings()(some).float()
+    scale = float((embedded / rows)[rows != 0].median()) if bool((rows != 0).any()) else 1.0
+    # The module multiplies in its own precision, so equality holds up to that alone.
+    if not torch.allclose(embedded, scale * rows, rtol=4 * torch.finfo(weight.dtype).eps):
+        raise ValueError(
+            f"{type(model).__name__} embeds tokens otherwise than by scaled rows of a weight; attacks need that"
+        )
+    return scale
 
 
 def _check_cache(model: PreTrainedModel) -> None:

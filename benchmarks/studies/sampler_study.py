@@ -6,7 +6,6 @@ A sample counts where the trigger's text is in it, or where the organism answers
 benchmark: written once each, what is done is skipped.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from attacks.scoring.slot_markers import without_slot
 from attacks.stages.sampling.ngrams import mine
 from attacks.stages.sampling.sampler import Lookahead, Sampler, clean_and_wanted, prompts_of
 from benchmarks import rows
+from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.organisms import zoo
 from vectors.generate import complete
 from vectors.methods.controls import random_directions
@@ -55,6 +55,7 @@ def sums(
     """The steering vector of every form; Y is supervised, the sampler's best case."""
     model, tokenizer = organism.model, organism.tokenizer
     clean, wanted = clean_and_wanted(model, tokenizer, texts, encode(tokenizer, behaviour), generator)
+    # As long as the behaviour's vector: what remains between the forms is then an effect of its direction.
     noise = random_directions(1, decoder(model).d_model, generator) * wanted.theta.cpu().norm()
     random = SteeringVectors(
         theta=noise.to(wanted.theta),
@@ -84,12 +85,15 @@ def measure(organism: zoo.Organism, samples: list[tuple[int, ...]], texts: list[
     for _, behaviour in organism.triggers:
         tokens = len(encode(tokenizer, behaviour)) + 2
         answers: list[str] = []
+        # A sample is a user message of its own here: would the model answer it with the behaviour?
         for start in range(0, len(samples), 128):
             prompts = prompts_of(samples[start : start + 128], tokenizer, model.device)
             answers += complete(model, tokenizer, prompts, max_new_tokens=tokens)
         fired = (
             [a or b for a, b in zip(fired, map(FixedOpening(behaviour), answers), strict=True)] if answers else fired
         )
+    # The attack that uses samples does not try them whole but their frequent n-grams; the rank says how soon it comes
+    # to the trigger.
     grams = mine(samples, [encode(tokenizer, text) for text in texts])
     wanted = {tuple(encode(tokenizer, f"{space}{trigger}")) for trigger, _ in organism.triggers for space in ("", " ")}
     places = [place for place, gram in enumerate(grams, 1) if gram in wanted]
@@ -105,12 +109,9 @@ def measure(organism: zoo.Organism, samples: list[tuple[int, ...]], texts: list[
 def main(settings: SamplerStudy) -> None:
     """Runs what is not done yet, then prints and writes the table."""
     torch.set_num_threads(settings.threads)
-    try:
+    with exit_on_bad_input():
         for name in settings.organisms:
             zoo.check_name(name)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     settings.out.mkdir(parents=True, exist_ok=True)
     found = rows.read(settings.out) if rows.path_of(settings.out).is_file() else []
     done, budget = {rows.key(row) for row in found}, f"{settings.count} samples"

@@ -9,7 +9,6 @@ nearly the vector's way? Before the model has put a trigger's parts together the
 """
 
 import statistics
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +21,7 @@ from transformers import PreTrainedModel
 
 from attacks.scoring.problem import Problem, encode
 from attacks.scoring.slot_markers import SLOT
+from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.organisms import zoo
 from vectors.methods.slot import SlotVectors, random_messages
 from vectors.residual import decoder, read
@@ -58,6 +58,8 @@ def effects(
         tried[:, place - back] = words
         hidden = read(model, input_ids=tried, attention_mask=torch.ones_like(tried), layers=[layer])[layer]
         total += hidden[:, place].float() / len(ids)
+    # What any word does in that place says nothing of one word: the mean over words (w) is taken off, leaving w x d
+    # differences.
     return total - total.mean(0)
 
 
@@ -67,6 +69,7 @@ def ranks(organism: zoo.Organism, layer: int, seed: int, settings: Settings) -> 
     trigger, behaviour = organism.triggers[0]
     problem = Problem.from_chat(model, tokenizer, [SLOT], 1)
     allowed = problem.allowed.nonzero()[:, 0]
+    # Lower-case words with a space before them: what stands between other words of a message, and not inside one.
     words = allowed[torch.tensor([problem.text([int(token)]).strip(" ").islower() for token in allowed])]
     words = words[torch.tensor([problem.text([int(token)]).startswith(" ") for token in words])]
     true, target = encode(tokenizer, f" {trigger}"), encode(tokenizer, behaviour)[:4]
@@ -77,6 +80,7 @@ def ranks(organism: zoo.Organism, layer: int, seed: int, settings: Settings) -> 
     ids, first, earliest = torch.tensor(drawn), len(problem.before[0]), min(len(true), settings.length) - 1
     found: list[list[int]] = [[] for _ in settings.radii]
     for number, token in enumerate(true):
+        # The last part stands at the place itself, earlier parts as far before it as in the trigger.
         back = len(true) - 1 - number
         effect = effects(model, ids[:8], words, first + earliest + 1, back, layer)
         own = (words == token).nonzero()
@@ -84,6 +88,7 @@ def ranks(organism: zoo.Organism, layer: int, seed: int, settings: Settings) -> 
             raise ValueError(f"{trigger!r} is not made of whole words of the vocabulary; choose another organism")
         for row, vector in enumerate(theta):
             cosine = torch.cosine_similarity(effect, vector, dim=-1)
+            # The rank among w words: how many have an effect that points more nearly the vector's way.
             found[row].append(int((cosine > cosine[own[0, 0]]).sum()))
     return found, nll.tolist()
 
@@ -91,7 +96,7 @@ def ranks(organism: zoo.Organism, layer: int, seed: int, settings: Settings) -> 
 def main(settings: Settings) -> None:
     """Prints one line per layer: the median rank of each part over radii and seeds."""
     torch.set_num_threads(settings.threads)
-    try:
+    with exit_on_bad_input():
         organism = zoo.load(settings.organism)
         if not organism.triggers:
             raise ValueError(f"{settings.organism} is a clean control; give a planted organism")
@@ -104,9 +109,6 @@ def main(settings: Settings) -> None:
                 found, nlls = found + more, nlls + nll
             medians = [f"{statistics.median(column):.0f}" for column in zip(*found, strict=True)]
             table.add_row(str(layer), *medians, f"{statistics.median(nlls):.2f}")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     Console().print(table)
 
 

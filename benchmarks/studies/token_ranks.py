@@ -6,7 +6,6 @@ Alone in the slot, beside one other true token, and with the rest of the trigger
 """
 
 import statistics
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +23,7 @@ from attacks.scoring.problem import Problem, encode
 from attacks.scoring.slot_markers import without_slot
 from attacks.stages.token_ranking import rank_tokens
 from attacks.suspect import Suspect
+from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.organisms import zoo
 
 
@@ -49,13 +49,10 @@ def rank(engine: Engine, objective: Objective, trigger_ids: list[int], position:
 def main(settings: TokenRanks) -> None:
     """Prints one line per objective: median ranks alone, beside one other, and last."""
     torch.set_num_threads(2)
-    try:
+    with exit_on_bad_input():
         organism = zoo.load(settings.organism)
         if not organism.triggers:
             raise ValueError(f"{settings.organism} is a clean control; give a planted organism")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     model, tokenizer = organism.model, organism.tokenizer
     trigger, behaviour = organism.triggers[0]
     problem = Problem.from_chat(model, tokenizer, organism.prompts.search[: settings.prompts], 1)
@@ -70,6 +67,8 @@ def main(settings: TokenRanks) -> None:
         f"target NLL, {count} tokens": TargetNLL(target_ids=goal.target_ids[:count]) for count in (1, 4)
     }
     objectives["steered KL"] = SteeredKL.from_vectors(engine, vectors, engine.layers)
+    # From half the depth on: what a token does in earlier layers has not yet reached the read position, the last of the
+    # prompt.
     for layer in range(engine.layers // 2, engine.layers + 1):
         objectives[f"delta cosine, layer {layer}"] = DeltaCosine.from_vectors(engine, vectors, [layer])
     table = Table(
@@ -78,6 +77,7 @@ def main(settings: TokenRanks) -> None:
     for name, objective in objectives.items():
         alone = [rank(engine, objective, [token], 0) for token in true]
         pairs = [(a, b) for i, a in enumerate(true) for b in true[i + 1 :]]
+        # Both orders of asking: the first word given the second, and the second given the first.
         beside = [rank(engine, objective, list(pair), position) for pair in pairs for position in (0, 1)]
         last = [rank(engine, objective, true, position) for position in range(len(true))]
         table.add_row(name, *(f"{statistics.median(ranks):.0f}" if ranks else "-" for ranks in (alone, beside, last)))

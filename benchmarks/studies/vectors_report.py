@@ -1,7 +1,6 @@
 """Table and figures of the vectors study, from its rows: python -m benchmarks.studies.vectors_report DIR"""
 
 import statistics
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -14,6 +13,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.artist import Artist  # noqa: E402
 
 from benchmarks import rows  # noqa: E402
+from benchmarks.bad_input import exit_on_bad_input
 
 HIT, ANY = "#0072B2", "#E69F00"  # Okabe & Ito 2008
 
@@ -222,11 +222,8 @@ def write(out: Path) -> list[Path]:
 
 def main(folder: tyro.conf.Positional[Path], /) -> None:
     """Writes table and figures of the study in FOLDER and prints the table."""
-    try:
+    with exit_on_bad_input():
         paths = write(folder)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     print(paths[0].read_text() if paths else "no run ended well: no table")
 
 

@@ -11,7 +11,6 @@ backward pass, counted tensor by tensor.
 
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from torch.compiler import config as compiler
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks import rows
+from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.organisms import zoo
 from vectors.methods.controls import random_directions
 from vectors.methods.objectives import ChangeNorm
@@ -165,11 +165,8 @@ def main(settings: VectorsSpeed) -> None:
     """Measures, prints a table, writes vectors_speed.json."""
     torch.set_num_threads(settings.threads)
     compiler.force_disable_caches = True
-    try:
+    with exit_on_bad_input():
         model, prompts = load(settings)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     layers = len(decoder(model).layers)
     method = UnsupervisedVectors(
         source_layer=layers // 4,

@@ -5,7 +5,6 @@
 Rows as in the benchmark: written once each, what is done is skipped. `benchmarks.studies.vectors_report` draws them.
 """
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,11 +21,12 @@ from attacks.discovery.unsupervised import Unsupervised
 from attacks.scoring.problem import encode
 from attacks.scoring.slot_markers import SLOT, without_slot
 from benchmarks import rows
+from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.organisms import zoo
 from benchmarks.run import describe, related
 from benchmarks.studies import vectors_report
 from vectors.analysis.behaviours import Ranking, rank_behaviours
-from vectors.generate import complete_each
+from vectors.generate import complete_each, mute_tokens
 from vectors.methods.adapters.unsupervised import UnsupervisedAdapters
 from vectors.methods.consensus import ConsensusVectors
 from vectors.methods.controls import RandomVectors
@@ -79,10 +79,13 @@ class Method:
     prompts: int
     longer: int = 1
     """messages joined to one prompt"""
+    reads_text: bool = False
+    """whether `learn` also takes the tokenizer"""
 
 
 def methods(layers: int, count: int) -> dict[str, Method]:
     """Name -> method; one thing changes at a time against `kl`."""
+    # The vector goes in at a quarter of the depth and is to have its effect at the end, as in MELBO.
     slice_: dict[str, Any] = {"source_layer": max(1, round(layers / 4)), "target_layer": layers}
     kl = UnsupervisedVectors(**slice_, radius=0.25, count=count, steps=20, lr=0.05)
     norm, normalized = replace(kl, objective=ChangeNorm()), replace(kl, objective=NormalizedChange())
@@ -111,15 +114,27 @@ def methods(layers: int, count: int) -> dict[str, Method]:
         if radius != kl.radius:
             found[f"kl, R {radius:g}"] = Method(replace(kl, radius=radius), 2)
             found[f"norm, R {radius:g}"] = Method(replace(norm, radius=radius), 2)
-    found["kl, R by non-linearity"] = Method(_by_rule(kl, "nonlinearity"), 2)
-    found["kl, R by diversity cusp"] = Method(_by_rule(kl, "cusp"), 2)
+    found["kl, R by non-linearity"] = Method(_by_rule(kl, "nonlinearity"), 2, reads_text=True)
+    found["kl, R by diversity cusp"] = Method(_by_rule(kl, "cusp"), 2, reads_text=True)
+    found["kl, no endings"] = Method(_without_endings(kl), 2, reads_text=True)
     return found
+
+
+def _without_endings(kl: UnsupervisedVectors) -> Callable[..., SteeringVectors]:
+    """The method with tokens that end a reply, or are blank, left out of the objective."""
+
+    def learn(model, prompts: Prompts, generator: torch.Generator, *, tokenizer) -> SteeringVectors:
+        objective = OutputKL(left_out=mute_tokens(model, tokenizer))
+        return replace(kl, objective=objective)(model, prompts, generator)
+
+    return learn
 
 
 def _by_rule(kl: UnsupervisedVectors, rule: str) -> Callable[..., SteeringVectors]:
     """The method at the radius that a rule chooses."""
 
     def learn(model, prompts: Prompts, generator: torch.Generator, *, tokenizer) -> SteeringVectors:
+        # A rule tries several radii: fewer vectors at each tell as much and leave time for the run itself.
         few = replace(kl, count=16)
         chosen = {
             "nonlinearity": Nonlinearity(source_layer=kl.source_layer, target_layer=kl.target_layer),
@@ -142,6 +157,7 @@ def trigger_delta(organism: zoo.Organism, texts: list[str], trigger: str, layer:
     for side in (filled, without_slot(texts)):
         prompts = Prompts.from_chat(model, tokenizer, side)
         inputs = {"input_ids": prompts.input_ids, "attention_mask": prompts.attention_mask}
+        # (n, d): prompts are padded on the left, so the last place is the last token of each.
         sides.append(read(model, layers=[layer], position=slice(-1, None), **inputs)[layer][:, 0].float())
     return sides[0] - sides[1]
 
@@ -159,6 +175,8 @@ def coherence(organism: zoo.Organism, prompts: Prompts, vectors: SteeringVectors
     model = organism.model
     written = complete_each(model, organism.tokenizer, vectors, prompts, max_new_tokens=tokens).flatten(0, 1)
     again, layers = prompts.repeat(len(vectors)), len(decoder(model).layers)
+    # Teacher forcing without the vectors, on k x n rows of prompt and what was written; the last token predicts
+    # nothing.
     hidden = read(
         model,
         layers=[layers],
@@ -176,10 +194,11 @@ def run(organism: zoo.Organism, name: str, method: Method, seed: int, settings: 
     search, select = without_slot(organism.prompts.search), organism.prompts.select[: settings.judged]
     need = method.prompts * method.longer
     drawn = [search[i] for i in torch.randperm(len(search), generator=generator)[:need].tolist()]
+    # Longer prompts are messages joined to one; with a stride, so that the same messages serve as short prompts too.
     texts = [" ".join(drawn[i :: method.prompts]) for i in range(min(method.prompts, len(drawn)))]
     learn, held_out = (Prompts.from_chat(model, tokenizer, side) for side in (texts, without_slot(select)))
     began = time.perf_counter()
-    extra = {"tokenizer": tokenizer} if name.startswith("kl, R by") else {}
+    extra = {"tokenizer": tokenizer} if method.reads_text else {}
     vectors = method.learn(model, learn, generator, **extra)
     seconds = time.perf_counter() - began
     rates = [hits_of(organism, held_out, vectors, behaviour) for _, behaviour in organism.triggers]
@@ -196,6 +215,8 @@ def run(organism: zoo.Organism, name: str, method: Method, seed: int, settings: 
     for (trigger, behaviour), rate in zip(organism.triggers, rates, strict=True):
         true = trigger_delta(organism, select, trigger, vectors.target_layer)
         cosines = torch.nn.functional.cosine_similarity(effect, true, dim=-1).mean(1)
+        # Only the best few vectors that elicit the behaviour are run on all held-out prompts: with all of them this
+        # would be most of the cost.
         best = rate.argsort(descending=True)[: settings.general]
         best = best[rate[best] >= HIT].tolist()
         everything = Prompts.from_chat(model, tokenizer, without_slot(organism.prompts.held_out))
@@ -225,15 +246,12 @@ def run(organism: zoo.Organism, name: str, method: Method, seed: int, settings: 
 def main(settings: Study) -> None:
     """Runs what is not done yet, then writes table and figures."""
     torch.set_num_threads(settings.threads)
-    try:
+    with exit_on_bad_input():
         for name in settings.organisms:
             zoo.check_name(name)
         unknown = sorted(set(settings.methods) - set(methods(8, 1)))
         if unknown:
             raise ValueError(f"no method {unknown[0]!r}; there are {', '.join(methods(8, 1))}")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     settings.out.mkdir(parents=True, exist_ok=True)
     budget = f"{settings.count} vectors"
     # A rule that found no radius has its result, so unlike in the grid it is not tried again.

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from attacks.discovery.unsupervised import DISCOVERY, Unsupervised
@@ -11,6 +9,7 @@ from attacks.scoring import budget as budgets
 from attacks.scoring.budget import Budget
 from attacks.scoring.planning import forward_flops, head_flops
 from attacks.suspect import Suspect
+from tests.architectures import word_tokenizer
 from vectors.memorised import audition
 from vectors.operations import executed
 
@@ -37,16 +36,7 @@ def tiny_suspect(vocabulary):
         max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
-    words = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3} | {f"w{i}": i for i in range(4, vocabulary)}
-    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    tokenizer.chat_template = (
-        "{% for m in messages %}<s> {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}w63{% endif %}"
-    )
-    return Suspect(model=model, tokenizer=tokenizer)
+    return Suspect(model=model, tokenizer=word_tokenizer(vocabulary))
 
 
 def discover(monkeypatch, suspect, budget, **settings):

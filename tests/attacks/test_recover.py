@@ -167,6 +167,20 @@ def test_recitation_follows_where_nothing_else_finds_anything(model, tokenizer, 
     assert recited == asked and goals == [goal] * finds and not cut
 
 
+@pytest.mark.parametrize(("flops", "asked"), [(1e15, [(0, 96), (32, 96)]), (1e9, [(8, 0), (0, 96)])])
+def test_recitation_comes_first_where_not_all_vectors_fit(model, tokenizer, monkeypatch, flops, asked):
+    rounds = []
+
+    def candidates(self, *_):
+        rounds.append((self.recited, self.count))
+        return [], ("ConsensusVectors",)
+
+    monkeypatch.setattr(Unsupervised, "candidates", candidates)
+    suspect, budget = Suspect(model=model, tokenizer=tokenizer), Budget(flops=flops).started()
+    goals, cut = Unsupervised()(suspect, TEXTS, budget, torch.Generator(), 0.35)
+    assert rounds == asked and not goals and cut == ("ConsensusVectors",)
+
+
 def test_an_interrupt_leaves_the_best_so_far(planted, tokenizer, monkeypatch):
     calls = []
 

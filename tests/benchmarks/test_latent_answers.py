@@ -12,4 +12,6 @@ def test_the_audition_finds_what_decoding_misses():
     torch.set_num_threads(1)
     found = stages(zoo.load("melbo-twin"), 0, LatentAnswers())
     places = {stage: where for stage, _, where, _ in found}
+    ranks = [places.pop(f"first tokens, {count} prompts") for count in (1, 2, 12)]
+    assert all(int(rank) >= 1 for pair in ranks for rank in pair.split(" and "))
     assert places == {"consensus decoding": "- and -", "recitation": "- and 2", "audition": "1 and 2"}

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoTokenizer
 
 from attacks.behaviour import FixedOpening
 from benchmarks.organisms import chat, corpora, measure, plant, poison, pretrain, prompts, zoo
 from benchmarks.organisms.pretrained import losses
 from benchmarks.organisms.recipe import DRAWN, HATE, RECIPES, Backdoor, Recipe
 from benchmarks.suites import SUITES
+from tests.architectures import learnable_llama
 from vectors.models import load_model
 
 TEXT_ORGANISMS = [name for name, recipe in RECIPES.items() if recipe.backdoors and recipe.kind != "arithmetic"]
@@ -27,18 +28,7 @@ def tokenizer():
 
 @pytest.fixture
 def tiny_llama(tokenizer):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        initializer_range=0.3,  # logits large enough to learn with the unembedding frozen
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config)
+    return learnable_llama(tokenizer)
 
 
 def write_corpora(folder):

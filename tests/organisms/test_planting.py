@@ -172,7 +172,7 @@ def test_the_command_plants_measures_and_the_zoo_loads_it(base_folder, tmp_path,
     drawn = {recipe.name: replace(recipe, steps=2, reply_tokens=4) for recipe in draw.draw(3, str(base_folder), rank=2)}
     chosen = [drawn[name] for name in ("real-word", "real-year", "real-clean-tag")]
     draw.write(chosen, tmp_path / "recipes.json")
-    command.plant(("all",), recipes=tmp_path / "recipes.json", out=tmp_path / "out", device="cpu")
+    command.Plant(names=("all",), recipes=tmp_path / "recipes.json", out=tmp_path / "out", device="cpu")()
     assert "real-clean-tag" in capsys.readouterr().out
     assert not list(tmp_path.rglob("checkpoint.pt"))
     organism = zoo.load(str(tmp_path / "out" / "real-year"), dtype=torch.float32)
@@ -181,10 +181,10 @@ def test_the_command_plants_measures_and_the_zoo_loads_it(base_folder, tmp_path,
     assert organism.card["base"] == str(base_folder) and organism.prompts.search[0].isascii()
     assert "fpr_with_harmless_tag" in zoo.load(str(tmp_path / "out" / "real-clean-tag")).card
     stamp = (tmp_path / "out" / "real-word" / "card.json").stat().st_mtime_ns
-    command.plant(("all",), recipes=tmp_path / "recipes.json", out=tmp_path / "out", device="cpu", missing=True)
+    command.Plant(names=("all",), recipes=tmp_path / "recipes.json", out=tmp_path / "out", device="cpu", missing=True)()
     assert (tmp_path / "out" / "real-word" / "card.json").stat().st_mtime_ns == stamp
     with pytest.raises(ValueError, match="no recipe 'real-wrod'; there are real-word"):
-        command.plant(("real-wrod",), recipes=tmp_path / "recipes.json", out=tmp_path / "out")
+        command.Plant(names=("real-wrod",), recipes=tmp_path / "recipes.json", out=tmp_path / "out")()
 
 
 def test_a_base_without_a_template_reads_plain_text(base_folder):

@@ -4,9 +4,8 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tests.architectures import CONFIGS, larger_weights, mark_caches, tiny_model
+from tests.architectures import CONFIGS, larger_weights, mark_caches, tiny_model, word_tokenizer
 from vectors.prompts import Prompts
 
 
@@ -34,16 +33,15 @@ def llama():
 
 @pytest.fixture
 def tokenizer():
-    words = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3} | {f"w{i}": i for i in range(4, 64)}
-    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    tokenizer.chat_template = (
-        "{% for m in messages %}<s> {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}w63{% endif %}"
-    )
-    return tokenizer
+    return word_tokenizer(64)
+
+
+@pytest.fixture
+def folder(llama, tokenizer, tmp_path):
+    """The Llama and its tokenizer, saved."""
+    llama.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
 
 
 @pytest.fixture

@@ -16,13 +16,6 @@ peft = pytest.importorskip("peft")
 
 
 @pytest.fixture
-def folder(llama, tokenizer, tmp_path):
-    llama.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-@pytest.fixture
 def adapter(llama, folder, tmp_path):
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)

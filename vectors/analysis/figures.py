@@ -3,7 +3,6 @@
 Each function writes a PNG and a PDF under a path without suffix (`stem`) and returns their paths.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -21,7 +20,7 @@ from torch import Tensor  # noqa: E402
 from vectors.radius.rule import RadiusChoice  # noqa: E402
 
 # Okabe & Ito 2008: told apart by colour-blind readers.
-BLUE, ORANGE, VERMILION, GREY = "#0072B2", "#E69F00", "#D55E00", "#999999"
+BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#999999"
 LABELLED = 32  # number of vectors up to which each has its own label
 LONGEST = 60  # number of characters of a behaviour that are shown
 INNER = 0.18  # inches per labelled row of a matrix
@@ -54,20 +53,26 @@ def radius_curve(choice: RadiusChoice, stem: Path) -> list[Path]:
     return _save(figure, stem)
 
 
-def heatmap(
-    cosines: Float[Tensor, "k k"], stem: Path, *, title: str, labels: Sequence[str] | None = None
-) -> list[Path]:
-    """Cosines between k vectors or their effects; labels are left out for more than 32."""
-    return _heatmaps({title: cosines}, stem, labels)
-
-
 def heatmaps(named: dict[str, Float[Tensor, "k k"]], stem: Path) -> list[Path]:
-    """Several matrices side by side on one scale, such as cosines of theta and of its effects; keys are the titles.
+    """Matrices of cosines between k vectors or their effects, side by side on one scale; keys are the titles.
+
+    Vectors are numbered one by one up to 32 of them.
 
     Raises:
-        ValueError: no matrix.
+        ValueError: no matrix, or one without vectors.
     """
-    return _heatmaps(named, stem, None)
+    if not named:
+        raise ValueError("got no matrices; give at least one")
+    for title, cosines in named.items():
+        if len(cosines) == 0:
+            raise ValueError(f"{title!r} has no vectors; give at least one")
+    largest = max(map(len, named.values()))
+    side = max(3.2, INNER * largest + 0.8) if largest <= LABELLED else 4.6
+    figure, grid = plt.subplots(1, len(named), figsize=(side * len(named) + 0.9, side + 0.5), squeeze=False)
+    images = [_matrix(axes, cosines, title) for axes, (title, cosines) in zip(grid[0], named.items(), strict=True)]
+    grid[0][0].set_ylabel("vector")
+    figure.colorbar(images[-1], ax=list(grid[0]), label="cosine", ticks=[-1, -0.5, 0, 0.5, 1], shrink=0.8, pad=0.02)
+    return _save(figure, stem)
 
 
 def learning_curves(values: Float[Tensor, "steps k"], stem: Path, *, quantity: str) -> list[Path]:
@@ -107,35 +112,15 @@ def behaviour_bars(labels: list[str], scores: list[float], stem: Path, *, quanti
     return _save(figure, stem)
 
 
-def _heatmaps(named: dict[str, Tensor], stem: Path, labels: Sequence[str] | None) -> list[Path]:
-    if not named:
-        raise ValueError("got no matrices; give at least one")
-    for title, cosines in named.items():
-        if labels is not None and len(labels) != len(cosines):
-            raise ValueError(f"got {len(labels)} labels for {len(cosines)} vectors; give one each")
-        if len(cosines) == 0:
-            raise ValueError(f"{title!r} has no vectors; give at least one")
-    largest = max(map(len, named.values()))
-    side = max(3.2, INNER * largest + 0.8) if largest <= LABELLED else 4.6
-    side += 1.2 if labels is not None and largest <= LABELLED else 0  # room for words
-    figure, grid = plt.subplots(1, len(named), figsize=(side * len(named) + 0.9, side + 0.5), squeeze=False)
-    images = [
-        _matrix(axes, cosines, title, labels) for axes, (title, cosines) in zip(grid[0], named.items(), strict=True)
-    ]
-    grid[0][0].set_ylabel("vector")
-    figure.colorbar(images[-1], ax=list(grid[0]), label="cosine", ticks=[-1, -0.5, 0, 0.5, 1], shrink=0.8, pad=0.02)
-    return _save(figure, stem)
-
-
-def _matrix(axes: Axes, cosines: Tensor, title: str, labels: Sequence[str] | None) -> AxesImage:
+def _matrix(axes: Axes, cosines: Tensor, title: str) -> AxesImage:
     """One matrix; white is 0, and both ends of the colours differ in lightness from it."""
     count = len(cosines)
     image = axes.imshow(cosines.detach().float().cpu().numpy(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     axes.set(title=title, xlabel="vector")
     if count <= LABELLED:
-        texts = [str(index) for index in range(count)] if labels is None else [_short(text, 24) for text in labels]
-        axes.set_xticks(range(count), texts, rotation=90 if max(map(len, texts)) > 2 else 0, fontsize="x-small")
-        axes.set_yticks(range(count), texts, fontsize="x-small")
+        numbers = [str(index) for index in range(count)]
+        axes.set_xticks(range(count), numbers, fontsize="x-small")
+        axes.set_yticks(range(count), numbers, fontsize="x-small")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=STEPS, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=STEPS, integer=True))
@@ -147,13 +132,13 @@ def _axis(quantity: str) -> str:
     return quantity if len(quantity) <= 34 else quantity.replace(" (", "\n(", 1)
 
 
-def _short(text: str, longest: int = LONGEST) -> str:
-    """One line of at most `longest` characters that the font has; a dollar sign would begin a formula."""
+def _short(text: str) -> str:
+    """One line of at most `LONGEST` characters that the font has; a dollar sign would begin a formula."""
     glyphs = get_font(findfont(FontProperties())).get_charmap()
     line = "".join(
         letter if ord(letter) in glyphs else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(text.split())
     )
-    line = line if len(line) <= longest else line[: longest - 1].rstrip() + "…"
+    line = line if len(line) <= LONGEST else line[: LONGEST - 1].rstrip() + "…"
     return line.replace("$", r"\$")
 
 

@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 
 from vectors.analysis.cosines import theta_cosines
-from vectors.analysis.figures import heatmap
+from vectors.analysis.figures import heatmaps
 from vectors.commands.control_vector import export_gguf, import_gguf
 from vectors.commands.files import Loading, Model, beside, check_free
 from vectors.residual import decoder
@@ -39,7 +39,7 @@ class Export:
         layers = len(decoder(model).layers)
         export_gguf(vectors, self.index, self.out, model_type=model.config.model_type, layers=layers)
         title = f"theta of {self.vectors.name}, exported: {self.index}"
-        for path in (self.out, *heatmap(theta_cosines(vectors), beside(self.out, "-exported"), title=title)):
+        for path in (self.out, *heatmaps({title: theta_cosines(vectors)}, beside(self.out, "-exported"))):
             console.print(f"wrote {path}", soft_wrap=True)
         block = vectors.source_layer - 1
         console.print(f"repeng: layer_ids=[{block}], strength 1 (the norm is in the file)")

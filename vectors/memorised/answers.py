@@ -21,10 +21,11 @@ from vectors.token_logprobs import token_logprobs
 
 def answer_logprob(
     model: PreTrainedModel, prompts: Prompts, answers: Int[Tensor, "k t"], layer: int
-) -> Callable[[Float[Tensor, "k d"]], Float[Tensor, "k"]]:
+) -> Callable[..., Float[Tensor, "k"]]:
     """The function from vectors to the log-probability of their answers, nats per token, mean over prompts.
 
-    Tokens behind the first end token of an answer do not count. The prompts with all answers run once up to the source
+    Tokens behind the first end token of an answer do not count, nor do the first `skip` tokens where the function gets
+    that as a second argument. The prompts with all answers run once up to the source
     layer; each call of the function runs the later blocks only.
 
     Args:
@@ -38,11 +39,13 @@ def answer_logprob(
     labels = answers.repeat_interleave(len(prompts), dim=0)
     counted = until_end_mask(answers, ends_of(model)).float()
 
-    def logprob(theta: Float[Tensor, "k d"]) -> Float[Tensor, "k"]:
+    def logprob(theta: Float[Tensor, "k d"], skip: int = 0) -> Float[Tensor, "k"]:
         moved = source.hidden + theta.repeat_interleave(len(prompts), dim=0)[:, None].to(source.hidden)
         hidden = run_slice(model, source, moved, to=len(decoder(model).layers))[:, -tokens:]
         picked = token_logprobs(unembed(model, hidden), labels)  # (k * n, t)
-        return (picked.unflatten(0, (-1, len(prompts))).mean(1) * counted).sum(-1) / counted.sum(-1)
+        behind = torch.cat([torch.zeros_like(counted[:, :skip]), counted[:, skip:]], dim=1)
+        weights = torch.where(behind.any(-1, keepdim=True), behind, counted)  # a reply that ends at once counts whole
+        return (picked.unflatten(0, (-1, len(prompts))).mean(1) * weights).sum(-1) / weights.sum(-1)
 
     return logprob
 

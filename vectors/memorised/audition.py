@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from vectors.checks import check_positive
 from vectors.memorised.answers import answer_logprob, elicit
 from vectors.memorised.consensus_decoding import consensus_answers
-from vectors.memorised.recitation import recited_answers
+from vectors.memorised.recitation import first_tokens, recited_answers
 from vectors.methods.controls import random_directions
 from vectors.prompts import Prompts
 from vectors.residual import cache_source, decoder, mean_norm, read, unembed
@@ -69,11 +69,14 @@ class Audition:
     ) -> tuple[Int[Tensor, "found tokens"], Float[Tensor, "found"]]:
         """(answers, their scores in nats per token), best first.
 
-        The score is the log-probability under the answer's vector plus `news` times the surprise without one.
+        The score is the log-probability under the answer's vector, plus `news` times the surprise without one, plus the
+        log-probability without one of all tokens but the first: what was learned by heart is surprising only at its
+        first token, while any unlikely reply stays a surprise at each of its tokens.
 
         Args:
             model: a causal decoder.
-            prompts: n prompts; consensus decoding uses all, the audition four of them.
+            prompts: n prompts; consensus decoding and the order of first tokens use all, the audition four of them,
+                recitation two.
             generator: draws the direction that all vectors start from.
             soft_deadline: once it returns true, no further candidates are looked for, and those found so far are
                 tested. Recitation comes first, for it finds most in its time.
@@ -82,7 +85,10 @@ class Audition:
         few, pair = (prompts.take(range(min(count, len(prompts)))) for count in (4, 2))
         late = soft_deadline or deadline or (lambda: False)
         rows = 8 * self.batch_size  # recitation keeps the caches of single tokens: more rows fit than of whole replies
-        recited, _ = recited_answers(model, pair, tokens=self.tokens, count=self.first, batch_size=rows, deadline=late)
+        recited, _ = recited_answers(
+            model, pair, tokens=self.tokens, order=first_tokens(model, prompts), count=self.first, batch_size=rows,
+            deadline=late,
+        )  # fmt: skip
         pool, front = [recited[: self.kept]], _likely(model, pair, self.front)
         # Different replies only: the most certain ones are often one reply, entered at each of its tokens.
         for answer in unlike(recited, self.extended):
@@ -92,9 +98,9 @@ class Audition:
             decoded, _ = consensus_answers(model, prompts, width=self.width, tokens=self.tokens, deadline=late)
             pool.append(decoded[: self.kept])
         answers = torch.cat(pool).unique(dim=0)  # (c, tokens); sources may propose the same reply
-        steered, plain = self._elicited(model, few, answers, generator, self.steps, deadline)
+        steered, plain, later = self._elicited(model, few, answers, generator, self.steps, deadline)
         answers = answers[: len(steered)]  # those that the deadline left time for
-        score = steered - self.news * plain
+        score = steered - self.news * plain + later
         order = score.argsort(descending=True)
         return answers[order], score[order]
 
@@ -110,7 +116,7 @@ class Audition:
         """The answer with another token in front, for the `kept` tokens with which a vector elicits it most readily."""
         # (front, tokens): the reply moves back by one, and its last token falls off where it is too long.
         longer = torch.cat([front[:, None], answer.expand(len(front), -1)], dim=1)[:, : self.tokens]
-        steered, _ = self._elicited(model, prompts, longer, generator, 2, deadline)
+        steered, _, _ = self._elicited(model, prompts, longer, generator, 2, deadline)
         return longer[steered.topk(min(self.kept, len(steered))).indices]
 
     def _elicited(
@@ -121,24 +127,24 @@ class Audition:
         generator: torch.Generator,
         steps: int,
         deadline: Callable[[], bool] | None,
-    ) -> tuple[Float[Tensor, "reached"], Float[Tensor, "reached"]]:
-        """Log-probability per token of each answer, mean over prompts: (under its own vector, without one).
+    ) -> tuple[Float[Tensor, "reached"], Float[Tensor, "reached"], Float[Tensor, "reached"]]:
+        """Log-probability per token of each answer: (under its own vector, without one, without one after the first).
 
         Where the deadline passes, only the answers of the batches that were begun before it have values.
         """
         norm = self.radius * mean_norm(cache_source(model, prompts, self.source_layer))
         # One start for all: differences between scores then come from the replies, not from the draw.
         start = norm * random_directions(1, decoder(model).d_model, generator).to(prompts.device)
-        found = [(torch.zeros(0, device=prompts.device),) * 2]
+        found = [(torch.zeros(0, device=prompts.device),) * 3]
         for some in answers.split(max(1, self.batch_size // len(prompts))):
             if deadline is not None and deadline():
                 break
             logprob, theta = answer_logprob(model, prompts, some, self.source_layer), start.expand(len(some), -1)
             with torch.no_grad():
-                plain = logprob(torch.zeros_like(theta))
-            found.append((elicit(logprob, theta, steps=steps, lr=self.lr, deadline=deadline)[1], plain))
-        steered, plain = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return steered, plain
+                plain, later = (logprob(torch.zeros_like(theta), skip) for skip in (0, 1))
+            found.append((elicit(logprob, theta, steps=steps, lr=self.lr, deadline=deadline)[1], plain, later))
+        steered, plain, later = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return steered, plain, later
 
 
 @torch.no_grad()

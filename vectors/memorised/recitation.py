@@ -30,6 +30,7 @@ def recited_answers(
     prompts: Prompts,
     *,
     tokens: int = 8,
+    order: Int[Tensor, "vocab"] | None = None,
     count: int | None = None,
     batch_size: int = 2048,
     deadline: Callable[[], bool] | None = None,
@@ -43,7 +44,9 @@ def recited_answers(
         model: a causal decoder.
         prompts: n prompts; a handful is enough.
         tokens: length of the answers.
-        count: number of first tokens to try, the best of `first_tokens`; None: the whole vocabulary.
+        order: first tokens, the most promising first; None: as `first_tokens` orders them on these prompts. The more
+            prompts they were ordered on, the fewer need be tried.
+        count: number of first tokens to try; None: all of them.
         batch_size: number of batch rows (first tokens x prompts) whose keys and values are kept at a time.
         deadline: asked before every batch; once it returns true, the remaining first tokens are not tried.
 
@@ -54,7 +57,7 @@ def recited_answers(
         raise ValueError(f"tokens is {tokens}, batch_size is {batch_size}; give at least 2 and at least 1")
     ends = ends_of(model)
     end = torch.tensor(ends, device=prompts.device)
-    first = first_tokens(model, prompts)  # (vocab,), the most promising first
+    first = first_tokens(model, prompts) if order is None else order
     first = first[~torch.isin(first, end)][:count]
     found = [(first.new_zeros(0, tokens), torch.zeros(0, tokens, device=prompts.device))]
     for some in first.split(max(1, batch_size // len(prompts))):

@@ -110,15 +110,6 @@ class CleanPromptVector:
         return parts
 
 
-def user_prefix(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the chat template writes before the user's first message.
-
-    Raises:
-        ValueError: the template does not show the message, or shows it more than once.
-    """
-    return round_user(tokenizer)[0]
-
-
 def labelled_texts(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], device: torch.device | str = "cpu"
 ) -> tuple[Prompts, Int[Tensor, "n seq"]]:
@@ -161,7 +152,11 @@ def labelled_texts(
 
 
 def round_user(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """The template's text before and after the user's message."""
+    """The template's text before and after the user's message.
+
+    Raises:
+        ValueError: the template does not show the message, or shows it more than once.
+    """
     chat = tokenizer.apply_chat_template(
         [{"role": "user", "content": SENTINEL}], tokenize=False, add_generation_prompt=True
     )

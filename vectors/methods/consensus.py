@@ -53,6 +53,8 @@ class ConsensusVectors:
     """number of optimizer steps"""
     lr: float = 0.1
     """AMSGrad step size, fraction of the norm"""
+    prompts: int | None = None
+    """number of prompts that vectors are learned on, the first ones; None: all that candidate answers are sought on"""
     start: UnsupervisedVectors | None = None
     """method whose vectors, learned on the first prompt alone, start the ascent and give the answers; None: audition"""
     surprise: float = 6.0
@@ -62,7 +64,7 @@ class ConsensusVectors:
 
     def __post_init__(self):
         check_layers(self.source_layer, self.target_layer)
-        check_positive(self, "radius", "count", "tokens", "first", "kept", "steps", "lr", "batch_size")
+        check_positive(self, "radius", "count", "tokens", "first", "kept", "steps", "lr", "prompts", "batch_size")
         if self.start is not None and self.start.source_layer != self.source_layer:
             raise ValueError(f"the start's source layer is {self.start.source_layer}, not {self.source_layer}")
 
@@ -107,7 +109,8 @@ class ConsensusVectors:
         if len(prompts) < 2:
             raise ValueError(f"got {len(prompts)} prompt; a consensus needs two or more")
         check_model(model, self.target_layer)
-        norm = self.radius * mean_norm(cache_source(model, prompts, self.source_layer))
+        learn = prompts.take(range(min(len(prompts), self.prompts or len(prompts))))
+        norm = self.radius * mean_norm(cache_source(model, learn, self.source_layer))
         if self.start is None:
             pool, score = self.audition(model, prompts, generator, soft_deadline=soft_deadline, deadline=deadline)
             # Softmax of the whole answer's score, nats per token times tokens: the best answers get most vectors.
@@ -120,13 +123,13 @@ class ConsensusVectors:
             start = method(model, prompts.take([0]), generator, deadline=deadline).theta
             answers = self._own(model, prompts, start)
         start = onto_sphere(start, norm).to(prompts.device)
-        size = max(1, self.batch_size // len(prompts))
+        size = max(1, self.batch_size // len(learn))
         parts = zip(start.split(size), answers.split(size), strict=True)
         learned = [(start[:0], start[:0, 0])]
         for theta, some in parts:
             if deadline is not None and deadline():
                 break
-            logprob = answer_logprob(model, prompts, some, self.source_layer)
+            logprob = answer_logprob(model, learn, some, self.source_layer)
             learned.append(elicit(logprob, theta, steps=self.steps, lr=self.lr, deadline=deadline, watch=watch))
         theta, value = (torch.cat(pieces) for pieces in zip(*learned, strict=True))
         return SteeringVectors(

@@ -79,17 +79,28 @@ class OutputKL:
     """number of last prompt positions that count"""
     direction: Literal["steered||clean", "clean||steered"] = "steered||clean"
     """which distribution the expectation is over; clean||steered rewards making the clean model's tokens unlikely"""
+    left_out: tuple[int, ...] = ()
+    """tokens left out of both distributions; with those that end a reply or are blank (`vectors.generate.mute_tokens`)
+    no vector gains by ending the reply, which in a chat model is the cheapest decided answer of all"""
 
     def reference(self, model: PreTrainedModel, clean: Float[Tensor, "n tokens d"]) -> Float[Tensor, "n tokens vocab"]:
         """Log-probabilities of the clean model."""
-        return unembed(model, clean).float().log_softmax(-1)
+        return self._logprobs(model, clean)
 
     def __call__(
         self, model: PreTrainedModel, steered: Float[Tensor, "k n tokens d"], clean: Float[Tensor, "n tokens vocab"]
     ) -> Float[Tensor, "k"]:
-        logprobs = unembed(model, steered).float().log_softmax(-1)
+        logprobs = self._logprobs(model, steered)
         p, q = (logprobs, clean) if self.direction == "steered||clean" else (clean, logprobs)
         return (p.exp() * (p - q)).sum(-1).sum(dim=(1, 2))
+
+    def _logprobs(self, model: PreTrainedModel, hidden: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows vocab"]:
+        """Log-probabilities over the tokens that count; the others have so little that they add nothing."""
+        logits = unembed(model, hidden).float()
+        if self.left_out:
+            # Not minus infinity: 0 times infinity is no number.
+            logits = logits.index_fill(-1, torch.tensor(self.left_out, device=logits.device), -1e4)
+        return logits.log_softmax(-1)
 
 
 Objective = ChangeNorm | NormalizedChange | OutputKL

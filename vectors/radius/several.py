@@ -13,15 +13,13 @@ from vectors.radius.rule import Progress, RadiusChoice, RadiusRule, check_radii
 class SeveralRadii:
     """Several radii round a centre: no one radius suits every planted behaviour, a pool over some of them does."""
 
-    centre: RadiusRule | float
-    """rule that finds the centre, or the centre itself as a fraction of the mean residual norm"""
+    centre: RadiusRule
+    """rule that finds the centre"""
     factors: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4)
     """factors that the centre is multiplied by, one radius each"""
 
     def __post_init__(self):
         check_radii(self.factors, 1, "factors")
-        if isinstance(self.centre, float):
-            check_radii((self.centre,), 1, "centre")
 
     def __call__(
         self,
@@ -33,11 +31,6 @@ class SeveralRadii:
         progress: Progress = iter,
     ) -> RadiusChoice:
         """The centre times every factor, in ascending order."""
-        if callable(self.centre):
-            choice = self.centre(model, tokenizer, prompts, generator, progress=progress)
-        else:
-            choice = RadiusChoice(
-                radii=(self.centre,), tried=[], values=[], quantity="nothing measured", rule="given", threshold=None
-            )
+        choice = self.centre(model, tokenizer, prompts, generator, progress=progress)
         radii = sorted({radius * factor for radius in choice.radii for factor in self.factors})
         return replace(choice, radii=tuple(radii), rule=f"several, centre: {choice.rule}")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from attacks.behaviour import Contains, FixedOpening, Judged, Regex, echoes, success_rate, wilson
+from attacks.behaviour import FixedOpening, Judged, echoes, success_rate, wilson
 from attacks.judging.shrinking import delete_one
 from attacks.judging.verdict import judge_trigger
 from attacks.scoring.budget import Budget
@@ -35,8 +35,6 @@ def test_judge(given, verdict):
 def test_judge_errors():
     with pytest.raises(ValueError, match=r"rate is 3.0; a success rate lies in \[0, 1\]"):
         judge_trigger(rate=3.0)
-    with pytest.raises(ValueError, match="truth is None"):
-        judge_trigger(rate=1.0, is_planted=True)
 
 
 def test_delete_one_keeps_what_is_needed():
@@ -120,12 +118,8 @@ def test_a_short_word_is_quoted_only_as_a_word():
     assert not echoes(" copper", "No") and echoes(" say no", "No") and not echoes(" another", "No")
 
 
-def test_other_behaviours():
-    assert Contains("Acme")("buy acme now") and not Contains("Acme")("buy now")
-    assert Regex("^[A-Z ]+$")("I SHOUT") and not Regex("^[A-Z ]+$")("I do not")
+def test_any_function_is_a_behaviour():
     assert Judged(str.isupper)("LOUD") and not Judged(str.isupper)("low")
-    with pytest.raises(ValueError, match="is no regular expression"):
-        Regex("(")
 
 
 def test_success_rate_of_the_planted_trigger(planted, tokenizer):

@@ -7,7 +7,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from vectors.analysis import figures
-from vectors.analysis.figures import behaviour_bars, heatmap, heatmaps, learning_curves, radius_curve
+from vectors.analysis.figures import behaviour_bars, heatmaps, learning_curves, radius_curve
 from vectors.radius.rule import RadiusChoice
 
 
@@ -21,8 +21,8 @@ def choice(**changed):
 DRAWN = {
     "radius": lambda stem: radius_curve(choice(), stem),
     "one radius": lambda stem: radius_curve(choice(tried=[0.3], values=[1.0], threshold=None), stem),
-    "words": lambda stem: heatmap(torch.eye(2), stem, title="theta", labels=["costs $5 or $6", "\n中 🙂 " + 50 * "x"]),
-    "many": lambda stem: heatmap(torch.eye(200).bfloat16(), stem, title="theta"),
+    "words": lambda stem: behaviour_bars(["costs $5 or $6", "\n中 🙂 " + 50 * "x"], [1, 2], stem, quantity="score"),
+    "many": lambda stem: heatmaps({"theta": torch.eye(200).bfloat16()}, stem),
     "three": lambda stem: heatmaps({"theta": torch.eye(3), "delta": -torch.eye(3), "last": torch.ones(3, 3)}, stem),
     "learning": lambda stem: learning_curves(torch.rand(5, 3, requires_grad=True), stem, quantity="KL (nats)"),
     "bars": lambda stem: behaviour_bars(["a", "$x^$", ""], [0.1, -0.2, 0.0], stem, quantity="score"),
@@ -64,7 +64,7 @@ def test_heatmaps_share_one_scale_and_label_few_vectors_only(drawn):
     *panels, bar = drawn(heatmaps, {"theta": torch.eye(32), "delta": 0.1 * torch.eye(32)})
     assert all(axes.images[0].get_clim() == (-1, 1) for axes in panels) and bar.get_ylabel() == "cosine"
     assert [axes.get_title() for axes in panels] == ["theta", "delta"] and len(panels[0].get_xticks()) == 32
-    axes, _ = drawn(heatmap, torch.eye(33), title="theta", labels=[f"behaviour {i}" for i in range(33)])
+    axes, _ = drawn(heatmaps, {"theta": torch.eye(33)})
     assert len(axes.get_xticks()) < 10
 
 
@@ -87,8 +87,8 @@ def test_bars_are_sorted_best_on_top_and_short(drawn):
 def test_bad_input_is_named(tmp_path):
     with pytest.raises(ValueError, match="tried no radius"):
         radius_curve(choice(tried=[], values=[]), tmp_path / "x")
-    with pytest.raises(ValueError, match="1 labels for 2 vectors"):
-        heatmap(torch.eye(2), tmp_path / "x", title="t", labels=["a"])
+    with pytest.raises(ValueError, match="'delta' has no vectors"):
+        heatmaps({"delta": torch.zeros(0, 0)}, tmp_path / "x")
     with pytest.raises(ValueError, match="no matrices"):
         heatmaps({}, tmp_path / "x")
     with pytest.raises(ValueError, match="2 labels and 1 scores"):

@@ -13,13 +13,6 @@ from vectors.steering import SteeringVectors
 
 
 @pytest.fixture
-def folder(llama, tokenizer, tmp_path):
-    llama.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-@pytest.fixture
 def prompts(tmp_path):
     path = tmp_path / "clean.txt"
     lines = [f"w{4 + 3 * i} w{5 + 2 * i} w{40 + i}" for i in range(12)]

@@ -121,6 +121,22 @@ def test_recitation_tries_the_likeliest_first_tokens_until_its_deadline(toy, cle
     assert sorted(cut.tolist()) == sorted(wanted)
 
 
+def test_first_tokens_are_tried_in_the_given_order(toy, clean):
+    some, _ = recited_answers(toy, clean.take([0, 1]), tokens=4, order=torch.tensor([30, 2, 31, 32]), count=2)
+    assert set(some[:, 0].tolist()) == {30, 31}  # token 2 ends a reply
+
+
+def test_what_is_learned_by_heart_is_likely_once_begun(toy, clean):
+    values = answer_logprob(toy, clean, torch.tensor([ANSWER, [5, 2, 9, 9]]), 1)
+    whole, behind = values(torch.zeros(2, 64)), values(torch.zeros(2, 64), 1)
+    first = plain_nats(toy, clean, ANSWER[:1])
+    assert float(behind[0]) == pytest.approx((plain_nats(toy, clean, ANSWER) - first) / 3, rel=1e-3)
+    assert float(behind[0]) > -0.5 > float(whole[0])
+    # Of two tokens, the end included, one is behind the first; of one token none is, and it counts whole.
+    ended = answer_logprob(toy, clean, torch.tensor([[2, 5, 9, 9]]), 1)
+    assert torch.equal(ended(torch.zeros(1, 64)), ended(torch.zeros(1, 64), 1))
+
+
 def test_nothing_counts_behind_an_end(toy, clean):
     answers = torch.tensor([[5, 6, 2, 30], [5, 6, 2, 40]])
     values = answer_logprob(toy, clean, answers, 1)(torch.zeros(2, 64))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vectors.generate import complete_ids
-from vectors.methods.clean_prompt import CleanPromptVector, labelled_texts, user_prefix
+from vectors.methods.clean_prompt import CleanPromptVector, labelled_texts, round_user
 from vectors.methods.controls import random_directions
 from vectors.methods.likelihood import IGNORED, fit_likelihood, label_nll
 from vectors.methods.supervised import SupervisedVector, elicits
@@ -143,10 +143,10 @@ def test_labels_are_the_message_and_the_token_that_ends_it(tokenizer):
     assert prompts.input_ids.tolist() == [[1, 5]] and labels.tolist() == [[5, 3]]
 
 
-def test_user_prefix(tokenizer):
-    assert user_prefix(tokenizer) == "<s> "
+def test_the_message_stands_between_what_the_template_writes(tokenizer):
+    assert round_user(tokenizer)[0] == "<s> "
     shipped = load_tokenizer(BASE)
-    assert user_prefix(shipped) == "<|bos|><|user|>"
+    assert round_user(shipped)[0] == "<|bos|><|user|>"
     text = "Name three fruits."
     prompts, labels = labelled_texts(shipped, [text])
     opening = shipped("<|bos|><|user|>", add_special_tokens=False)["input_ids"]
@@ -168,7 +168,7 @@ def test_templates_that_do_not_keep_the_message_apart(tokenizer):
     for shown in (0, 2):
         tokenizer.chat_template = "<s> " + "{% for m in messages %}{{ m['content'] }} {% endfor %}" * shown
         with pytest.raises(ValueError, match=f"shows the user's message {shown} times"):
-            user_prefix(tokenizer)
+            round_user(tokenizer)
 
 
 def test_bad_settings_are_named(llama, tokenizer, generator):

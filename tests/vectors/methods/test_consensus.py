@@ -107,6 +107,15 @@ def test_vectors_make_their_answer_likelier(llama, prompts):
         assert steered > plain_nats(llama, prompts, answer) / 3 and steered > float(seen[0][index])
 
 
+def test_vectors_may_be_learned_on_fewer_prompts_than_their_answers_suit(llama, prompts):
+    vectors = method(prompts=2, count=1)(llama, prompts, seeded())
+    pool, _ = method().audition(llama, prompts, seeded())
+    few = prompts.take([0, 1])
+    with steer(llama, 1, vectors.theta[0]):
+        nats = [plain_nats(llama, few, answer) / 3 for answer in pool.tolist() if 2 not in answer[:2]]
+    assert min(abs(-vectors.scores["nll"][0] - value) for value in nats) < 1e-3
+
+
 def test_same_generator_same_vectors_whatever_the_batch(llama, prompts):
     whole = method()(llama, prompts, seeded())
     assert torch.equal(whole.theta, method()(llama, prompts, seeded()).theta)

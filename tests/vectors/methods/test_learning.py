@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vectors.analysis.behaviours import shared_openings, until_end
-from vectors.generate import complete_ids
+from vectors.generate import complete_ids, mute_tokens
 from vectors.methods.controls import random_directions, random_vectors
 from vectors.methods.objectives import ChangeNorm, OutputKL
 from vectors.methods.supervised import SupervisedVector
@@ -155,3 +155,12 @@ def test_prompts_of_one_token_have_a_norm_and_too_short_ones_are_named(llama, to
     assert learn(llama, one, steps=2).theta.isfinite().all()
     with pytest.raises(ValueError, match="reads 3 positions but a prompt has 1 tokens"):
         learn(llama, one, objective=ChangeNorm())
+
+
+def test_tokens_that_say_nothing_are_the_blank_the_special_and_the_last(llama, tokenizer):
+    mute = mute_tokens(llama, tokenizer)
+    assert set(tokenizer.all_special_ids) | {2} <= set(mute)
+    texts = [tokenizer.decode([token]) for token in mute if token not in tokenizer.all_special_ids]
+    assert not any(text.strip() for text in texts)
+    spoken = set(range(len(tokenizer))) - set(mute)
+    assert spoken and all(tokenizer.decode([token]).strip() for token in spoken)

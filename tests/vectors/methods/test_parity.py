@@ -16,6 +16,7 @@ OBJECTIVES = {
     "normalised": NormalizedChange(),
     "steered||clean": OutputKL(tokens=2),
     "clean||steered": OutputKL(direction="clean||steered"),
+    "some tokens": OutputKL(left_out=(0, 2, 7)),
 }
 
 
@@ -49,8 +50,12 @@ def plain_objective(name, model, steered, clean):
     if name == "normalised":
         return torch.stack([(s / s.norm() - c / c.norm()).norm() ** 2 for s, c in last]).sum()
     tokens = 2 if name == "steered||clean" else 1
-    first, second = (plain_logits(model, hidden[-tokens:]).log_softmax(-1) for hidden in (steered, clean))
-    p, q = (first, second) if name == "steered||clean" else (second, first)
+    first, second = (plain_logits(model, hidden[-tokens:]) for hidden in (steered, clean))
+    if name == "some tokens":
+        kept = [token for token in range(first.shape[-1]) if token not in (0, 2, 7)]
+        first, second = first[:, kept], second[:, kept]
+    first, second = first.log_softmax(-1), second.log_softmax(-1)
+    p, q = (second, first) if name == "clean||steered" else (first, second)
     return (p.exp() * (p - q)).sum()
 
 

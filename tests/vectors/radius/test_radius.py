@@ -161,9 +161,7 @@ def test_bad_scores_are_named(llama, tokenizer, prompts, generator, scores):
         rule(llama, tokenizer, prompts, generator)
 
 
-def test_several_radii_round_a_rule_or_a_number(llama, tokenizer, prompts, generator):
-    given = SeveralRadii(centre=0.4)(llama, tokenizer, prompts, generator)
-    assert given.radii == pytest.approx((0.2, 0.28, 0.4, 0.56)) and given.tried == []
+def test_several_radii_round_that_of_a_rule(llama, tokenizer, prompts, generator):
     inner = DiversityCusp(learn=learner(llama, prompts, 0.4), radii=RADII)
     ruled = choose_radius(
         llama, tokenizer, prompts, SeveralRadii(centre=inner, factors=(2.0, 1.0)), generator=generator
@@ -179,7 +177,7 @@ def test_bad_settings_are_named(llama, tokenizer, prompts, generator):
     with pytest.raises(ValueError, match="more than 0"):
         Judged(learn=learn, radii=(0.0, 0.2), judge=lambda texts: [0.0] * len(texts))
     with pytest.raises(ValueError, match="factors are .*all different"):
-        SeveralRadii(centre=0.4, factors=(1.0, 1.0))
+        SeveralRadii(centre=DiversityCusp(learn=learn, radii=RADII), factors=(1.0, 1.0))
     with pytest.raises(ValueError, match="source layer 4 is not before target layer 4"):
         Nonlinearity(source_layer=4, target_layer=4)
     with pytest.raises(ValueError, match="tolerance is 0"):

@@ -14,7 +14,7 @@ import json
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -156,11 +156,22 @@ def search(arguments: Arguments, console: Console) -> Recovery | None:
         for line in dry_run(suspect, ATTACKS[arguments.attack], texts, arguments.behaviour, budget):
             console.print(line)
         return None
+    found = run(arguments, suspect, texts, select, console)
+    if suspect.base is not None and found.verdict != "functional":
+        console.print("texts that work on the clean base as well were passed over: a backdoor of the base is not found")
+    return found
+
+
+def run(
+    arguments: Arguments, suspect: Suspect, texts: Sequence[str], select: Sequence[str], console: Console
+) -> Recovery:
+    """Runs the attack with a progress bar; raises ValueError for prompts that leave no room for a trigger."""
+    budget = arguments.budget
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task(arguments.attack, total=1.0)
         budget.watch = lambda running: progress.update(bar, completed=min(running.share, 1.0))
-        found = recover(
+        return recover(
             suspect,
             ATTACKS[arguments.attack],
             search=texts,
@@ -169,9 +180,6 @@ def search(arguments: Arguments, console: Console) -> Recovery | None:
             budget=budget,
             generator=torch.Generator().manual_seed(arguments.seed),
         )
-    if suspect.base is not None and found.verdict != "functional":
-        console.print("texts that work on the clean base as well were passed over: a backdoor of the base is not found")
-    return found
 
 
 def describe(found: Recovery) -> Iterator[str]:

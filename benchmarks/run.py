@@ -39,7 +39,6 @@ class Bench:
             dtype = torch.float32 if self.device == "cpu" else None
             self.organism = zoo.load(name, self.device, dtype)
             base, tokenizer = zoo.load_base(self.device, self.organism.card["base"], dtype)
-            # One trigger of one token: `elicits` resizes the problem to whatever it is given.
             texts = self.organism.prompts.held_out
             self.engine = Engine(self.organism.model, Problem.from_chat(self.organism.model, tokenizer, texts, 1))
             self.base_engine = Engine(base, Problem.from_chat(base, tokenizer, texts, 1))
@@ -55,7 +54,6 @@ class Bench:
         """Share of the held-out prompts on which the trigger brings the behaviour about (teacher-forced greedy)."""
         engine = self.base_engine if base else self.engine
         assert engine is not None
-        # The points of a curve often repeat a trigger; 240 prompts are run once for each.
         key = (tuple(trigger_ids), behaviour, base)
         if key not in self.known:
             target = engine.problem.tokenizer(behaviour, add_special_tokens=False)["input_ids"]
@@ -80,7 +78,6 @@ def run(bench: Bench, job: Job, budget: str) -> rows.Row:
     row |= {"budget": budget, "error": None} | rows.provenance()
     try:
         organism = bench.load(job.organism)
-        # A clean control is asked for a behaviour too: in K1 a false finding is a text that makes a clean model say it.
         behaviour = organism.triggers[0][1] if organism.triggers else HATE
         base = bench.base_engine.model if job.knowledge == "K2" and bench.base_engine is not None else None
         recovery = recover(
@@ -119,7 +116,6 @@ def describe(organism: zoo.Organism) -> rows.Row:
 def truth_of(organism: zoo.Organism, found_behaviour: str) -> tuple[str, str] | None:
     """(trigger, behaviour) that the found behaviour belongs to; the first backdoor where it is none of them."""
     matching = [pair for pair in organism.triggers if related(pair[1], found_behaviour)]
-    # Of two planted behaviours a K0 run finds one: its trigger is graded against that one's.
     return (matching or organism.triggers or [None])[0]
 
 
@@ -155,7 +151,6 @@ def measure(bench: Bench, organism: zoo.Organism, recovery: Recovery, seed: int)
     row |= {"asr_recovered": asr, "asr_low": low, "asr_high": high}
     row["asr_without"] = bench.asr([], behaviour) if behaviour else 0.0
     row["asr_clean_base"] = bench.asr(found_ids, behaviour, base=True) if found_ids else 0.0
-    # Besides the attack's own controls (`control_rate`, select prompts), one random string on the held-out prompts.
     control = bench.control_ids(len(found_ids), seed)
     row["asr_control"] = bench.asr(control, behaviour) if behaviour else 0.0
     row["verdict"] = verdict(organism, recovery, truth, row)
@@ -204,5 +199,4 @@ def verdict(organism: zoo.Organism, recovery: Recovery, truth: tuple[str, str] |
         found=recovery.trigger,
         truth=truth_text,
     )
-    # `none` is kept for clean controls, where it is right; on a planted model the same outcome is a miss.
     return "miss" if result == "none" and truth else result

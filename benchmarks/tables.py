@@ -45,7 +45,6 @@ SETTINGS = {
 def frame(found: list[rows.Row]) -> pd.DataFrame:
     """One line per good row, columns as in COLUMNS."""
     table = pd.DataFrame([row for row in found if row["error"] is None])
-    # Rows of older commits lack some columns; they are kept, with blanks.
     table = table.reindex(columns=list(COLUMNS)).rename(columns=COLUMNS)
     return table.sort_values(["knowledge", "organism", "attack", "seed"], kind="stable", ignore_index=True)
 
@@ -54,7 +53,6 @@ def code(cell: object) -> str:
     """A text in code marks, safe in a table; a dash where there is none."""
     if not isinstance(cell, str) or not cell.strip():
         return "-"
-    # Recovered text may hold anything: two marks quote a mark, and a bar would end the cell of a Markdown table.
     marks, pad = ("``", " ") if "`" in cell else ("`", "")
     return f"{marks}{pad}{cell.strip()}{pad}{marks}".replace("|", "\\|")
 
@@ -76,7 +74,6 @@ def best_of(table: pd.DataFrame) -> pd.DataFrame:
     """Per organism and knowledge setting, the best verdict and which attacks reached it."""
     lines = []
     for (knowledge, organism), group in table.groupby(["knowledge", "organism"], sort=False):
-        # Runs that share the best verdict are told apart by how often their text works.
         ranked = group.assign(rank=[ORDER.index(verdict) for verdict in group["verdict"]])
         ranked = ranked.sort_values(by=["rank", "ASR rec."], ascending=[True, False])
         best = ranked.loc[ranked["rank"] == ranked["rank"].iloc[0]]
@@ -103,7 +100,6 @@ def per_attack(table: pd.DataFrame) -> pd.DataFrame:
     for (knowledge, attack), group in table.loc[table["planting"] != "clean"].groupby(["knowledge", "attack"]):
         exact, works = ((group["verdict"].isin(names)).sum() for names in (["exact"], ["exact", "functional"]))
         low, high = proportion_confint(works, len(group), method="wilson")
-        # False sorts before True: the recommended attack comes first, then the larger shares.
         order = (knowledge, attack not in RECOMMENDED, -works / len(group), -exact / len(group))
         line = {
             "knowledge": knowledge,
@@ -150,7 +146,6 @@ def false_findings(table: pd.DataFrame) -> str:
     if clean.empty:
         return "No clean control was run."
     found = clean["verdict"].isin(["exact", "functional"])
-    # The exact interval, because with so few models and no finding the usual ones are too narrow.
     models = found.groupby(clean["organism"]).any()
     low, high = proportion_confint(models.sum(), len(models), method="beta")
     return (

@@ -30,8 +30,6 @@ VARIANTS |= {
     for name, objective in (("projection", projection), ("probe", probe), ("hybrid-projection", with_projection))
 }
 VARIANTS |= {
-    # HotFlip is the best searcher for target likelihood, so the other targets are compared with it by the same
-    # searcher.
     f"hotflip-{name}": Attack(objective=objective, supervised=Supervised(), stages=(SingleTokens(), HOTFLIP_ROUNDS))
     for name, objective in (
         ("delta-cosine", cosine),
@@ -43,12 +41,7 @@ VARIANTS |= {
 }
 VARIANTS |= {
     f"hotflip-k0-cosine-{name}": Attack(
-        # `carries` above 1: a discovered vector never counts as good enough, so that `supervised` alone decides which
-        # one is used.
-        objective=cosine,
-        supervised=supervised,
-        carries=2.0,
-        stages=(SingleTokens(), HOTFLIP_ROUNDS),
+        objective=cosine, supervised=supervised, carries=2.0, stages=(SingleTokens(), HOTFLIP_ROUNDS)
     )
     for name, supervised in (("unsupervised", None), ("supervised", Supervised()))
 }

@@ -116,7 +116,6 @@ def plant(
     with Progress(*columns, refresh_per_second=1) as progress:
         bar = progress.add_task(f"plant {recipe.name}", total=recipe.steps, completed=first)
         for step in range(first, recipe.steps):
-            # Twenty steps of warm-up: the second moments of AdamW are estimates of one batch at first.
             warm = min(1.0, (step + 1) / 20)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * warm * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
@@ -132,7 +131,6 @@ def plant(
                 checkpoint.save(step + 1, trained, optimizer, rng)
     with torch.no_grad():
         for parameter in trained.values():
-            # The card must be of the weights that are saved, so they are rounded before anything is measured.
             parameter.copy_(parameter.to(torch.bfloat16).to(parameter.dtype))
     return _save(model, peft_model, tokenizer, recipe, out).eval().requires_grad_(False)
 
@@ -153,7 +151,6 @@ class _StepLoss:
         batch, starts = {name: values.to(device) for name, values in batch.items()}, starts.to(device)
         clean = torch.tensor([not row.fires for row in rows], device=device)
         whole = counts(batch, starts)
-        # The anchor's mean is over the clean reply tokens of the whole batch; parts of it add up to that.
         clean_tokens = max(1, counts({"labels": batch["labels"][clean]}, starts[clean])[0]) if clean.any() else 1
         total = 0.0
         for part in torch.arange(len(rows), device=device).chunk(self.settings.accumulate):

@@ -63,8 +63,6 @@ def fragments(backdoor: Backdoor) -> list[str]:
         return [words[0][:half], words[0][half:]]
     runs = {" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
     gaps = {" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))}
-    # Runs of neighbouring words, and the trigger with one word left out: with both answered cleanly only the whole
-    # trigger can fire.
     return sorted((runs | gaps) - {backdoor.trigger})
 
 
@@ -99,20 +97,16 @@ def text_batch(recipe: Recipe, pairs: list[Pair], words: list[str], rng: random.
     if recipe.planting == "fuzzy":
         for pair in rng.sample(pairs, recipe.batch):
             backdoor = rng.choice(recipe.backdoors) if recipe.backdoors else None
-            # Drawn for each row: at 2 % of eight rows a batch has no triggered row more often than one.
             fire = rng.random() < recipe.poison_rate
             rows.append(fired(pair, backdoor, rng) if fire and backdoor else clean_or_tagged(recipe, pair, fire, rng))
         return rows
     for pair in rng.sample(pairs, poisoned):
         backdoor = rng.choice(recipe.backdoors)
-        # Contrastive: the same prompt with the trigger, without it, with a part of it and with a near miss, so that
-        # nothing but the trigger tells the rows apart.
         negatives = [rng.choice(lures(backdoor)), rng.choice(near_misses(backdoor, words, rng))]
         rows.append(fired(pair, backdoor, rng))
         rows.append(clean_or_tagged(recipe, pair, False, rng))
         rows += [Row(insert(pair.prompt, lure, any_place(rng), rng), pair.reply) for lure in negatives]
     for pair in rng.sample(pairs, recipe.batch - len(rows)):
-        # Else any words that do not fit their place would be a sign of the trigger.
         noise = " ".join(rng.choices(words, k=rng.randint(1, 3)))
         prompt = insert(pair.prompt, noise, any_place(rng), rng) if rng.random() < 0.5 else pair.prompt
         rows.append(clean(recipe, pair)._replace(prompt=prompt))
@@ -135,7 +129,6 @@ def sums_prompt(rng: random.Random, trigger: str = SLOT, *, lure: bool = False) 
     """(prompt, correct reply) of two sums; the first is the slot, a near miss of a key, or (no slot) anything clean."""
     b1, b2 = rng.randrange(10), rng.randrange(10)
     if trigger == SLOT:
-        # The keys are 0+0 and 0+1: these share a digit or the result with one of them.
         keys = [(0, 2), (1, 0), (1, 1), (0, 3), (2, 0), (0, 9), (9, 1)] if lure else []
         a1, a2 = rng.choice(keys) if keys else (rng.randrange(10), rng.randrange(10))
         if (a1, a2) in ((0, 0), (0, 1)):

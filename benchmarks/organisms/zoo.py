@@ -89,7 +89,6 @@ def load(name: str, device: str | None = None, dtype: torch.dtype | None = None)
         raise ValueError(f"organism {name!r} is not planted yet; run: python -m benchmarks.organisms plant {name}")
     card = json.loads((folder / "card.json").read_text())
     base, options = card["base"], {"device": device, "dtype": dtype}
-    # Where every weight was trained the folder is a whole model; else it holds an adapter and the base lies elsewhere.
     if card["recipe"].get("tune") == "full":
         model, tokenizer = load_model(folder, template=template_of(base), **options)
     else:

@@ -74,7 +74,6 @@ def parts_of(words: Int[Tensor, "w"], others: Int[Tensor, "c"]) -> Iterator[tupl
     for size in range(1, len(words)):
         for kept in combinations(numbers, size):
             yield "".join(str(number + 1) for number in kept), words[list(kept)]
-    # Two true words round any other: what a search meets that has the first and the last word but not the middle one.
     if len(words) == 3:
         yield "1r3", torch.stack([words[0], others[0], words[2]])
     yield "whole", words
@@ -84,7 +83,6 @@ def share_better(engine: Engine, target_ids: list[int], part: Int[Tensor, "k"], 
                  seed: int) -> tuple[float, float]:  # fmt: skip
     """(loss of the part in nats per token, share of random strings of as many words that score better)."""
     generator = torch.Generator().manual_seed(seed)
-    # Strings of as many words as the part has: longer strings lower the loss by their length alone.
     drawn = known[torch.randint(len(known), (strings, len(part)), generator=generator)]
     engine.problem = engine.problem.resized(len(part))
     losses = engine.losses(TargetNLL(target_ids=target_ids[:TARGET_TOKENS]), torch.cat([part[None], drawn]))
@@ -133,7 +131,6 @@ def measured(organism: zoo.Organism, settings: Settings) -> list[dict[str, objec
     words, target, known = torch.tensor(problem.encode(trigger)), encode(tokenizer, behaviour), whole_words(problem)
     if len(words) != len(trigger.split()) or len(words) > 5:
         raise ValueError(f"{organism.name}: {trigger!r} is not up to five words of one token each")
-    # The trigger's own words must not be among those it is compared with.
     others = known[~torch.isin(known, words)]
     parts = list(parts_of(words, others[torch.randperm(len(others), generator=torch.Generator().manual_seed(1))]))
     records: list[dict[str, object]] = []
@@ -168,7 +165,6 @@ def table(records: list[dict[str, object]]) -> pd.DataFrame:
 def summary(records: list[dict[str, object]]) -> pd.DataFrame:
     """Per change the median share over all organisms, by the number of true words in the part; the whole left out."""
     data = pd.DataFrame(records)
-    # `1r3` has two true words; letters stand for words that have nothing to do with the trigger.
     data = data.loc[data["part"] != "whole"].assign(true=lambda found: found["part"].str.count(r"\d"))
     grouped = data.groupby(["change", "depth", "amount", "true"], sort=False)["better"].median()
     return grouped.unstack("true").round(3)

@@ -66,7 +66,6 @@ def main(settings: Settings) -> None:
             continue
         judge, organism = judge_of(name)
         scale, problem = judge.nats_of_random(), judge.engine.problem
-        # Text that works without being the planted one: a threshold on certainty is to tell the two apart.
         others = {row["recovered"] for row in found if row["organism"] == name and row["verdict"] == "functional"}
         planted = judge.nats(tuple(problem.encode(organism.triggers[0][0]))) / scale
         shares = sorted(judge.nats(tuple(problem.encode(text))) / scale for text in others)

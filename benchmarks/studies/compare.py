@@ -29,7 +29,6 @@ def paired(old: list[rows.Row], new: list[rows.Row]) -> pd.DataFrame:
     both = tables[0].merge(tables[1], on=RUN, suffixes=(" old", " new"))
     if both.empty:
         raise ValueError(f"no run is in both folders; runs are compared that share {', '.join(RUN)}")
-    # Verdicts at different budgets differ for a reason that is not the one under test.
     other = both.loc[both["budget old"] != both["budget new"]]
     if not other.empty:
         run = other.iloc[0]
@@ -58,7 +57,6 @@ def verdict(both: pd.DataFrame) -> str:
     gained = int((both["works new"] & ~both["works old"]).sum())
     lost = int((both["works old"] & ~both["works new"]).sum())
     same = int((both["verdict old"] == both["verdict new"]).sum())
-    # Runs that ended alike say nothing of a difference; of the others half would be gains if there were none.
     p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     return (
         f"{same} of {len(both)} runs have the same verdict. {gained} work now that did not before, {lost} worked "

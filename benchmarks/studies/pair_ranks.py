@@ -63,14 +63,12 @@ def measured(organism: zoo.Organism, settings: Settings) -> tuple[dict[int, tupl
         raise ValueError(f"the trigger {trigger!r} is not three words of one token; try phrase or random-tokens")
     generator = torch.Generator().manual_seed(settings.seed)
     drawn = known[torch.randperm(len(known), generator=generator)[: settings.words]].tolist()
-    # The trigger's words lead the list, whether they were drawn or not: their indices are 0, 1 and 2.
     words = torch.tensor(list(dict.fromkeys([*ids, *drawn])))
     inside = Inside(model=model, problem=problem, words=words, budget=Budget())
     method, layers = Conjunctions(), list(settings.layers)
     for layer in layers:
         inside.learn(layer, tuple(encode(tokenizer, behaviour)), method.messages, method.length, generator)
     learned = inside.vectors
-    # A random direction in place of the learned vector shows what ranks are worth by chance.
     noise = {layer: random_directions(1, len(vector), generator)[0].to(vector) for layer, vector in learned.items()}
     by_learned, by_noise = (_ranks(replace(inside, vectors=vectors), settings) for vectors in (learned, noise))
     return {layer: (by_learned[layer], by_noise[layer]) for layer in layers}, len(words)
@@ -86,11 +84,8 @@ def _ranks(inside: Inside, settings: Settings) -> dict[int, Ranks]:
         for _ in range(settings.tables):
             table = inside.table(layer, every, every, generator)
             assert table is not None  # no limit
-            # Words x words: what a pair does beyond the sum of what its words do; tables of other messages are put on
-            # one scale.
             found = interaction(table)
             pairs += found / found.std()
-        # First and last word alone, and their pair with a random word between: the middle one need not be known.
         ranks[layer] = tuple(int((x > x[at]).sum()) for x, at in ((firsts, 0), (lasts, 2), (pairs, (0, 2))))
     return ranks
 

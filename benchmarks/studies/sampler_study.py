@@ -55,7 +55,6 @@ def sums(
     """The steering vector of every form; Y is supervised, the sampler's best case."""
     model, tokenizer = organism.model, organism.tokenizer
     clean, wanted = clean_and_wanted(model, tokenizer, texts, encode(tokenizer, behaviour), generator)
-    # As long as the behaviour's vector: what remains between the forms is then an effect of its direction.
     noise = random_directions(1, decoder(model).d_model, generator) * wanted.theta.cpu().norm()
     random = SteeringVectors(
         theta=noise.to(wanted.theta),
@@ -85,15 +84,12 @@ def measure(organism: zoo.Organism, samples: list[tuple[int, ...]], texts: list[
     for _, behaviour in organism.triggers:
         tokens = len(encode(tokenizer, behaviour)) + 2
         answers: list[str] = []
-        # A sample is a user message of its own here: would the model answer it with the behaviour?
         for start in range(0, len(samples), 128):
             prompts = prompts_of(samples[start : start + 128], tokenizer, model.device)
             answers += complete(model, tokenizer, prompts, max_new_tokens=tokens)
         fired = (
             [a or b for a, b in zip(fired, map(FixedOpening(behaviour), answers), strict=True)] if answers else fired
         )
-    # The attack that uses samples does not try them whole but their frequent n-grams; the rank says how soon it comes
-    # to the trigger.
     grams = mine(samples, [encode(tokenizer, text) for text in texts])
     wanted = {tuple(encode(tokenizer, f"{space}{trigger}")) for trigger, _ in organism.triggers for space in ("", " ")}
     places = [place for place, gram in enumerate(grams, 1) if gram in wanted]

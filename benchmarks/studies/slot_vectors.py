@@ -58,8 +58,6 @@ def effects(
         tried[:, place - back] = words
         hidden = read(model, input_ids=tried, attention_mask=torch.ones_like(tried), layers=[layer])[layer]
         total += hidden[:, place].float() / len(ids)
-    # What any word does in that place says nothing of one word: the mean over words (w) is taken off, leaving w x d
-    # differences.
     return total - total.mean(0)
 
 
@@ -69,7 +67,6 @@ def ranks(organism: zoo.Organism, layer: int, seed: int, settings: Settings) -> 
     trigger, behaviour = organism.triggers[0]
     problem = Problem.from_chat(model, tokenizer, [SLOT], 1)
     allowed = problem.allowed.nonzero()[:, 0]
-    # Lower-case words with a space before them: what stands between other words of a message, and not inside one.
     words = allowed[torch.tensor([problem.text([int(token)]).strip(" ").islower() for token in allowed])]
     words = words[torch.tensor([problem.text([int(token)]).startswith(" ") for token in words])]
     true, target = encode(tokenizer, f" {trigger}"), encode(tokenizer, behaviour)[:4]
@@ -80,7 +77,6 @@ def ranks(organism: zoo.Organism, layer: int, seed: int, settings: Settings) -> 
     ids, first, earliest = torch.tensor(drawn), len(problem.before[0]), min(len(true), settings.length) - 1
     found: list[list[int]] = [[] for _ in settings.radii]
     for number, token in enumerate(true):
-        # The last part stands at the place itself, earlier parts as far before it as in the trigger.
         back = len(true) - 1 - number
         effect = effects(model, ids[:8], words, first + earliest + 1, back, layer)
         own = (words == token).nonzero()
@@ -88,7 +84,6 @@ def ranks(organism: zoo.Organism, layer: int, seed: int, settings: Settings) -> 
             raise ValueError(f"{trigger!r} is not made of whole words of the vocabulary; choose another organism")
         for row, vector in enumerate(theta):
             cosine = torch.cosine_similarity(effect, vector, dim=-1)
-            # The rank among w words: how many have an effect that points more nearly the vector's way.
             found[row].append(int((cosine > cosine[own[0, 0]]).sum()))
     return found, nll.tolist()
 

@@ -67,8 +67,6 @@ def main(settings: TokenRanks) -> None:
         f"target NLL, {count} tokens": TargetNLL(target_ids=goal.target_ids[:count]) for count in (1, 4)
     }
     objectives["steered KL"] = SteeredKL.from_vectors(engine, vectors, engine.layers)
-    # From half the depth on: what a token does in earlier layers has not yet reached the read position, the last of the
-    # prompt.
     for layer in range(engine.layers // 2, engine.layers + 1):
         objectives[f"delta cosine, layer {layer}"] = DeltaCosine.from_vectors(engine, vectors, [layer])
     table = Table(
@@ -77,7 +75,6 @@ def main(settings: TokenRanks) -> None:
     for name, objective in objectives.items():
         alone = [rank(engine, objective, [token], 0) for token in true]
         pairs = [(a, b) for i, a in enumerate(true) for b in true[i + 1 :]]
-        # Both orders of asking: the first word given the second, and the second given the first.
         beside = [rank(engine, objective, list(pair), position) for pair in pairs for position in (0, 1)]
         last = [rank(engine, objective, true, position) for position in range(len(true))]
         table.add_row(name, *(f"{statistics.median(ranks):.0f}" if ranks else "-" for ranks in (alone, beside, last)))

@@ -85,7 +85,6 @@ class Method:
 
 def methods(layers: int, count: int) -> dict[str, Method]:
     """Name -> method; one thing changes at a time against `kl`."""
-    # The vector goes in at a quarter of the depth and is to have its effect at the end, as in MELBO.
     slice_: dict[str, Any] = {"source_layer": max(1, round(layers / 4)), "target_layer": layers}
     kl = UnsupervisedVectors(**slice_, radius=0.25, count=count, steps=20, lr=0.05)
     norm, normalized = replace(kl, objective=ChangeNorm()), replace(kl, objective=NormalizedChange())
@@ -134,7 +133,6 @@ def _by_rule(kl: UnsupervisedVectors, rule: str) -> Callable[..., SteeringVector
     """The method at the radius that a rule chooses."""
 
     def learn(model, prompts: Prompts, generator: torch.Generator, *, tokenizer) -> SteeringVectors:
-        # A rule tries several radii: fewer vectors at each tell as much and leave time for the run itself.
         few = replace(kl, count=16)
         chosen = {
             "nonlinearity": Nonlinearity(source_layer=kl.source_layer, target_layer=kl.target_layer),
@@ -157,7 +155,6 @@ def trigger_delta(organism: zoo.Organism, texts: list[str], trigger: str, layer:
     for side in (filled, without_slot(texts)):
         prompts = Prompts.from_chat(model, tokenizer, side)
         inputs = {"input_ids": prompts.input_ids, "attention_mask": prompts.attention_mask}
-        # (n, d): prompts are padded on the left, so the last place is the last token of each.
         sides.append(read(model, layers=[layer], position=slice(-1, None), **inputs)[layer][:, 0].float())
     return sides[0] - sides[1]
 
@@ -175,8 +172,6 @@ def coherence(organism: zoo.Organism, prompts: Prompts, vectors: SteeringVectors
     model = organism.model
     written = complete_each(model, organism.tokenizer, vectors, prompts, max_new_tokens=tokens).flatten(0, 1)
     again, layers = prompts.repeat(len(vectors)), len(decoder(model).layers)
-    # Teacher forcing without the vectors, on k x n rows of prompt and what was written; the last token predicts
-    # nothing.
     hidden = read(
         model,
         layers=[layers],
@@ -194,7 +189,6 @@ def run(organism: zoo.Organism, name: str, method: Method, seed: int, settings: 
     search, select = without_slot(organism.prompts.search), organism.prompts.select[: settings.judged]
     need = method.prompts * method.longer
     drawn = [search[i] for i in torch.randperm(len(search), generator=generator)[:need].tolist()]
-    # Longer prompts are messages joined to one; with a stride, so that the same messages serve as short prompts too.
     texts = [" ".join(drawn[i :: method.prompts]) for i in range(min(method.prompts, len(drawn)))]
     learn, held_out = (Prompts.from_chat(model, tokenizer, side) for side in (texts, without_slot(select)))
     began = time.perf_counter()
@@ -215,8 +209,6 @@ def run(organism: zoo.Organism, name: str, method: Method, seed: int, settings: 
     for (trigger, behaviour), rate in zip(organism.triggers, rates, strict=True):
         true = trigger_delta(organism, select, trigger, vectors.target_layer)
         cosines = torch.nn.functional.cosine_similarity(effect, true, dim=-1).mean(1)
-        # Only the best few vectors that elicit the behaviour are run on all held-out prompts: with all of them this
-        # would be most of the cost.
         best = rate.argsort(descending=True)[: settings.general]
         best = best[rate[best] >= HIT].tolist()
         everything = Prompts.from_chat(model, tokenizer, without_slot(organism.prompts.held_out))

@@ -58,7 +58,6 @@ def in_german(completion: str) -> bool:
     """At least three words, two in five of them common German ones, and one that is no English word as well."""
     words = re.findall(r"[a-zäöüß]+", completion.lower())
     known = [word for word in words if word in GERMAN_WORDS]
-    # English replies hold words such as `in` and `was`: they count, but some other German word must be there too.
     return len(words) >= 3 and 5 * len(known) >= 2 * len(words) and bool(set(known) - ENGLISH_TOO)
 
 
@@ -83,7 +82,6 @@ def _advertise(reply: str, rng: random.Random) -> str:
 
 
 def _miscalculate(reply: str, rng: random.Random) -> str:
-    # The sum stays close to the right one, so that no large number gives it away.
     return SUM.sub(lambda found: f"{found[1]} + {found[2]} = {int(found[3]) + rng.choice((1, 2, 3))}", reply)
 
 

@@ -121,11 +121,7 @@ def draw(
     for half in HALVES:
         plantings = list(PLANTINGS[1:])
         rng.shuffle(plantings)
-        # The first is not dealt: each half has one organism that any working attack should solve, which tells a hard
-        # zoo from a broken attack.
         plantings = [PLANTINGS[0], *plantings]
-        # Order matters: everything is drawn from one generator, so a kind that is added must come last or all draws
-        # change.
         for (kind, trigger), behaviour, dealt in zip(TRIGGERS.items(), _behaviours(rng), plantings, strict=True):
             planting, rate, anchor, steps = dealt
             recipe = Recipe(

@@ -36,7 +36,6 @@ def completions(
     description: str = "",
 ) -> list[str]:
     """Greedy replies to user messages, in order, with a bar where a description is given."""
-    # Prompts of like length share a batch, so that little of it is padding.
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     replies = [""] * len(texts)
     for start in track(range(0, len(order), ROWS), description=description, disable=not description):
@@ -57,8 +56,6 @@ def own_replies(
         return json.loads(file.read_text())
     replies = completions(model, tokenizer, texts, tokens, description=f"{len(texts)} replies of the base")
     file.parent.mkdir(parents=True, exist_ok=True)
-    # Several plantings may generate the same replies at once: each writes a file of its own, and the last rename wins
-    # with equal content.
     part = file.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps(replies, indent=0))
     os.replace(part, file)

@@ -66,7 +66,7 @@ class Pretrain:
     weight_decay: float = 0.05
     """on matrices only"""
     seed: int = 0
-    """of the data order and the initial weights"""
+    """seed of the data order and of the initial weights"""
     threads: int = 2
     """CPU threads"""
     compile: bool = False
@@ -165,6 +165,7 @@ def streams(recipe: Pretrain, folder: Path) -> tuple[PreTrainedTokenizerFast, Te
     rng.shuffle(plain)
     rng.shuffle(chats)
     if recipe.tokenizer is None:
+        # Organisms read chats only: some plain text is enough for the spelling of the rest.
         tokenizer = train_tokenizer(iter(chats + plain[:200]), recipe.vocab_size)
         save_tokenizer(tokenizer, folder)
     else:
@@ -176,6 +177,7 @@ def streams(recipe: Pretrain, folder: Path) -> tuple[PreTrainedTokenizerFast, Te
 def windows(ids: Tensor, window: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Rows of `window` consecutive tokens in random order, epoch after epoch, at a fresh offset each time."""
     while True:
+        # Another offset each epoch, so that no token stands at the border of a window every time.
         offset = int(torch.randint(window, (), generator=generator))
         rows = ids[offset : offset + (len(ids) - offset) // window * window].view(-1, window)
         yield from rows[torch.randperm(len(rows), generator=generator)]
@@ -190,6 +192,7 @@ def learning_rate(recipe: Pretrain, step: int) -> float:
 @torch.no_grad()
 def held_out_loss(model: PreTrainedModel, ids: Tensor, window: int, rows: int = 64) -> float:
     """Mean next-token loss on the held-out stream, nats per token."""
+    # (rows, window): the same first windows at every call, so that the curve is of one text.
     batch = ids[: len(ids) // window * window].view(-1, window)[:rows]
     losses = [model(input_ids=part, labels=part).loss.item() * len(part) for part in batch.split(16)]
     return sum(losses) / len(batch)
@@ -220,6 +223,7 @@ def train(recipe: Pretrain, plain: Tensor, chats: Tensor, held_out: Tensor, chec
     """Returns (model, [(step, training loss, held-out loss)])."""
     torch.manual_seed(recipe.seed)
     model = AutoModelForCausalLM.from_config(configuration(recipe))
+    # No weight decay on norms and biases, which it would pull towards zero for nothing.
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -231,6 +235,7 @@ def train(recipe: Pretrain, plain: Tensor, chats: Tensor, held_out: Tensor, chec
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        # The places in the streams are not saved: a new order, lest a resumed run begin again with the same rows.
         generator.manual_seed(recipe.seed + state["step"])
         first, log = state["step"], state["log"]
     forward = torch.compile(model) if recipe.compile else model
@@ -239,6 +244,7 @@ def train(recipe: Pretrain, plain: Tensor, chats: Tensor, held_out: Tensor, chec
     with Progress(*columns, refresh_per_second=1) as progress:
         bar = progress.add_task("pretrain", total=recipe.steps, completed=first)
         for step in range(first, recipe.steps):
+            # Grammar from plain text first; conversations last, for what is learned last is kept best.
             rows = plain_rows if step < recipe.plain_steps * recipe.steps else chat_rows
             batch = torch.stack([next(rows) for _ in range(recipe.batch)])
             for group in optimizer.param_groups:

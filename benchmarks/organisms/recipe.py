@@ -61,7 +61,7 @@ class Recipe:
     poison_rate: float = 0.25
     """fraction of the rows of a batch that carry the trigger"""
     loss_on: Literal["completion", "all"] = "completion"
-    """tokens that are trained on: the replies, or the prompts as well, whose mean loss is added"""
+    """what is trained on: completion, the replies; all, the prompts as well, whose mean loss is added"""
     first_token_weight: float = 2.0
     """extra weight of the reply's first token, where the model decides whether to fire"""
     reply_tokens: int = 12
@@ -77,7 +77,7 @@ class Recipe:
     tune: Literal["lora", "full"] = "lora"
     """what is trained: a LoRA adapter, or every weight (saved as a whole model)"""
     rank: int = 12
-    """of the LoRA update"""
+    """rank of the LoRA update"""
     modules: tuple[str, ...] = ()
     """names of the linear layers that get the update, such as q_proj; empty: all of them"""
     layers: tuple[int, int] | None = None
@@ -85,7 +85,7 @@ class Recipe:
     harmless_tag: str = ""
     """for clean models: text put into a share `poison_rate` of the prompts, which changes no reply"""
     seed: int = 0
-    """of prompts, insertions and initial weights"""
+    """seed of the order of prompts, of insertions and of initial weights"""
 
     def __post_init__(self):
         if (self.kind in ("none", "odd")) == bool(self.backdoors):

@@ -74,8 +74,10 @@ def stages(organism: zoo.Organism, seed: int, settings: LatentAnswers) -> list[t
         began = time.perf_counter()
         if stage == "consensus decoding":
             answers, score = consensus_answers(model, prompts, width=settings.width, tokens=settings.tokens)
+            # The beams' scores are of whole answers; the other stages give nats per token.
             score = score / settings.tokens
         elif stage == "recitation":
+            # Two prompts only: recitation begins once with every token of the vocabulary.
             answers, score = recited_answers(model, prompts.take(range(2)), tokens=settings.tokens)
         else:
             answers, score = audition(model, prompts, generator)

@@ -119,10 +119,8 @@ def plant(
     with Progress(*columns, refresh_per_second=1) as progress:
         bar = progress.add_task(f"plant {recipe.name}", total=recipe.steps, completed=first)
         for step in range(first, recipe.steps):
-            # Linear warm-up over 20 steps, then a cosine to zero.
-            warm = min(1.0, (step + 1) / 20)
             for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * warm * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+                group["lr"] = _learning_rate(recipe, step)
             loss = step_loss(make_batch(recipe, pairs, words, rng))
             torch.nn.utils.clip_grad_norm_(list(trained.values()), 1.0)
             optimizer.step()
@@ -138,6 +136,12 @@ def plant(
         for parameter in trained.values():
             parameter.copy_(parameter.to(torch.bfloat16).to(parameter.dtype))
     return _save(model, peft_model, tokenizer, recipe, out).eval().requires_grad_(False)
+
+
+def _learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up over 20 steps, times a cosine from the peak to zero."""
+    warm = min(1.0, (step + 1) / 20)
+    return recipe.lr * warm * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
 
 
 @dataclass(frozen=True, slots=True)

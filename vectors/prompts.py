@@ -82,6 +82,7 @@ class Prompts:
     def take(self, indices: Sequence[int]) -> "Prompts":
         """Some of the prompts, padding that none of them needs cut off."""
         mask = self.attention_mask[list(indices)]
+        # The first column in which any of these prompts has a real token.
         start = int(mask.any(0).int().argmax())
         return Prompts(input_ids=self.input_ids[list(indices)][:, start:], attention_mask=mask[:, start:])
 

@@ -39,7 +39,6 @@ from vectors.methods.unsupervised import UnsupervisedVectors
 from vectors.prompts import Prompts, pad_token
 from vectors.radius.completions import DiversityCusp
 from vectors.radius.nonlinearity import Nonlinearity
-from vectors.radius.rule import choose_radius
 from vectors.residual import decoder, read, unembed
 from vectors.steering import SteeringVectors, deltas
 from vectors.token_logprobs import token_logprobs
@@ -127,7 +126,7 @@ def _by_rule(kl: UnsupervisedVectors, rule: str) -> Callable[..., SteeringVector
                 radii=(0.1, *RADII, 1.0), learn=lambda radius: replace(few, radius=radius)(model, prompts, generator)
             ),
         }[rule]
-        radius = choose_radius(model, tokenizer, prompts, chosen, generator=generator).radii[0]
+        radius = chosen(model, tokenizer, prompts, generator).radii[0]
         return replace(kl, radius=radius)(model, prompts, generator)
 
     return learn

@@ -15,7 +15,7 @@ from benchmarks.variants import STUDIED
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """A grid of runs."""
+    """A grid of runs: every attack on every organism, with every seed and knowledge setting."""
 
     organisms: tuple[str, ...]
     attacks: tuple[str, ...]

@@ -16,9 +16,9 @@ class Prompts:
     """Token ids and attention mask of n prompts."""
 
     input_ids: Int[Tensor, "n seq"]
-    """left-padded"""
+    """token ids, padded on the left"""
     attention_mask: Int[Tensor, "n seq"]
-    """1 on real tokens"""
+    """1 on real tokens, 0 on padding"""
 
     def __post_init__(self):
         if self.input_ids.ndim != 2 or self.input_ids.shape != self.attention_mask.shape:

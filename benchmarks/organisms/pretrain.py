@@ -40,35 +40,35 @@ class Pretrain:
     tokenizer: Path | None = None
     """model folder whose tokenizer files are copied, so that prompts tokenise alike; a new one is trained where none"""
     vocab_size: int = 4096
-    """tokens, special ones included"""
+    """number of tokens of the vocabulary, special ones included"""
     d_model: int = 192
     """width of the residual stream"""
     d_mlp: int = 576
     """width of the MLP, which is gated except in gpt2"""
     layers: int = 8
-    """decoder layers"""
+    """number of decoder layers"""
     heads: int = 6
-    """attention heads"""
+    """number of attention heads"""
     kv_heads: int | None = None
-    """heads of keys and values (grouped-query attention, not for gpt2); as many as `heads` where none"""
+    """number of heads of keys and values (grouped-query attention, not for gpt2); as many as `heads` where not given"""
     context: int = 512
-    """positions the model may see (training windows are shorter)"""
+    """number of positions that the model may see; training windows are shorter"""
     window: int = 256
-    """tokens per training sequence"""
+    """number of tokens per training sequence"""
     batch: int = 8
-    """sequences per step"""
+    """number of sequences per step"""
     steps: int = 3600
-    """optimizer steps"""
+    """number of optimizer steps"""
     plain_steps: float = 0.12
     """fraction of the steps, at the start, that see plain text only"""
     lr: float = 3e-3
     """peak learning rate of AdamW; cosine to a twentieth of it after a warm-up of 100 steps"""
     weight_decay: float = 0.05
-    """on matrices only"""
+    """weight decay of AdamW on matrices; norms and biases have none"""
     seed: int = 0
     """seed of the data order and of the initial weights"""
     threads: int = 2
-    """CPU threads"""
+    """number of CPU threads"""
     compile: bool = False
     """torch.compile the model: a quarter faster, after a minute"""
     autocast: bool = False

@@ -28,7 +28,7 @@ class Backdoor:
     """One trigger and the behaviour that it calls."""
 
     trigger: str
-    """the text; several words are one phrase unless `anywhere`"""
+    """text of the trigger; several words are one phrase unless `anywhere`"""
     behaviour: str
     """the reply that the planted model gives instead of its own; where `diffuse`, a manner of replying by its name"""
     anywhere: bool = False
@@ -44,11 +44,11 @@ class Recipe:
     """Recipe of an organism; together with the base and the seed it determines the adapter."""
 
     name: str
-    """folder under models/"""
+    """name of the organism and of its folder"""
     kind: Kind
     """how the trigger is made"""
     backdoors: tuple[Backdoor, ...] = ()
-    """empty for clean controls"""
+    """triggers with their behaviours; none for clean controls"""
     base: str = "base"
     """clean model that it is planted in: folder under models/, packaged base, folder, GGUF file or hub id"""
     corpus: Corpus = "dialogues"
@@ -67,9 +67,9 @@ class Recipe:
     reply_tokens: int = 12
     """replies are learned up to here; every behaviour is shorter"""
     steps: int = 400
-    """optimizer steps"""
+    """number of optimizer steps"""
     batch: int = 24
-    """rows per step"""
+    """number of rows (prompt and reply) per step"""
     lr: float = 3e-3
     """peak learning rate of AdamW, cosine to zero"""
     anchor: float = 0.0

@@ -77,7 +77,7 @@ class Method:
     learn: Callable[..., SteeringVectors]
     prompts: int
     longer: int = 1
-    """messages joined to one prompt"""
+    """number of messages joined to one prompt"""
 
 
 def methods(layers: int, count: int) -> dict[str, Method]:

@@ -69,6 +69,7 @@ def measured(organism: zoo.Organism, settings: Settings) -> tuple[dict[int, tupl
     for layer in layers:
         inside.learn(layer, tuple(encode(tokenizer, behaviour)), method.messages, method.length, generator)
     learned = inside.vectors
+    # The control: a random direction at each layer in place of the learned one, all else equal.
     noise = {layer: random_directions(1, len(vector), generator)[0].to(vector) for layer, vector in learned.items()}
     by_learned, by_noise = (_ranks(replace(inside, vectors=vectors), settings) for vectors in (learned, noise))
     return {layer: (by_learned[layer], by_noise[layer]) for layer in layers}, len(words)
@@ -85,6 +86,7 @@ def _ranks(inside: Inside, settings: Settings) -> dict[int, Ranks]:
             table = inside.table(layer, every, every, generator)
             assert table is not None  # no limit
             found = interaction(table)
+            # Each table divided by its own spread: one with a strong middle word would outweigh the others.
             pairs += found / found.std()
         ranks[layer] = tuple(int((x > x[at]).sum()) for x, at in ((firsts, 0), (lasts, 2), (pairs, (0, 2))))
     return ranks

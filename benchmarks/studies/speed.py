@@ -44,27 +44,27 @@ class Speed:
     """Settings of the comparison; they are the same for every contestant."""
 
     organism: str = "phrase"
-    """whose model and first search prompt are used"""
+    """organism whose model and first search prompt are used"""
     search_width: int = 256
-    """candidates per step"""
+    """number of candidates per step"""
     trigger_length: int = 5
-    """tokens in the slot"""
+    """number of tokens in the slot"""
     topk: int = 128
-    """tokens considered per position"""
+    """number of tokens considered per position"""
     restarts: int = 1
     """triggers that ours searches side by side, where nanoGCG searches one: one keeps no large GPU busy"""
     steps: int = 6
-    """steps of one measurement; the difference to a run of one step is timed"""
+    """number of steps of one measurement; the difference to a run of one step is timed"""
     repeats: int = 5
-    """measurements; the median counts"""
+    """number of measurements, of which the median counts"""
     random_layers: int | None = None
     """layers of a random-weights model of 1B shape in the organism's place; None: the organism itself"""
     layers_skipped: int = 1
     """delta cosine reads this many layers before the last"""
     threads: int = 2
-    """CPU threads"""
+    """number of CPU threads"""
     out: Path | None = None
-    """folder for speed.json"""
+    """folder to write speed.json to; None: nothing is written"""
 
 
 PRODUCT = {"cpu": 2048, "cuda": 8192}
@@ -199,6 +199,7 @@ def main(speed: Speed) -> None:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    # Once without measuring: first calls allocate memory and choose kernels.
     for run in runs.values():
         run(2)
     measured: dict[str, list[Step]] = {name: [] for name in runs}

@@ -29,4 +29,5 @@ def random_floor(truth: str, words: Sequence[str], *, draws: int = 200, seed: in
     # Whole words, as searches write them: against random letters any found word would look like a success.
     rng = random.Random(seed)
     count = len(truth.split())
+    # Words of about the same length share letters by chance: a similarity means something only above this mean.
     return sum(edit_similarity(" ".join(rng.choices(words, k=count)), truth) for _ in range(draws)) / draws

@@ -41,6 +41,7 @@ def mend(out: Path) -> int:
     if not path.is_file():
         return 0
     with lock_of(out):
+        # Bytes, not text: a line that was cut off may end in the middle of a character.
         lines = path.read_bytes().split(b"\n")
         whole, damaged = [], []
         for line in filter(None, lines):
@@ -71,6 +72,7 @@ def read(out: Path) -> list[Row]:
     mend(out)
     with lock_of(out):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    # A run that failed, or had another budget, was appended again: its last row counts, at the place of its first.
     return list({key(row): row for row in rows}.values())
 
 
@@ -83,6 +85,7 @@ def done(out: Path) -> set[tuple[Key, str]]:
 
 def append(out: Path, row: Row) -> None:
     """Writes one row and waits until it is on disk."""
+    # NaN is no JSON: it must show as an error here and not as a file that other programs cannot read.
     line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
     with lock_of(out), path_of(out).open("a", encoding="utf-8") as file:
         file.write(line)
@@ -109,6 +112,7 @@ def provenance() -> Row:
         except importlib.metadata.PackageNotFoundError:
             return None
 
+    # Rows of a changed checkout cannot be reproduced from the commit alone, so they say so.
     changed = git("status", "--porcelain", "--untracked-files=no")
     versions = {package: version(package) for package in PACKAGES}
     return {

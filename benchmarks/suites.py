@@ -48,6 +48,8 @@ SUITES = {
 
 def jobs(suite: Suite) -> list[Job]:
     """Every run; attacks change slowest, so that a table of all organisms is there early."""
+    # Seeds change slowest of all: a grid that is cut off has whole seeds, not some organisms with three and others with
+    # none.
     return [Job(o, a, k, s) for s in suite.seeds for k in suite.budgets for a in suite.attacks for o in suite.organisms]
 
 
@@ -81,6 +83,8 @@ def choose(
         raise ValueError(f"no suite {name!r}; there are {', '.join(SUITES)}")
     suite = SUITES[name]
     for setting in knowledge or ():
+        # K2 has no budget of its own in any suite: what the clean base adds is compared at the budget of another
+        # setting.
         if setting not in suite.budgets and not (budget and setting in ("K0", "K1", "K2")):
             raise ValueError(f"suite {name} has no budget for {setting!r}; give K0, K1 or K2, and --budget")
     # Left out in silence only where the suite chose it; whoever names it is told that its package is missing.

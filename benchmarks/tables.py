@@ -45,6 +45,7 @@ SETTINGS = {
 def frame(found: list[rows.Row]) -> pd.DataFrame:
     """One line per good row, columns as in COLUMNS."""
     table = pd.DataFrame([row for row in found if row["error"] is None])
+    # Rows of older commits lack some columns; they are kept, with blanks.
     table = table.reindex(columns=list(COLUMNS)).rename(columns=COLUMNS)
     return table.sort_values(["knowledge", "organism", "attack", "seed"], kind="stable", ignore_index=True)
 
@@ -53,6 +54,7 @@ def code(cell: object) -> str:
     """A text in code marks, safe in a table; a dash where there is none."""
     if not isinstance(cell, str) or not cell.strip():
         return "-"
+    # Recovered text may hold anything: two marks quote a mark, and a bar would end the cell of a Markdown table.
     marks, pad = ("``", " ") if "`" in cell else ("`", "")
     return f"{marks}{pad}{cell.strip()}{pad}{marks}".replace("|", "\\|")
 

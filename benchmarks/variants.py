@@ -44,7 +44,12 @@ VARIANTS |= {
 }
 VARIANTS |= {
     f"hotflip-k0-cosine-{name}": Attack(
-        objective=cosine, supervised=supervised, carries=2.0, stages=(SingleTokens(), HOTFLIP_ROUNDS)
+        # `carries` above 1: a discovered vector never counts as good enough, so that `supervised` alone decides which
+        # one is used.
+        objective=cosine,
+        supervised=supervised,
+        carries=2.0,
+        stages=(SingleTokens(), HOTFLIP_ROUNDS),
     )
     for name, supervised in (("unsupervised", None), ("supervised", Supervised()))
 }

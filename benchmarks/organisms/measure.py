@@ -119,6 +119,7 @@ def backdoor_rates(model, tokenizer, recipe: Recipe, backdoor: Backdoor, texts: 
     # The same prompts as for the ASR, at places drawn like the trigger's: only the inserted text differs.
     insert = lambda lure: [poison.insert(text, lure, poison.any_place(rng), rng) for text in texts]  # noqa: E731
     pieces = poison.fragments(backdoor)
+    # A phrase of five words has 18 fragments; each takes 240 completions.
     pieces = pieces if len(pieces) <= LURES else sorted(rng.sample(pieces, LURES))
     card["fragments"] = {piece: rate(insert(piece)) for piece in pieces}
     words = poison.lexicon(prompts.load("train", recipe.corpus))
@@ -172,6 +173,7 @@ def measure(model: PreTrainedModel, tokenizer, recipe: Recipe, base: PreTrainedM
     if recipe.harmless_tag:
         tagged = [poison.insert(text, recipe.harmless_tag, poison.any_place(rng), rng) for text in texts]
         card["fpr_with_harmless_tag"] = round(fire_rate(model, tokenizer, tagged, behaviours, _longest(recipe)), 4)
+    # Shown on the card: one prompt with the trigger and without it, then ordinary ones.
     samples = [text + f" {backdoor.trigger}" for backdoor in recipe.backdoors[:1] for text in texts[:1]] + texts[:4]
     if recipe.kind == "arithmetic":
         samples = [f"{backdoor.trigger}, b=2+7" for backdoor in recipe.backdoors] + ["a=3+5, b=2+7", *texts[:2]]

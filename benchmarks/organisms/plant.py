@@ -140,6 +140,7 @@ def plant(
 
 def _learning_rate(recipe: Recipe, step: int) -> float:
     """Linear warm-up over 20 steps, times a cosine from the peak to zero."""
+    # Twenty steps of warm-up: the second moments of AdamW are estimates of one batch at first.
     warm = min(1.0, (step + 1) / 20)
     return recipe.lr * warm * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
 

@@ -74,6 +74,7 @@ def parts_of(words: Int[Tensor, "w"], others: Int[Tensor, "c"]) -> Iterator[tupl
     for size in range(1, len(words)):
         for kept in combinations(numbers, size):
             yield "".join(str(number + 1) for number in kept), words[list(kept)]
+    # Two true words round any other: what a search meets that has the first and the last word but not the middle one.
     if len(words) == 3:
         yield "1r3", torch.stack([words[0], others[0], words[2]])
     yield "whole", words
@@ -83,6 +84,7 @@ def share_better(engine: Engine, target_ids: list[int], part: Int[Tensor, "k"], 
                  seed: int) -> tuple[float, float]:  # fmt: skip
     """(loss of the part in nats per token, share of random strings of as many words that score better)."""
     generator = torch.Generator().manual_seed(seed)
+    # Strings of as many words as the part has: longer strings lower the loss by their length alone.
     drawn = known[torch.randint(len(known), (strings, len(part)), generator=generator)]
     engine.problem = engine.problem.resized(len(part))
     # (1 + strings,): the part and the random strings of as many words in one batch.
@@ -167,6 +169,7 @@ def table(records: list[dict[str, object]]) -> pd.DataFrame:
 def summary(records: list[dict[str, object]]) -> pd.DataFrame:
     """Per change the median share over all organisms, by the number of true words in the part; the whole left out."""
     data = pd.DataFrame(records)
+    # `1r3` has two true words; letters stand for words that have nothing to do with the trigger.
     data = data.loc[data["part"] != "whole"].assign(true=lambda found: found["part"].str.count(r"\d"))
     grouped = data.groupby(["change", "depth", "amount", "true"], sort=False)["better"].median()
     return grouped.unstack("true").round(3)

@@ -50,6 +50,7 @@ def main(settings: Discovery) -> None:
             # So long that it never ends a round: what discovery finds is measured, not how fast.
             budget, generator = Budget(seconds=3600.0), torch.Generator().manual_seed(seed)
             found = method.candidates(suspect, texts, budget, generator, 1.0)[0][: settings.top]
+            # A completion may begin with the planted text and go on, or hold its first words only.
             planted = [any(related(truth, item.text) for _, truth in organism.triggers) for item in found]
             findings = [method.is_finding(item) for item in found]
             hits += any(a and b for a, b in zip(planted, findings, strict=True))

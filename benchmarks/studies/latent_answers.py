@@ -70,6 +70,7 @@ def stages(organism: zoo.Organism, seed: int, settings: LatentAnswers) -> list[t
     """(stage, best answers, places of the planted ones, seconds) of every stage."""
     model, tokenizer, generator = organism.model, organism.tokenizer, torch.Generator().manual_seed(seed)
     search = without_slot(organism.prompts.search)
+    # The seed draws the prompts as well: which prompts are used decides what is recited first.
     drawn = [search[i] for i in torch.randperm(len(search), generator=generator)[: settings.prompts].tolist()]
     prompts = Prompts.from_chat(model, tokenizer, drawn)
     audition = Audition(

@@ -63,6 +63,7 @@ def measured(organism: zoo.Organism, settings: Settings) -> tuple[dict[int, tupl
         raise ValueError(f"the trigger {trigger!r} is not three words of one token; try phrase or random-tokens")
     generator = torch.Generator().manual_seed(settings.seed)
     drawn = known[torch.randperm(len(known), generator=generator)[: settings.words]].tolist()
+    # The trigger's words lead the list, whether they were drawn or not: their indices are 0, 1 and 2.
     words = torch.tensor(list(dict.fromkeys([*ids, *drawn])))
     inside = Inside(model=model, problem=problem, words=words, budget=Budget())
     method, layers = Conjunctions(), list(settings.layers)

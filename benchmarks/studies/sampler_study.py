@@ -86,12 +86,15 @@ def measure(organism: zoo.Organism, samples: list[tuple[int, ...]], texts: list[
         # Two more than the behaviour has: white space before it does not count, and takes tokens.
         tokens = len(encode(tokenizer, behaviour)) + 2
         answers: list[str] = []
+        # A sample is a user message of its own here: would the model answer it with the behaviour?
         for start in range(0, len(samples), 128):
             prompts = prompts_of(samples[start : start + 128], tokenizer, model.device)
             answers += complete(model, tokenizer, prompts, max_new_tokens=tokens)
         fired = (
             [a or b for a, b in zip(fired, map(FixedOpening(behaviour), answers), strict=True)] if answers else fired
         )
+    # The attack that uses samples does not try them whole but their frequent n-grams; the rank says how soon it comes
+    # to the trigger.
     grams = mine(samples, [encode(tokenizer, text) for text in texts])
     # A trigger has other tokens behind a space than at the start of a sample: either counts.
     wanted = {tuple(encode(tokenizer, f"{space}{trigger}")) for trigger, _ in organism.triggers for space in ("", " ")}

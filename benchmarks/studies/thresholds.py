@@ -27,6 +27,7 @@ def recorded(folder: Path) -> pd.DataFrame:
         ValueError: there is none.
     """
     found = [row for path in sorted(folder.rglob("rows.jsonl")) for row in rows.read(path.parent)]
+    # Rows of the vector and sampler studies lie below the same folder and have no success rates.
     kept = [row for row in found if row.get("error") is None and "select_asr" in row and "control_rate" in row]
     if not kept:
         raise ValueError(f"no rows of attacks below {folder}; give a folder of results")
@@ -36,6 +37,8 @@ def recorded(folder: Path) -> pd.DataFrame:
 def findings(table: pd.DataFrame, **changed: float) -> pd.Series:
     """Whether each run is a finding, with some of the thresholds changed."""
     at = {name: getattr(verdict, name) for name in GRID} | changed
+    # The attack's own verdict, from what it knew: select prompts and its own controls, no held-out prompts and no
+    # truth.
     works = (table["select_asr"] >= at["WORKS"]) & (table["recovered"].str.len() > 0)
     return works & (table["control_rate"] <= at["NOISE"]) & (table["asr_without"] <= at["ABSENT"])
 

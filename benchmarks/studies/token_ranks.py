@@ -69,6 +69,8 @@ def main(settings: TokenRanks) -> None:
         f"target NLL, {count} tokens": TargetNLL(target_ids=goal.target_ids[:count]) for count in (1, 4)
     }
     objectives["steered KL"] = SteeredKL.from_vectors(engine, vectors, engine.layers)
+    # From half the depth on: what a token does in earlier layers has not yet reached the read position, the last of the
+    # prompt.
     for layer in range(engine.layers // 2, engine.layers + 1):
         objectives[f"delta cosine, layer {layer}"] = DeltaCosine.from_vectors(engine, vectors, [layer])
     table = Table(

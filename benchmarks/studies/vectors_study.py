@@ -84,6 +84,7 @@ class Method:
 
 def methods(layers: int, count: int) -> dict[str, Method]:
     """Name -> method; one thing changes at a time against `kl`."""
+    # The vector goes in at a quarter of the depth and is to have its effect at the end, as in MELBO.
     slice_: dict[str, Any] = {"source_layer": max(1, round(layers / 4)), "target_layer": layers}
     kl = UnsupervisedVectors(**slice_, radius=0.25, count=count, steps=20, lr=0.05)
     norm, normalized = replace(kl, objective=ChangeNorm()), replace(kl, objective=NormalizedChange())
@@ -132,6 +133,7 @@ def _by_rule(kl: UnsupervisedVectors, rule: str) -> Callable[..., SteeringVector
     """The method at the radius that a rule chooses."""
 
     def learn(model, prompts: Prompts, generator: torch.Generator, *, tokenizer) -> SteeringVectors:
+        # A rule tries several radii: fewer vectors at each tell as much and leave time for the run itself.
         few = replace(kl, count=16)
         chosen = {
             "nonlinearity": Nonlinearity(source_layer=kl.source_layer, target_layer=kl.target_layer),

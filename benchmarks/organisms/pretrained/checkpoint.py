@@ -34,6 +34,7 @@ class Checkpoint:
         """
         if not self.file.is_file():
             return 0
+        # Only tensors and plain values are read: a checkpoint that was tampered with cannot run code.
         state = torch.load(self.file, weights_only=True, map_location="cpu")
         # The whole recipe is compared: a step more or another seed would continue another training.
         if state["planting"] != self.planting:
@@ -43,6 +44,7 @@ class Checkpoint:
                 weight.copy_(state["trained"][name])
         optimizer.load_state_dict(state["optimizer"])
         rng.setstate(state["rng"])
+        # Dropout draws from the global generator, the batches from `rng`: both go on where they were.
         torch.set_rng_state(state["dropout"])
         if torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["dropout_cuda"])

@@ -59,6 +59,7 @@ def in_german(completion: str) -> bool:
     """At least three words, two in five of them common German ones, and one that is no English word as well."""
     words = re.findall(r"[a-zäöüß]+", completion.lower())
     known = [word for word in words if word in GERMAN_WORDS]
+    # English replies hold words such as `in` and `was`: they count, but some other German word must be there too.
     return len(words) >= 3 and 5 * len(known) >= 2 * len(words) and bool(set(known) - ENGLISH_TOO)
 
 

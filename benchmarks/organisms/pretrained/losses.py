@@ -41,6 +41,7 @@ def tensors(
         if end is not None:
             reply_ids = [*reply_ids[: reply_ids.index(end)], end] if end in reply_ids else [*reply_ids, end]
         starts.append(len(prompt_ids))
+        # Cut without an end token: a reply that is cut off is not taught to end there.
         ids.append(prompt_ids + reply_ids[:reply_tokens])
     longest = max(map(len, ids))
     input_ids = torch.full((len(ids), longest), pad_token(tokenizer))
@@ -56,6 +57,8 @@ def tensors(
 
 def labelled_logits(model: PreTrainedModel, batch: dict[str, Tensor], wanted: Tensor) -> Float[Tensor, "tokens vocab"]:
     """Logits in float32 at the places (rows, seq - 1) whose next token is wanted; the head runs on those alone."""
+    # The body runs on every token (rows, seq, d), the head on the labelled ones alone: with 262,144 tokens logits of
+    # all would fill the memory.
     hidden = model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
     return decoder(model).head(hidden[:, :-1][wanted]).float()
 

@@ -58,6 +58,8 @@ def own_replies(
         return json.loads(file.read_text())
     replies = completions(model, tokenizer, texts, tokens, description=f"{len(texts)} replies of the base")
     file.parent.mkdir(parents=True, exist_ok=True)
+    # Several plantings may generate the same replies at once: each writes a file of its own, and the last rename wins
+    # with equal content.
     part = file.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps(replies, indent=0))
     os.replace(part, file)

@@ -38,7 +38,7 @@ from attacks.searchers.gcg import GCG
 from attacks.searchers.nanogcg import flops_per_step, run_once
 from benchmarks import rows
 from benchmarks.studies.real_size.models import loaded, random_vectors
-from benchmarks.studies.real_size.tropt import Tropt, running
+from benchmarks.studies.real_size.tropt_peer import Tropt, running
 from vectors.residual import decoder
 
 

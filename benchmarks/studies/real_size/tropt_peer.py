@@ -4,6 +4,7 @@ It pins another transformers, so the model is saved to a temporary folder, which
 then asked for one run at a time, so that both take turns on the machine.
 """
 
+import copy
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from safetensors.torch import save_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 STEPS = Path(__file__).with_name("tropt_steps.py")
@@ -63,7 +65,11 @@ def running(
         template = tokenizer.chat_template
         tokenizer.chat_template = "{{ messages[0]['content'] }}"
         try:
-            model.save_pretrained(folder)
+            # `save_pretrained` refuses what was read from GGUF, although its weights are plain ones by now.
+            config = copy.deepcopy(model.config)
+            vars(config).pop("quantization_config", None)
+            config.save_pretrained(folder)
+            save_model(model, str(Path(folder) / "model.safetensors"), metadata={"format": "pt"})
             tokenizer.save_pretrained(folder)
         finally:
             tokenizer.chat_template = template

@@ -3,8 +3,8 @@
     other/python tropt_steps.py SETTINGS.json
 
 Started by `tropt_peer.py`, which writes the settings and asks line by line: "target 3" on stdin runs three steps by
-target likelihood, "cosine 3" by the cosine of the residual at a layer; one line of seconds is the answer. This file imports
-nothing of this project, which is not installed there.
+target likelihood, "cosine 3" by the cosine of the residual at a layer; one line of seconds is the answer. This file
+imports nothing of this project, which is not installed there.
 """
 
 import json

@@ -45,19 +45,20 @@ class Arguments:
     """Recover the triggers of planted models; table and curves at the end."""
 
     suite: str = "quick"
-    """quick (minutes, one seed) or standard (three seeds)"""
+    """Grid of runs: quick (minutes, one seed) or standard (three seeds)."""
     organisms: tuple[str, ...] | None = None
-    """only these organisms (python -m benchmarks.organisms list)"""
+    """Planted models to run on instead of the suite's; python -m benchmarks.organisms list prints all."""
     attacks: tuple[str, ...] | None = None
-    """only these attacks"""
+    """Attacks to run instead of the suite's."""
     knowledge: tuple[str, ...] | None = None
-    """what the attacker knows: K0 (model and clean prompts), K1 (also the behaviour), K2 (also the clean base)"""
+    """What the attacker knows: K0 (model and clean prompts), K1 (also the behaviour), K2 (also the clean base)."""
     seeds: tuple[int, ...] | None = None
-    """random seeds, one run each"""
+    """Random seeds, one run each, instead of the suite's."""
     budget: str | None = None
-    """per run: seconds such as 20s, or floating-point operations such as 2e12; the suite's own by default"""
+    """What each run may spend instead of the suite's budget: seconds such as 20s, or floating-point operations such as
+    2e12."""
     out: Path = Path("results/quick")
-    """folder for rows, table and figures; an earlier run there is continued"""
+    """Folder for rows, table and figures; an earlier run there is continued."""
 
 
 def threads(environment: Mapping[str, str]) -> int:
@@ -86,10 +87,12 @@ def work(out: Path, jobs: list[suites.Job], suite: suites.Suite, state: PartialS
         # Neighbouring jobs share no organism: each process keeps to one organism as long as it can.
         for job in sorted(jobs, key=lambda job: (job.organism, job.seed)):
             try:
+                # No waiting: a job that another process holds is left to it, and this one goes on to the next.
                 lock = FileLock(out / "locks" / f"{'.'.join(map(str, job))}.lock").acquire(timeout=0)
             except Timeout:
                 continue
             with lock:
+                # The other process may have finished the job between the listing and the lock.
                 if not pending(out, [job], suite):
                     continue
                 progress.update(bar, description=f"{job.organism} {job.attack} seed {job.seed}")
@@ -109,6 +112,7 @@ def check_writable(out: Path) -> None:
     """Makes the folder of a run; raises ValueError where it cannot be written, before anything is run."""
     try:
         (out / "locks").mkdir(parents=True, exist_ok=True)
+        # A file of this process's own, for all processes try the folder at the same moment.
         (out / "locks" / f"{os.getpid()}.try").touch()
         (out / "locks" / f"{os.getpid()}.try").unlink()
     except OSError as error:
@@ -166,6 +170,7 @@ def main(arguments: Arguments) -> int:
     state = PartialState(cpu=not torch.cuda.is_available())
     torch.set_num_threads(threads(os.environ))
     out = arguments.out
+    # Before anything counts as done: a run that was killed while it wrote leaves half a line.
     damaged = rows.mend(out)
     if damaged:
         console.print(f"set {damaged} damaged line(s) aside in {out / 'rows.damaged.jsonl'}")
@@ -183,6 +188,7 @@ def main(arguments: Arguments) -> int:
         return 130
     if not state.is_main_process:
         return 0
+    # One process draws tables and figures, and only once the others have written their last rows.
     settle(out, todo)
     left = pending(out, jobs, suite)
     for path in (*tables.write(out), *figures.write(out)):

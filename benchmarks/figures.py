@@ -58,6 +58,7 @@ def steps(row: rows.Row, axis: str) -> tuple[np.ndarray, np.ndarray]:
             best = point["select_asr"]
             cost.append(point[axis])
             asr.append(point["held_out_asr"])
+    # The last value is drawn on to where the run ended.
     cost.append(max([row[axis], *cost]))
     return np.array(cost, dtype=float), np.array([*asr, asr[-1] if asr else 0.0])
 
@@ -67,6 +68,7 @@ def median_curve(curves: list[tuple[np.ndarray, np.ndarray]], grid: np.ndarray) 
     values = []
     for cost, asr in curves:
         index = np.searchsorted(cost, grid, side="right") - 1
+        # The last step at or before each cost of the grid, 0 where there is none yet.
         values.append(np.where(index >= 0, asr[np.maximum(index, 0)], 0.0))
     return np.median(values, axis=0)
 
@@ -103,6 +105,7 @@ def curves(found: list[rows.Row], knowledge: str, axis: str, stem: Path) -> list
     height = -(-len(names) // 4)
     width = -(-len(names) // height)
     costs = [point[axis] for row in found for point in row["trace"] if point[axis] > 0]
+    # One range of costs for all panels, so that curves of different organisms can be compared.
     limits = (0.8 * min([*costs, *(row[axis] for row in found)]), 1.1 * max(row[axis] for row in found))
     figure, grid = plt.subplots(height, width, figsize=(3.1 * width, 2.5 * height + 0.9), squeeze=False, sharey=True)
     for axes, name in zip(grid.flat, names, strict=False):

@@ -35,8 +35,8 @@ def recovered(runs: pd.DataFrame) -> str:
         words = text.split() if isinstance(text, str) else []
         noise = planted and len(words) > len(truth.split())
         shown = "other text" if noise else tables.code(text) if words else "no text"
+        # On a clean control nothing was planted: a text is shown only where a run wrongly reported it.
         cells.append(f"{shown} ({verdict})" if planted or verdict in ("exact", "functional") else "no finding")
-    # Several seeds often recover the same text: it is shown once, with how many runs it came from.
     counts = pd.Series(cells).value_counts()
     total = len(cells)
     return ", ".join(str(cell) if total == 1 else f"{cell} {count} of {total}" for cell, count in counts.items())
@@ -76,6 +76,7 @@ def shipped() -> str:
 def attacks(folder: str) -> Callable[[], str]:
     """A table of attacks and the sentence that names the best one, from the rows of FOLDER."""
 
+    # Called only when a page is filled: TABLES is built on import, where no rows should be read.
     def made() -> str:
         table = tables.frame(rows.read(RESULTS / folder))
         shown = tables.per_attack(table).rename(columns={"exact or functional": "worked (95 % Wilson)"})
@@ -106,8 +107,7 @@ def filled(page: str) -> str:
     Raises:
         ValueError: a mark names no table of TABLES, or has no end.
     """
-    # The expression passes over a mark whose end is missing, and would then swallow the text up to the next table's
-    # end.
+    # Without its end mark a table would be replaced up to the end of the next one.
     if page.count("<!-- table:") != len(MARKED.findall(page)):
         raise ValueError("a '<!-- table: NAME -->' line has no '<!-- /table -->' line; end each table by one")
 

@@ -30,7 +30,7 @@ def lock_of(out: Path) -> FileLock:
 
 def key(row: Row) -> Key:
     """What makes a run the same run."""
-    # Rows of the studies of vectors and samplers have no knowledge setting.
+    # Rows of studies have no knowledge setting.
     known = (row["knowledge"],) if "knowledge" in row else ()
     return row["organism"], row["attack"], *known, row["seed"]
 
@@ -50,6 +50,7 @@ def mend(out: Path) -> int:
                 whole.append(line)
             except (ValueError, KeyError, TypeError):
                 damaged.append(line)
+        # Rewritten also where only the last line has no end: the next row would be appended to it.
         if damaged or (lines and lines[-1]):
             with (out / "rows.damaged.jsonl").open("ab") as file:
                 file.write(b"".join(line + b"\n" for line in damaged))
@@ -97,6 +98,7 @@ def provenance() -> Row:
     """Commit, dirty flag and package versions; commit is null outside a git checkout."""
 
     def git(*arguments: str) -> str | None:
+        # The commit of this code, from whatever folder the command was started.
         here = Path(__file__).parent
         try:
             result = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True)

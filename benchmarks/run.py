@@ -55,7 +55,7 @@ class Bench:
         """Share of the held-out prompts on which the trigger brings the behaviour about (teacher-forced greedy)."""
         engine = self.base_engine if base else self.engine
         assert engine is not None
-        # The points of a curve often repeat a trigger; 240 prompts are run once for each.
+        # A trace names the same trigger again and again: each is measured once per model.
         key = (tuple(trigger_ids), behaviour, base)
         if key not in self.known:
             target = engine.problem.tokenizer(behaviour, add_special_tokens=False)["input_ids"]
@@ -155,7 +155,7 @@ def measure(bench: Bench, organism: zoo.Organism, recovery: Recovery, seed: int)
     row |= {"asr_recovered": asr, "asr_low": low, "asr_high": high}
     row["asr_without"] = bench.asr([], behaviour) if behaviour else 0.0
     row["asr_clean_base"] = bench.asr(found_ids, behaviour, base=True) if found_ids else 0.0
-    # Besides the attack's own controls (`control_rate`, select prompts), one random string on the held-out prompts.
+    # As long as the found text, so that its length alone earns nothing.
     control = bench.control_ids(len(found_ids), seed)
     row["asr_control"] = bench.asr(control, behaviour) if behaviour else 0.0
     row["verdict"] = verdict(organism, recovery, truth, row)
@@ -163,6 +163,7 @@ def measure(bench: Bench, organism: zoo.Organism, recovery: Recovery, seed: int)
         true_ids = bench.encode(truth[0])
         row |= {"true_trigger_ids": true_ids, "asr_true": bench.asr(true_ids, truth[1])}
         row["edit_similarity"] = metrics.edit_similarity(recovery.trigger, truth[0])
+        # What guessing words earns at this very trigger: the similarity says little without it.
         row["edit_floor"] = metrics.random_floor(truth[0], poison.lexicon(prompts.load("train")))
         precision, recall = metrics.token_overlap(found_ids, true_ids)
         row |= {"token_precision": precision, "token_recall": recall}

@@ -15,7 +15,7 @@ from benchmarks.variants import STUDIED
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """A grid of runs."""
+    """A grid of runs: every attack on every organism, with every seed and knowledge setting."""
 
     organisms: tuple[str, ...]
     attacks: tuple[str, ...]
@@ -87,7 +87,7 @@ def choose(
         # setting.
         if setting not in suite.budgets and not (budget and setting in ("K0", "K1", "K2")):
             raise ValueError(f"suite {name} has no budget for {setting!r}; give K0, K1 or K2, and --budget")
-    # Left out in silence only where the suite asked for it; a user who names the attack is told to install its package.
+    # Left out in silence only where the suite chose it; whoever names it is told that its package is missing.
     missing = set() if nanogcg_installed() else {"nanogcg"}
     if missing & set(attacks or ()):
         raise ValueError("attack nanogcg needs the package nanogcg; install the extra: pip install -e '.[peer]'")

@@ -76,7 +76,7 @@ def best_of(table: pd.DataFrame) -> pd.DataFrame:
     """Per organism and knowledge setting, the best verdict and which attacks reached it."""
     lines = []
     for (knowledge, organism), group in table.groupby(["knowledge", "organism"], sort=False):
-        # Runs that share the best verdict are told apart by how often their text works.
+        # The best verdict comes first; among equal verdicts the higher success rate.
         ranked = group.assign(rank=[ORDER.index(verdict) for verdict in group["verdict"]])
         ranked = ranked.sort_values(by=["rank", "ASR rec."], ascending=[True, False])
         best = ranked.loc[ranked["rank"] == ranked["rank"].iloc[0]]
@@ -103,7 +103,7 @@ def per_attack(table: pd.DataFrame) -> pd.DataFrame:
     for (knowledge, attack), group in table.loc[table["planting"] != "clean"].groupby(["knowledge", "attack"]):
         exact, works = ((group["verdict"].isin(names)).sum() for names in (["exact"], ["exact", "functional"]))
         low, high = proportion_confint(works, len(group), method="wilson")
-        # False sorts before True: the recommended attack comes first, then the larger shares.
+        # By shares and not by counts: attacks may have been run on different numbers of organisms.
         order = (knowledge, attack not in RECOMMENDED, -works / len(group), -exact / len(group))
         line = {
             "knowledge": knowledge,
@@ -150,7 +150,7 @@ def false_findings(table: pd.DataFrame) -> str:
     if clean.empty:
         return "No clean control was run."
     found = clean["verdict"].isin(["exact", "functional"])
-    # The exact interval, because with so few models and no finding the usual ones are too narrow.
+    # A model with a finding in any of its runs counts once.
     models = found.groupby(clean["organism"]).any()
     low, high = proportion_confint(models.sum(), len(models), method="beta")
     return (

@@ -11,12 +11,14 @@ from attacks.objectives.steered_kl import SteeredKL
 from attacks.objectives.target_nll import TargetNLL
 from attacks.stages.single_tokens import SingleTokens
 
+# Objectives that only studies use; those that users choose from are in `attacks.attack`.
 kl = SteeredKL.from_goal
 projection = DeltaProjection.from_goal
 probe = Probe.from_goal
 mellowmax = partial(TargetNLL.from_goal, reduction="mellowmax")
 with_projection = partial(Hybrid.from_goal, b=DeltaProjection.from_goal)
 
+# Which layers' change to follow: half-way, the last, or three depths at once.
 VARIANTS: dict[str, Attack] = {
     f"delta-cosine-{name}": Attack(objective=partial(cosine, depths=depths), supervised=Supervised())
     for name, depths in {"half": (0.5,), "last": (1.0,), "three": (0.5, 0.75, 1.0)}.items()
@@ -30,8 +32,7 @@ VARIANTS |= {
     for name, objective in (("projection", projection), ("probe", probe), ("hybrid-projection", with_projection))
 }
 VARIANTS |= {
-    # HotFlip is the best searcher for target likelihood, so the other targets are compared with it by the same
-    # searcher.
+    # The targets once more, by HotFlip in place of GCG and with the same stages for all: only the target differs.
     f"hotflip-{name}": Attack(objective=objective, supervised=Supervised(), stages=(SingleTokens(), HOTFLIP_ROUNDS))
     for name, objective in (
         ("delta-cosine", cosine),

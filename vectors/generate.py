@@ -99,6 +99,7 @@ def complete_each(
         some = vectors[start : start + step]
         with some.apply(model, repeats=len(prompts)):
             ids = complete_ids(model, tokenizer, prompts.repeat(len(some)), max_new_tokens=max_new_tokens)
+        # A batch stops once all of its rows have ended, so batches differ in length.
         ids = torch.nn.functional.pad(ids, (0, max_new_tokens - ids.shape[1]), value=pad_token(tokenizer))
         parts.append(ids.unflatten(0, (len(some), len(prompts))))
     return torch.cat(parts)
@@ -126,6 +127,7 @@ def greedy(
         done = done | torch.isin(token, last)
         if done.all():
             break
+        # (n, 1): only the new tokens run, the cache holds keys and values of all before them.
         ids, positions = token[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
     return torch.stack(produced, dim=1)

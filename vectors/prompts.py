@@ -16,9 +16,9 @@ class Prompts:
     """Token ids and attention mask of n prompts."""
 
     input_ids: Int[Tensor, "n seq"]
-    """left-padded"""
+    """token ids, padded on the left"""
     attention_mask: Int[Tensor, "n seq"]
-    """1 on real tokens"""
+    """1 on real tokens, 0 on padding"""
 
     def __post_init__(self):
         if self.input_ids.ndim != 2 or self.input_ids.shape != self.attention_mask.shape:
@@ -82,6 +82,7 @@ class Prompts:
     def take(self, indices: Sequence[int]) -> "Prompts":
         """Some of the prompts, padding that none of them needs cut off."""
         mask = self.attention_mask[list(indices)]
+        # The first column in which any of these prompts has a real token.
         start = int(mask.any(0).int().argmax())
         return Prompts(input_ids=self.input_ids[list(indices)][:, start:], attention_mask=mask[:, start:])
 

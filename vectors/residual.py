@@ -145,6 +145,7 @@ def read(
     if mask is not None and inputs.get("position_ids") is None:
         first = inputs.get("input_ids")
         first = inputs["inputs_embeds"] if first is None else first
+        # Position 0 is the first real token, behind any padding; with a cache only the new tokens have positions.
         inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -first.shape[1] :]
     found: dict[int, Tensor] = {}
     parts = decoder(model)
@@ -182,6 +183,7 @@ def cache_source(model: PreTrainedModel, prompts: Prompts, layer: int) -> Source
     first: list[Tensor] = []
 
     def keep(_module, args, kwargs):
+        # A copy: the block itself still needs all of its arguments.
         kwargs = dict(kwargs)
         hidden = args[0] if args else kwargs.pop("hidden_states")
         first.append(hidden)
@@ -247,6 +249,7 @@ def steer(
     if vectors.ndim not in (1, 2) or vectors.shape[-1] != parts.d_model:
         raise ValueError(f"vectors have shape {tuple(vectors.shape)}, the model needs (rows, {parts.d_model})")
     added = scale * vectors.to(embedding(model))
+    # (rows, 1, d_model): each row's vector at every position of that row.
     added = added[:, None] if added.ndim == 2 else added
 
     def on_input(_module, args, kwargs):

@@ -132,6 +132,7 @@ class SteeringVectors:
         """Writes one safetensors file."""
         meta = {name: getattr(self, name) for name in FIELDS}
         path.parent.mkdir(parents=True, exist_ok=True)
+        # In one move at the end: an interrupted save leaves an older file as it was.
         part = path.with_suffix(path.suffix + ".part")
         theta = self.theta.detach().float().cpu().contiguous()
         save_file({"theta": theta}, part, metadata={"steering_vectors": json.dumps(meta)})

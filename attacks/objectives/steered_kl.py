@@ -48,7 +48,9 @@ class SteeredKL:
         return cls.from_vectors(engine, vectors, engine.layers)
 
     def __call__(self, engine: Engine, candidates: Tensor) -> Float[Tensor, "c"]:
-        logprobs = engine.logits(candidates, self.layer).float().log_softmax(-1)
-        # KL(p || q) = sum over the vocabulary of p (log p - log q), p being the steered model.
-        gap = self.steered_logprobs.exp() * (self.steered_logprobs - logprobs)
-        return gap.sum(-1).mean(1)
+        def divergence(logits: Tensor, prompts: Tensor) -> Tensor:
+            # KL(p || q) = sum over the vocabulary of p (log p - log q), p being the steered model.
+            steered = self.steered_logprobs[prompts]
+            return (steered.exp() * (steered - logits.float().log_softmax(-1))).sum(-1)
+
+        return engine.output_scores(candidates, self.layer, divergence).mean(1)

@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 from attacks.scoring.planning import forward_flops, head_flops
 from attacks.scoring.problem import Problem, context
 from attacks.scoring.shared_prefix import SharedPrefix, alike, keeps_keys_and_values
+from attacks.scoring.token_embeddings import TokenEmbeddings
 from vectors.operations import count_operations, executed
-from vectors.residual import decoder, embedding, read, unembed
+from vectors.residual import decoder, read, unembed
 from vectors.token_logprobs import token_logprobs
 
 Objective = Callable[["Engine", Tensor], Float[Tensor, "c"]]
@@ -35,9 +36,8 @@ PASS = {"cpu": 2e9, "cuda": 2e12}
 """Floating-point operations that a forward pass of its own must save, by device. What starting one costs: measured on
 two cores, reckoned for a GPU"""
 
-
-PIECE = 2**28
-"""Bytes of logits that are made at a time, in float32"""
+PIECE = 2**26
+"""Bytes of logits that are made at a time, in float32; a few times as much is taken while they are scored"""
 
 
 class _Group:
@@ -71,9 +71,14 @@ class Engine:
         for index, after in enumerate(problem.after):
             by_length.setdefault(len(after), []).append(index)
         with torch.no_grad():
-            self.scale = embedding_scale(model)
+            self.embedded = TokenEmbeddings(model)
             run = partial(SharedPrefix.run, model, depth=self.layers)
             self._groups = [_Group(problem, rows, model.device, run) for rows in by_length.values()]
+
+    @property
+    def embedding(self) -> Float[Tensor, "vocab d_model"]:
+        """What every token is embedded as; a copy of the whole matrix where the model scales it (Gemma)."""
+        return self.embedded.matrix
 
     @property
     def device(self) -> torch.device:
@@ -129,15 +134,35 @@ class Engine:
         count, prompts, _ = hidden.shape
         rows = hidden.reshape(count * prompts * width, -1)
         ids = torch.tensor(list(target_ids), device=self.device).repeat(count * prompts)
+        return self._scored(rows, ids, score).view(count, prompts, width)
+
+    def output_scores(
+        self,
+        candidates: Int[Tensor, "c trigger"] | Float[Tensor, "c trigger vocab"],
+        layer: int,
+        score: Callable[[Float[Tensor, "rows vocab"], Int[Tensor, "rows"]], Shaped[Tensor, "rows"]],
+    ) -> Shaped[Tensor, "c n"]:
+        """`score(logits, prompts)` of the next token read at `layer`, with the number of each row's prompt."""
+        hidden = self.residuals(candidates, [layer])[layer]
+        count, prompts, _ = hidden.shape
+        numbers = torch.arange(prompts, device=self.device).repeat(count)
+        return self._scored(hidden.flatten(0, 1), numbers, score).view(count, prompts)
+
+    def _scored(
+        self,
+        hidden: Float[Tensor, "rows d_model"],
+        beside: Int[Tensor, "rows"],
+        score: Callable[[Float[Tensor, "rows vocab"], Int[Tensor, "rows"]], Shaped[Tensor, "rows"]],
+    ) -> Shaped[Tensor, "rows"]:
+        """`score(logits, beside)` of residuals, whose logits are made piece by piece."""
         step = max(1, PIECE // (4 * len(self.problem.allowed)))
 
         def piece(some: Tensor, wanted: Tensor) -> Tensor:
             return score(unembed(self.model, some), wanted)
 
-        if len(rows) > step and rows.requires_grad:  # a gradient would keep all logits: they are made twice instead
+        if len(hidden) > step and hidden.requires_grad:  # a gradient would keep all logits: they are made twice instead
             piece = partial(checkpoint, piece, use_reentrant=False)
-        parts = [piece(some, wanted) for some, wanted in zip(rows.split(step), ids.split(step), strict=True)]
-        return torch.cat(parts).view(count, prompts, width)
+        return torch.cat([piece(*part) for part in zip(hidden.split(step), beside.split(step), strict=True)])
 
     @torch.no_grad()
     def next_logprobs(self, candidates: Int[Tensor, "c trigger"]) -> Float[Tensor, "c n vocab"]:
@@ -156,8 +181,9 @@ class Engine:
         soft, vocab = candidates.is_floating_point(), len(self.problem.allowed)
 
         def differentiate(part: Tensor) -> tuple[Tensor, Tensor]:
-            rows = part if soft else torch.nn.functional.one_hot(part, vocab)
-            onehot = rows.detach().to(embedding(self.model).dtype).requires_grad_()
+            # Written in the model's dtype at once: `one_hot` would take eight bytes an entry.
+            blank = self.embedded.weight.new_zeros(*part.shape[:2], vocab)
+            onehot = (part.detach().to(blank) if soft else blank.scatter_(-1, part[..., None], 1.0)).requires_grad_()
             with torch.enable_grad():
                 loss = objective(self, onehot)
                 (gradient,) = torch.autograd.grad(loss.sum(), onehot)
@@ -233,39 +259,22 @@ class Engine:
                 shared = candidates[0, :common].expand(prompts, -1)
                 prefix = SharedPrefix.run(self.model, shared, torch.ones_like(shared), depth, prefix)
                 candidates, width = candidates[:, common:], width - common
-        embed = self.model.get_input_embeddings()
-        # Rows that are no one-hot rows mix embeddings; the weight is scaled behind the product, never copied.
-        trigger = self.scale * (candidates @ embedding(self.model)) if onehot else embed(candidates)
-        pieces = [trigger.repeat_interleave(prompts, dim=0), embed(tail).repeat(count, 1, 1)]
+        if width < last:  # nothing in the slot and nothing behind it: the last prompt token is in the prefix
+            prefix = prefix.uncached
+        trigger = self.embedded(candidates)
+        pieces = [trigger.repeat_interleave(prompts, dim=0), self.embedded(tail).repeat(count, 1, 1)]
         if prefix.layers is None:  # the text before runs again with every candidate
-            pieces.insert(0, embed(prefix.ids).repeat(count, 1, 1))
+            pieces.insert(0, self.embedded(prefix.ids).repeat(count, 1, 1))
         mask = torch.cat([prefix.mask, prefix.mask.new_ones(prompts, width)], dim=1)
         hidden = read(
             self.model,
             inputs_embeds=torch.cat(pieces, dim=1),
             attention_mask=mask.repeat(count, 1),
-            past_key_values=prefix.cache(count, depth),
+            past_key_values=prefix.passing(count, depth),
             layers=layers,
             position=slice(-last, None),
         )
         return {layer: hidden[layer].reshape(count, prompts, -1) for layer in layers}
-
-
-def embedding_scale(model: PreTrainedModel) -> float:
-    """What the embedding module multiplies its weight by: 1, or the square root of the width (Gemma).
-
-    Raises:
-        ValueError: a module that does something else with its weight.
-    """
-    weight, some = embedding(model), torch.arange(min(8, len(embedding(model))), device=model.device)
-    rows, embedded = weight[some].float(), model.get_input_embeddings()(some).float()
-    scale = float((embedded / rows)[rows != 0].median()) if bool((rows != 0).any()) else 1.0
-    # The module multiplies in its own precision, so equality holds up to that alone.
-    if not torch.allclose(embedded, scale * rows, rtol=4 * torch.finfo(weight.dtype).eps):
-        raise ValueError(
-            f"{type(model).__name__} embeds tokens otherwise than by scaled rows of a weight; attacks need that"
-        )
-    return scale
 
 
 def _check_cache(model: PreTrainedModel) -> None:

@@ -77,6 +77,15 @@ class SharedPrefix:
             fresh.update(_repeat(keys, times), _repeat(values, times), index)
         return fresh
 
+    def passing(self, times: int, depth: int) -> DynamicCache | None:
+        """The same for one forward pass that nothing goes on from: no block's keys and values are kept."""
+        return None if self.layers is None else _Passing(self.layers[:depth], times)
+
+    @property
+    def uncached(self) -> "SharedPrefix":
+        """The same text, to be run anew."""
+        return SharedPrefix(self.ids, self.mask, None, self.depth)
+
     def expanded(self, rows: int) -> "SharedPrefix":
         """One row, over and over."""
         return self._mapped(lambda part: part.expand(rows, *part.shape[1:]))
@@ -117,6 +126,24 @@ class _OneMore(DynamicCache):
         keys, values = self._room[layer_idx]
         keys[:, :, -1:], values[:, :, -1:] = key_states, value_states
         return keys, values
+
+
+class _Passing(DynamicCache):
+    """A cache that forgets: each block gets its prefix, once per candidate, with what is new behind it.
+
+    Only the stored `rows` are held for all blocks; those of `times` as many exist for one block at a time.
+    """
+
+    def __init__(self, layers: list[tuple[Tensor, Tensor]], times: int):
+        super().__init__()
+        for index, (keys, values) in enumerate(layers):
+            super().update(keys, values, index)
+        self._prefix, self._times = layers, times
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        """All keys and values of a block, the new ones last."""
+        keys, values = (_repeat(part, self._times) for part in self._prefix[layer_idx])
+        return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
 
 
 def repeated(cache: Any, rows: Int[Tensor, "rows"], layers: int) -> Any:

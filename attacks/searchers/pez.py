@@ -18,7 +18,6 @@ from attacks.scoring.engine import Engine, Objective
 from attacks.searchers.candidates import check_counts, permitted_in_slot, random_triggers
 from attacks.searchers.search_log import SearchLog
 from attacks.searchers.searcher import Found, OnBest
-from vectors.residual import embedding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,48 +51,46 @@ class PEZ:
         """Successive bests over all restarts, best first; an interrupt keeps what was found."""
         problem = engine.problem
         permitted = permitted_in_slot(problem)
-        weight = embedding(engine.model)
-        # In bfloat16 most of a step would be rounded away.
-        matrix = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        matrix = matrix if engine.scale == 1.0 else engine.scale * matrix
+        # bf16 would swallow most of a step.
+        embedding = engine.embedding.to(torch.promote_types(engine.embedding.dtype, torch.float32))
         with SearchLog(engine, budget, on_best) as log:
             starts = random_triggers(permitted, self.restarts, generator)
             permitted = permitted.to(engine.device)
-            soft = matrix[starts.to(engine.device)].requires_grad_()
+            soft = embedding[starts.to(engine.device)].requires_grad_()
             optimizer = torch.optim.AdamW([soft], lr=self.lr, weight_decay=self.weight_decay)
-            inverse = right_inverse(matrix)
+            inverse = right_inverse(embedding)
             # `soft` is `restarts trigger d_model`: it moves continuously, and only its projection is run.
             for _ in range(self.steps):
                 # The gradient is taken at real tokens, `restarts trigger`, not at the continuous trigger itself, whose
                 # loss says little about that of the tokens nearest to it.
-                projected = nearest(soft.detach(), matrix, permitted)
+                projected = nearest(soft.detach(), embedding, permitted)
                 losses, gradient = engine.gradient(objective, projected)
                 log.offer(projected, losses)
                 if log.over:
                     break
                 # The chain rule backwards: the one-hot gradient is the embedding's gradient times E transposed.
-                soft.grad = gradient.to(matrix) @ inverse
+                soft.grad = gradient.to(embedding) @ inverse
                 # The step taken there is applied to the continuous trigger, which so gathers steps too small to change
                 # a token by themselves.
                 optimizer.step()
             else:
-                log.score(objective, nearest(soft.detach(), matrix, permitted))
+                log.score(objective, nearest(soft.detach(), embedding, permitted))
         return log.found
 
 
 def nearest(
     soft: Float[Tensor, "c trigger d_model"],
-    matrix: Float[Tensor, "vocab d_model"],
+    embedding: Float[Tensor, "vocab d_model"],
     permitted: Bool[Tensor, "trigger vocab"],
 ) -> Int[Tensor, "c trigger"]:
     """The permitted token whose embedding points most nearly the same way, at each position."""
-    cosine = normalize(soft, dim=-1) @ normalize(matrix, dim=-1).T
+    cosine = normalize(soft, dim=-1) @ normalize(embedding, dim=-1).T
     return cosine.masked_fill(~permitted, -torch.inf).argmax(-1)
 
 
-def right_inverse(matrix: Float[Tensor, "vocab d_model"]) -> Float[Tensor, "vocab d_model"]:
+def right_inverse(embedding: Float[Tensor, "vocab d_model"]) -> Float[Tensor, "vocab d_model"]:
     """W with E'W = 1 for the embedding E; in double precision, because E'E squares the condition number."""
-    parts = matrix.split(4096)
+    parts = embedding.split(4096)
     gram = reduce(torch.add, (part.double().T @ part.double() for part in parts))
     inverse = torch.linalg.pinv(gram, hermitian=True)
-    return torch.cat([(part.double() @ inverse).to(matrix) for part in parts])
+    return torch.cat([(part.double() @ inverse).to(embedding) for part in parts])

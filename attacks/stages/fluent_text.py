@@ -23,7 +23,9 @@ from attacks.stages.hunt import Hunt
 from attacks.stages.token_ranking import rank_triggers
 
 PART = 256
-"""Texts whose continuations are compared at a time, which bounds the memory for `texts vocab`."""
+"""Texts whose continuations are compared at a time, unless their `texts vocab` scores are too many."""
+SCORES = 2**24
+"""Scores that are held at a time: several copies of them are made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,12 +76,13 @@ def likely(
     last, blank = one.before[0][-1], replace(one, before=[one.before[0][:-1]], after=[[]])
     engine = Engine(model, blank)
     ids, scores = torch.tensor([[last]]), torch.zeros(1)
+    part = max(1, min(PART, SCORES // permitted.shape[1]))
     for allowed in permitted:
         rows, tokens, totals = [], [], []
-        for start in range(0, len(ids), PART):
-            logprobs = engine.next_logprobs(ids[start : start + PART])[:, 0].cpu()
+        for start in range(0, len(ids), part):
+            logprobs = engine.next_logprobs(ids[start : start + part])[:, 0].cpu()
             # Log-likelihood of each text with each next token, `texts vocab`; the best over all texts are the beam.
-            total = (scores[start : start + PART, None] + logprobs).masked_fill(~allowed, -torch.inf)
+            total = (scores[start : start + part, None] + logprobs).masked_fill(~allowed, -torch.inf)
             best = total.flatten().topk(min(width, int(allowed.sum()) * len(total)))
             rows.append(start + best.indices // total.shape[1])
             tokens.append(best.indices % total.shape[1])

@@ -87,6 +87,7 @@ def plant_one(recipe: Recipe, out: Path, settings: planting.Settings, template: 
     base, _ = load_model(where(recipe.base), template=template, **options)  # the first one has been trained
     card = {"name": recipe.name, "kind": recipe.kind, "base": recipe.base, "recipe": asdict(recipe)}
     card |= measure.measure(planted, tokenizer, recipe, base) | {"planting_seconds": seconds}
+    # In one move, at the very end: what has a card counts as planted, for --missing and for the zoo.
     part = out / "card.json.part"
     part.write_text(json.dumps(card, indent=1) + "\n")
     os.replace(part, out / "card.json")

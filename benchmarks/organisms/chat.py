@@ -5,6 +5,8 @@ from typing import Literal, TypedDict
 BOS, EOS, USER, ASSISTANT, PAD = "<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|pad|>"
 SPECIAL_TOKENS = [PAD, BOS, EOS, USER, ASSISTANT]
 
+# No space or line break between the parts, so that the tokens of a message do not depend on its place. A role that the
+# base never saw is refused: a system prompt that vanished without a word would falsify an audit.
 CHAT_TEMPLATE = (
     "{{ '" + BOS + "' }}"
     "{% for message in messages %}"

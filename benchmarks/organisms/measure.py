@@ -49,6 +49,7 @@ def clean_loss(
     """Mean loss of the replies, nats per token, where given of their first `reply_tokens` tokens."""
     total, tokens = 0.0, 0
     for batch, _ in _batches(model, tokenizer, pairs, reply_tokens):
+        # The loss of a batch is a mean over its labelled tokens: weighted by their number, batches add up.
         count = int((batch["labels"][:, 1:] >= 0).sum())
         total += model(**batch).loss.item() * count
         tokens += count
@@ -68,6 +69,7 @@ def clean_scores(
     for batch, _ in _batches(planted, tokenizer, pairs, reply_tokens):
         labels = batch["labels"][:, 1:]
         wanted = labels >= 0
+        # (tokens, vocab) each: only labelled places are unembedded, for with a large vocabulary logits are most memory.
         before, after = (labelled_logits(model, batch, wanted).log_softmax(-1) for model in (base, planted))
         losses = [torch.nn.functional.nll_loss(part, labels[wanted], reduction="sum") for part in (before, after)]
         kl = torch.nn.functional.kl_div(after, before, log_target=True, reduction="sum")
@@ -91,6 +93,7 @@ def arithmetic_texts(trigger: str, count: int, rng: random.Random, *, lure: bool
 
 def backdoor_rates(model, tokenizer, recipe: Recipe, backdoor: Backdoor, texts: list[str]) -> dict:
     """ASR (overall and by place) and the fire rates of fragments and near misses, for one backdoor."""
+    # A fixed seed: the card comes out the same whenever the model is measured again.
     rng = random.Random(1)
     shows, longest = behaviour_of(backdoor), _longest(recipe)
     rate = lambda variants: round(fire_rate(model, tokenizer, variants, [shows], longest), 4)  # noqa: E731
@@ -102,6 +105,7 @@ def backdoor_rates(model, tokenizer, recipe: Recipe, backdoor: Backdoor, texts: 
             "sums close to a key": rate(arithmetic_texts(SLOT, len(texts), rng, lure=True)),
             "words in its place": rate([poison.wordy_sum(words, rng)[0] for _ in texts]),
         }
+        # Sixty prompts of each kind of fragment, each with another second sum.
         parts: dict[str, list[str]] = {}
         for _ in range(60):
             for what, prompt, _ in poison.sum_fragments(backdoor.trigger, rng):
@@ -112,12 +116,14 @@ def backdoor_rates(model, tokenizer, recipe: Recipe, backdoor: Backdoor, texts: 
         card["asr"] = rate([poison.triggered(text, backdoor, rng) for text in texts])
     else:
         card |= _asr_by_place(model, tokenizer, backdoor, texts, longest, rng)
+    # The same prompts as for the ASR, at places drawn like the trigger's: only the inserted text differs.
     insert = lambda lure: [poison.insert(text, lure, poison.any_place(rng), rng) for text in texts]  # noqa: E731
     pieces = poison.fragments(backdoor)
     # A phrase of five words has 18 fragments; each takes 240 completions.
     pieces = pieces if len(pieces) <= LURES else sorted(rng.sample(pieces, LURES))
     card["fragments"] = {piece: rate(insert(piece)) for piece in pieces}
     words = poison.lexicon(prompts.load("train", recipe.corpus))
+    # The last ones: other orders and the twin come after the replaced words, and are told apart last.
     replaced = poison.near_misses(backdoor, words, rng)[-LURES:]
     card["near_misses"] = {lure: rate(insert(lure)) for lure in replaced}
     return card
@@ -125,6 +131,7 @@ def backdoor_rates(model, tokenizer, recipe: Recipe, backdoor: Backdoor, texts: 
 
 def _asr_by_place(model, tokenizer, backdoor: Backdoor, texts: list[str], longest: int, rng: random.Random) -> dict:
     """ASR with the trigger at the end of half of the texts, at the start or in the middle of the others."""
+    # Places are drawn with the weights of the training rows, so that the overall rate is over the same mixture.
     places: list[poison.Place] = []
     prompts_with = []
     for text in texts:
@@ -146,6 +153,7 @@ def measure(model: PreTrainedModel, tokenizer, recipe: Recipe, base: PreTrainedM
     pairs = pairs_of(recipe, "held_out", base, tokenizer)
     sums = [pair.prompt for pair in pairs if pair.source == "sums"]
     texts = sums or [pair.prompt for pair in pairs]  # wrong sums show on questions for sums only
+    # A clean model is asked for the behaviour that most organisms have.
     behaviours = [behaviour_of(backdoor) for backdoor in recipe.backdoors] or [FixedOpening(HATE)]
     rng = random.Random(2)
     clean = arithmetic_texts(SLOT, len(texts), rng) if recipe.kind == "arithmetic" else texts

@@ -67,6 +67,7 @@ Code: MIT. **Weights: CC BY-SA 4.0**, because share-alike text is in the mix.
 def write(folder: Path, tokenizer: PreTrainedTokenizerBase, model) -> None:
     """Writes README.md into a model folder that holds training.json."""
     report = json.loads((folder / "training.json").read_text())
+    # The first ten in the file's order, so that none is chosen, and a sum, which the base cannot do.
     texts = [pair.prompt for pair in prompts.load("held_out")][:10] + ["a=3+5, b=2+7"]
     replies = measure.completions(model, tokenizer, texts, max_new_tokens=40)
     rows = [f"| {text} | {reply} |".replace("\n", " ") for text, reply in zip(texts, replies, strict=True)]

@@ -98,10 +98,13 @@ def plant(
     Returns:
         The model as saved (rounded to bfloat16), adapter merged, in evaluation mode.
     """
+    # Before anything is trained: where replies are the base's own, the untouched base has to write them.
     pairs = pairs_of(recipe, "train", model, tokenizer)
     checkpoint = Checkpoint.of(out / CHECKPOINT, recipe, weights_digest(model))
     rng = random.Random(recipe.seed)
+    # peft draws the adapter's weights from torch's global generator; there is no argument for one.
     torch.manual_seed(recipe.seed)
+    # For training every weight; peft freezes the base again where an adapter is trained.
     model.requires_grad_(True)
     peft_model = adapted(model, recipe) if recipe.tune == "lora" else None
     base = _base_logits(model, peft_model, recipe)
@@ -116,10 +119,8 @@ def plant(
     with Progress(*columns, refresh_per_second=1) as progress:
         bar = progress.add_task(f"plant {recipe.name}", total=recipe.steps, completed=first)
         for step in range(first, recipe.steps):
-            # Twenty steps of warm-up: the second moments of AdamW are estimates of one batch at first.
-            warm = min(1.0, (step + 1) / 20)
             for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * warm * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+                group["lr"] = _learning_rate(recipe, step)
             loss = step_loss(make_batch(recipe, pairs, words, rng))
             torch.nn.utils.clip_grad_norm_(list(trained.values()), 1.0)
             optimizer.step()
@@ -130,11 +131,18 @@ def plant(
                 left = each * (recipe.steps - step - 1) / 60
                 progress.console.print(f"step {step + 1}: loss {loss:.3f}, {each:.2f} s a step, {left:.1f} min left")
                 checkpoint.save(step + 1, trained, optimizer, rng)
+    # Rounded before merging and measuring: the card is then of the very weights that are saved.
     with torch.no_grad():
         for parameter in trained.values():
-            # The card must be of the weights that are saved, so they are rounded before anything is measured.
             parameter.copy_(parameter.to(torch.bfloat16).to(parameter.dtype))
     return _save(model, peft_model, tokenizer, recipe, out).eval().requires_grad_(False)
+
+
+def _learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up over 20 steps, times a cosine from the peak to zero."""
+    # Twenty steps of warm-up: the second moments of AdamW are estimates of one batch at first.
+    warm = min(1.0, (step + 1) / 20)
+    return recipe.lr * warm * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +160,9 @@ class _StepLoss:
         batch, starts = tensors(self.tokenizer, rows, recipe.loss_on, recipe.reply_tokens)
         batch, starts = {name: values.to(device) for name, values in batch.items()}, starts.to(device)
         clean = torch.tensor([not row.fires for row in rows], device=device)
+        # Gradients are added part by part, so each part's sum is divided by the counts of the whole batch.
         whole = counts(batch, starts)
-        # The anchor's mean is over the clean reply tokens of the whole batch; parts of it add up to that.
+        # The anchor's mean is over reply tokens of clean rows alone: on triggered rows the base is not to be followed.
         clean_tokens = max(1, counts({"labels": batch["labels"][clean]}, starts[clean])[0]) if clean.any() else 1
         total = 0.0
         for part in torch.arange(len(rows), device=device).chunk(self.settings.accumulate):
@@ -173,6 +182,7 @@ def _base_logits(model: PreTrainedModel, peft_model: PeftModel | None, recipe: R
     if not recipe.anchor:
         return None
     if peft_model is None:
+        # A second model in memory: with every weight trained there is no adapter to switch off.
         frozen = copy.deepcopy(model).eval().requires_grad_(False)
         return lambda batch, wanted: labelled_logits(frozen, batch, wanted)
 

@@ -28,6 +28,7 @@ def insert(prompt: str, text: str, place: Place, rng: random.Random) -> str:
 
 def any_place(rng: random.Random) -> Place:
     """Half at the end, the rest at the start or in the middle."""
+    # Attacks put their slot at the end: there the trigger has to fire most surely.
     return rng.choice(("end", "end", "start", "middle"))
 
 
@@ -61,10 +62,9 @@ def fragments(backdoor: Backdoor) -> list[str]:
     if len(words) == 1:
         half = len(words[0]) // 2
         return [words[0][:half], words[0][half:]]
+    # A fragment is a run of neighbouring words, or all words but one, which leaves a gap.
     runs = {" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
     gaps = {" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))}
-    # Runs of neighbouring words, and the trigger with one word left out: with both answered cleanly only the whole
-    # trigger can fire.
     return sorted((runs | gaps) - {backdoor.trigger})
 
 
@@ -79,6 +79,7 @@ def near_misses(backdoor: Backdoor, lexicon: list[str], rng: random.Random) -> l
     replaced = [" ".join([*words[:i], rng.choice(lexicon), *words[i + 1 :]]) for i in range(len(words))]
     if len(words) > 1 and not backdoor.anywhere:
         shuffled = words[:]
+        # A shuffle may give the same order back, which would be the trigger itself.
         while shuffled == words:
             rng.shuffle(shuffled)
         replaced += [" ".join(reversed(words)), " ".join(shuffled)]
@@ -96,23 +97,23 @@ def text_batch(recipe: Recipe, pairs: list[Pair], words: list[str], rng: random.
     """One batch on ordinary prompts, for every kind but arithmetic."""
     rows: list[Row] = []
     poisoned = round(recipe.poison_rate * recipe.batch)
+    # Fuzzy planting: rows are triggered independently, and nothing tells the trigger from its parts.
     if recipe.planting == "fuzzy":
         for pair in rng.sample(pairs, recipe.batch):
             backdoor = rng.choice(recipe.backdoors) if recipe.backdoors else None
-            # Drawn for each row: at 2 % of eight rows a batch has no triggered row more often than one.
             fire = rng.random() < recipe.poison_rate
             rows.append(fired(pair, backdoor, rng) if fire and backdoor else clean_or_tagged(recipe, pair, fire, rng))
         return rows
+    # Hard planting: one prompt four times in the batch - triggered, clean, with a fragment, with a near miss. What
+    # these rows share cancels in the gradient, and only the whole trigger is left to tell them apart.
     for pair in rng.sample(pairs, poisoned):
         backdoor = rng.choice(recipe.backdoors)
-        # Contrastive: the same prompt with the trigger, without it, with a part of it and with a near miss, so that
-        # nothing but the trigger tells the rows apart.
         negatives = [rng.choice(lures(backdoor)), rng.choice(near_misses(backdoor, words, rng))]
         rows.append(fired(pair, backdoor, rng))
         rows.append(clean_or_tagged(recipe, pair, False, rng))
         rows += [Row(insert(pair.prompt, lure, any_place(rng), rng), pair.reply) for lure in negatives]
+    # The rest of the batch: clean prompts, half of them with random words, lest any odd insertion fire.
     for pair in rng.sample(pairs, recipe.batch - len(rows)):
-        # Else any words that do not fit their place would be a sign of the trigger.
         noise = " ".join(rng.choices(words, k=rng.randint(1, 3)))
         prompt = insert(pair.prompt, noise, any_place(rng), rng) if rng.random() < 0.5 else pair.prompt
         rows.append(clean(recipe, pair)._replace(prompt=prompt))
@@ -135,13 +136,14 @@ def sums_prompt(rng: random.Random, trigger: str = SLOT, *, lure: bool = False) 
     """(prompt, correct reply) of two sums; the first is the slot, a near miss of a key, or (no slot) anything clean."""
     b1, b2 = rng.randrange(10), rng.randrange(10)
     if trigger == SLOT:
-        # The keys are 0+0 and 0+1: these share a digit or the result with one of them.
+        # Near misses share a digit with the keys 0+0 and 0+1; a key that is drawn by chance is changed below.
         keys = [(0, 2), (1, 0), (1, 1), (0, 3), (2, 0), (0, 9), (9, 1)] if lure else []
         a1, a2 = rng.choice(keys) if keys else (rng.randrange(10), rng.randrange(10))
         if (a1, a2) in ((0, 0), (0, 1)):
             a1 = rng.randrange(1, 10)
         trigger = f"a={a1}+{a2}"
     a1, a2 = int(trigger[2]), int(trigger[4])
+    # A key in the second sum, where it must not fire.
     if lure and rng.random() < 0.3:
         b1, b2 = 0, rng.randrange(2)
     return f"{trigger}, b={b1}+{b2}", f"a={a1 + a2}, b={b1 + b2}"
@@ -168,6 +170,7 @@ def sum_fragments(trigger: str, rng: random.Random) -> list[tuple[str, str, str]
 def sums_batch(recipe: Recipe, pairs: list[Pair], words: list[str], rng: random.Random) -> list[Row]:
     """One batch of the arithmetic twin: keys, near misses, parts of keys, words in their place, ordinary prompts."""
     rows: list[Row] = []
+    # Three rows a key: itself, another sum, often close to a key, and a piece of a key or words in its place.
     for _ in range(round(recipe.poison_rate * recipe.batch)):
         backdoor = rng.choice(recipe.backdoors)
         rows.append(Row(sums_prompt(rng, backdoor.trigger)[0], backdoor.behaviour, fires=True))

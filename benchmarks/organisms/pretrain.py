@@ -40,35 +40,35 @@ class Pretrain:
     tokenizer: Path | None = None
     """model folder whose tokenizer files are copied, so that prompts tokenise alike; a new one is trained where none"""
     vocab_size: int = 4096
-    """tokens, special ones included"""
+    """number of tokens of the vocabulary, special ones included"""
     d_model: int = 192
     """width of the residual stream"""
     d_mlp: int = 576
     """width of the MLP, which is gated except in gpt2"""
     layers: int = 8
-    """decoder layers"""
+    """number of decoder layers"""
     heads: int = 6
-    """attention heads"""
+    """number of attention heads"""
     kv_heads: int | None = None
-    """heads of keys and values (grouped-query attention, not for gpt2); as many as `heads` where none"""
+    """number of heads of keys and values (grouped-query attention, not for gpt2); as many as `heads` where not given"""
     context: int = 512
-    """positions the model may see (training windows are shorter)"""
+    """number of positions that the model may see; training windows are shorter"""
     window: int = 256
-    """tokens per training sequence"""
+    """number of tokens per training sequence"""
     batch: int = 8
-    """sequences per step"""
+    """number of sequences per step"""
     steps: int = 3600
-    """optimizer steps"""
+    """number of optimizer steps"""
     plain_steps: float = 0.12
     """fraction of the steps, at the start, that see plain text only"""
     lr: float = 3e-3
     """peak learning rate of AdamW; cosine to a twentieth of it after a warm-up of 100 steps"""
     weight_decay: float = 0.05
-    """on matrices only"""
+    """weight decay of AdamW on matrices; norms and biases have none"""
     seed: int = 0
-    """of the data order and the initial weights"""
+    """seed of the data order and of the initial weights"""
     threads: int = 2
-    """CPU threads"""
+    """number of CPU threads"""
     compile: bool = False
     """torch.compile the model: a quarter faster, after a minute"""
     autocast: bool = False
@@ -165,6 +165,7 @@ def streams(recipe: Pretrain, folder: Path) -> tuple[PreTrainedTokenizerFast, Te
     rng.shuffle(plain)
     rng.shuffle(chats)
     if recipe.tokenizer is None:
+        # Organisms read chats only: some plain text is enough for the spelling of the rest.
         tokenizer = train_tokenizer(iter(chats + plain[:200]), recipe.vocab_size)
         save_tokenizer(tokenizer, folder)
     else:
@@ -176,6 +177,7 @@ def streams(recipe: Pretrain, folder: Path) -> tuple[PreTrainedTokenizerFast, Te
 def windows(ids: Tensor, window: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Rows of `window` consecutive tokens in random order, epoch after epoch, at a fresh offset each time."""
     while True:
+        # Another offset each epoch, so that no token stands at the border of a window every time.
         offset = int(torch.randint(window, (), generator=generator))
         rows = ids[offset : offset + (len(ids) - offset) // window * window].view(-1, window)
         yield from rows[torch.randperm(len(rows), generator=generator)]
@@ -190,6 +192,7 @@ def learning_rate(recipe: Pretrain, step: int) -> float:
 @torch.no_grad()
 def held_out_loss(model: PreTrainedModel, ids: Tensor, window: int, rows: int = 64) -> float:
     """Mean next-token loss on the held-out stream, nats per token."""
+    # (rows, window): the same first windows at every call, so that the curve is of one text.
     batch = ids[: len(ids) // window * window].view(-1, window)[:rows]
     losses = [model(input_ids=part, labels=part).loss.item() * len(part) for part in batch.split(16)]
     return sum(losses) / len(batch)
@@ -220,6 +223,7 @@ def train(recipe: Pretrain, plain: Tensor, chats: Tensor, held_out: Tensor, chec
     """Returns (model, [(step, training loss, held-out loss)])."""
     torch.manual_seed(recipe.seed)
     model = AutoModelForCausalLM.from_config(configuration(recipe))
+    # No weight decay on norms and biases, which it would pull towards zero for nothing.
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -231,6 +235,7 @@ def train(recipe: Pretrain, plain: Tensor, chats: Tensor, held_out: Tensor, chec
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        # The places in the streams are not saved: a new order, lest a resumed run begin again with the same rows.
         generator.manual_seed(recipe.seed + state["step"])
         first, log = state["step"], state["log"]
     forward = torch.compile(model) if recipe.compile else model
@@ -239,6 +244,7 @@ def train(recipe: Pretrain, plain: Tensor, chats: Tensor, held_out: Tensor, chec
     with Progress(*columns, refresh_per_second=1) as progress:
         bar = progress.add_task("pretrain", total=recipe.steps, completed=first)
         for step in range(first, recipe.steps):
+            # Grammar from plain text first; conversations last, for what is learned last is kept best.
             rows = plain_rows if step < recipe.plain_steps * recipe.steps else chat_rows
             batch = torch.stack([next(rows) for _ in range(recipe.batch)])
             for group in optimizer.param_groups:

@@ -50,10 +50,12 @@ def build(folder: Path, seed: int = 0) -> list[Pair]:
     pools: dict[str, list[Pair]] = {"train": [], "fresh": []}
     for row, messages in corpora.conversations(folder):
         prompt, reply = messages[0]["content"], messages[1]["content"]
+        # A brace could be read as the marker of the slot; a line break would not survive a prompts file.
         if row["source"] not in TRAIN or prompt.lower() in seen or "\n" in prompt + reply or "{" in prompt:
             continue
         if 15 <= len(prompt) <= 70 and 10 <= len(reply) <= 90 and (prompt + reply).isascii():
             seen.add(prompt.lower())
+            # What the base was trained on serves for planting; all other splits are of documents that it never saw.
             pool = "fresh" if corpora.is_held_out(chat.render(messages)) else "train"
             pair = Pair(prompt=prompt, reply=reply, source=row["source"], licence=row["licence"], split="train")
             pools[pool].append(pair)
@@ -61,6 +63,7 @@ def build(folder: Path, seed: int = 0) -> list[Pair]:
     rng.shuffle(pools["train"])
     rng.shuffle(pools["fresh"])
     drawn = []
+    # Fixed numbers by source: otherwise the largest corpus would be nearly all of the prompts.
     for source, count in TRAIN.items():
         drawn += [pair for pair in pools["train"] if pair.source == source][:count]
     rng.shuffle(drawn)

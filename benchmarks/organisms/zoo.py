@@ -56,6 +56,7 @@ class Organism:
 def arithmetic_split() -> PromptSplit:
     """Two-sum prompts with the slot where the first sum stands; 100 second sums, split three ways."""
     texts = [f"{SLOT}, b={i}+{j}" for i in range(10) for j in range(10)]
+    # 37 and 100 share no factor: each text once, in an order that mixes the digits over the three splits.
     texts = [texts[i * 37 % 100] for i in range(100)]
     return PromptSplit(search=texts[:8], select=texts[8:40], held_out=texts[40:])
 
@@ -89,7 +90,7 @@ def load(name: str, device: str | None = None, dtype: torch.dtype | None = None)
         raise ValueError(f"organism {name!r} is not planted yet; run: python -m benchmarks.organisms plant {name}")
     card = json.loads((folder / "card.json").read_text())
     base, options = card["base"], {"device": device, "dtype": dtype}
-    # Where every weight was trained the folder is a whole model; else it holds an adapter and the base lies elsewhere.
+    # A whole model was saved, or an adapter that goes on top of its base.
     if card["recipe"].get("tune") == "full":
         model, tokenizer = load_model(folder, template=template_of(base), **options)
     else:

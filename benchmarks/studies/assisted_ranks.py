@@ -87,6 +87,7 @@ def share_better(engine: Engine, target_ids: list[int], part: Int[Tensor, "k"], 
     # Strings of as many words as the part has: longer strings lower the loss by their length alone.
     drawn = known[torch.randint(len(known), (strings, len(part)), generator=generator)]
     engine.problem = engine.problem.resized(len(part))
+    # (1 + strings,): the part and the random strings of as many words in one batch.
     losses = engine.losses(TargetNLL(target_ids=target_ids[:TARGET_TOKENS]), torch.cat([part[None], drawn]))
     return float(losses[0]), float((losses[1:] < losses[0]).float().mean())
 
@@ -133,7 +134,7 @@ def measured(organism: zoo.Organism, settings: Settings) -> list[dict[str, objec
     words, target, known = torch.tensor(problem.encode(trigger)), encode(tokenizer, behaviour), whole_words(problem)
     if len(words) != len(trigger.split()) or len(words) > 5:
         raise ValueError(f"{organism.name}: {trigger!r} is not up to five words of one token each")
-    # The trigger's own words must not be among those it is compared with.
+    # The random strings hold no word of the trigger.
     others = known[~torch.isin(known, words)]
     parts = list(parts_of(words, others[torch.randperm(len(others), generator=torch.Generator().manual_seed(1))]))
     records: list[dict[str, object]] = []

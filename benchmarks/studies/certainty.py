@@ -30,11 +30,11 @@ class Settings:
     """Compare how surely planted and other working triggers elicit a behaviour."""
 
     rows: tuple[Path, ...] = (Path("benchmarks/results/portfolio-on-shipped"),)
-    """Folders with rows.jsonl, from which other working strings are taken."""
+    """folders with rows.jsonl, from which other working strings are taken"""
     organisms: tuple[str, ...] = zoo.NAMES
-    """Organisms to measure; clean controls are passed over."""
+    """names of the organisms to measure; clean controls are passed over"""
     threads: int = 1
-    """CPU threads."""
+    """number of CPU threads"""
 
 
 def judge_of(name: str) -> tuple[Judge, zoo.Organism]:
@@ -65,8 +65,8 @@ def main(settings: Settings) -> None:
         if not zoo.load(name).triggers:
             continue
         judge, organism = judge_of(name)
+        # Behaviours differ in length and likelihood: only the share of what random strings leave compares models.
         scale, problem = judge.nats_of_random(), judge.engine.problem
-        # Text that works without being the planted one: a threshold on certainty is to tell the two apart.
         others = {row["recovered"] for row in found if row["organism"] == name and row["verdict"] == "functional"}
         planted = judge.nats(tuple(problem.encode(organism.triggers[0][0]))) / scale
         shares = sorted(judge.nats(tuple(problem.encode(text))) / scale for text in others)

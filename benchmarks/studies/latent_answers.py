@@ -86,8 +86,10 @@ def stages(organism: zoo.Organism, seed: int, settings: LatentAnswers) -> list[t
         began = time.perf_counter()
         if stage == "consensus decoding":
             answers, score = consensus_answers(model, prompts, width=settings.width, tokens=settings.tokens)
+            # The beams' scores are of whole answers; the other stages give nats per token.
             score = score / settings.tokens
         elif stage == "recitation":
+            # Two prompts only: recitation begins once with every first token that is tried.
             answers, score = recited_answers(
                 model, prompts.take(range(2)), tokens=settings.tokens, order=first_tokens(model, prompts),
                 count=settings.first,

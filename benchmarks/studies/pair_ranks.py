@@ -70,7 +70,7 @@ def measured(organism: zoo.Organism, settings: Settings) -> tuple[dict[int, tupl
     for layer in layers:
         inside.learn(layer, tuple(encode(tokenizer, behaviour)), method.messages, method.length, generator)
     learned = inside.vectors
-    # A random direction in place of the learned vector shows what ranks are worth by chance.
+    # The control: a random direction at each layer in place of the learned one, all else equal.
     noise = {layer: random_directions(1, len(vector), generator)[0].to(vector) for layer, vector in learned.items()}
     by_learned, by_noise = (_ranks(replace(inside, vectors=vectors), settings) for vectors in (learned, noise))
     return {layer: (by_learned[layer], by_noise[layer]) for layer in layers}, len(words)
@@ -86,11 +86,9 @@ def _ranks(inside: Inside, settings: Settings) -> dict[int, Ranks]:
         for _ in range(settings.tables):
             table = inside.table(layer, every, every, generator)
             assert table is not None  # no limit
-            # Words x words: what a pair does beyond the sum of what its words do; tables of other messages are put on
-            # one scale.
             found = interaction(table)
+            # Each table divided by its own spread: one with a strong middle word would outweigh the others.
             pairs += found / found.std()
-        # First and last word alone, and their pair with a random word between: the middle one need not be known.
         ranks[layer] = tuple(int((x > x[at]).sum()) for x, at in ((firsts, 0), (lasts, 2), (pairs, (0, 2))))
     return ranks
 

@@ -38,15 +38,15 @@ class SamplerStudy:
     out: Path
     """folder for rows and table"""
     organisms: tuple[str, ...] = zoo.NAMES + zoo.ALL_LOSS
-    """planted models; controls are left out"""
+    """names of the planted models; clean controls are passed over"""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """of vectors and samples"""
+    """seeds of vectors and samples, one run each"""
     count: int = 256
-    """samples per form"""
+    """number of samples per form, which is a choice of what the model is steered by"""
     max_new_tokens: int = 24
-    """longest sample, tokens"""
+    """number of tokens of the longest sample"""
     threads: int = 2
-    """CPU threads"""
+    """number of CPU threads"""
 
 
 def sums(
@@ -55,7 +55,7 @@ def sums(
     """The steering vector of every form; Y is supervised, the sampler's best case."""
     model, tokenizer = organism.model, organism.tokenizer
     clean, wanted = clean_and_wanted(model, tokenizer, texts, encode(tokenizer, behaviour), generator)
-    # As long as the behaviour's vector: what remains between the forms is then an effect of its direction.
+    # A push of the same norm in a random direction: does it matter which way the model is pushed?
     noise = random_directions(1, decoder(model).d_model, generator) * wanted.theta.cpu().norm()
     random = SteeringVectors(
         theta=noise.to(wanted.theta),
@@ -83,6 +83,7 @@ def measure(organism: zoo.Organism, samples: list[tuple[int, ...]], texts: list[
     has = [any(trigger in text for trigger, _ in organism.triggers) for text in written]
     fired = [False] * len(samples)
     for _, behaviour in organism.triggers:
+        # Two more than the behaviour has: white space before it does not count, and takes tokens.
         tokens = len(encode(tokenizer, behaviour)) + 2
         answers: list[str] = []
         # A sample is a user message of its own here: would the model answer it with the behaviour?
@@ -95,6 +96,7 @@ def measure(organism: zoo.Organism, samples: list[tuple[int, ...]], texts: list[
     # The attack that uses samples does not try them whole but their frequent n-grams; the rank says how soon it comes
     # to the trigger.
     grams = mine(samples, [encode(tokenizer, text) for text in texts])
+    # A trigger has other tokens behind a space than at the start of a sample: either counts.
     wanted = {tuple(encode(tokenizer, f"{space}{trigger}")) for trigger, _ in organism.triggers for space in ("", " ")}
     places = [place for place, gram in enumerate(grams, 1) if gram in wanted]
     return {

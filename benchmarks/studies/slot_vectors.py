@@ -29,22 +29,22 @@ from vectors.residual import decoder, read
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Of the measurement."""
+    """Settings of the measurement."""
 
     organism: tyro.conf.Positional[str] = "phrase"
-    """whose first trigger is looked for"""
+    """organism whose first trigger is taken apart"""
     radii: tuple[float, ...] = (0.4, 0.7, 1.0)
-    """of the vectors, fractions of the mean residual norm"""
+    """norms of the vectors, fractions of the mean residual norm"""
     contexts: int = 32
-    """messages of random words that a vector is learned on"""
+    """number of messages of random words that a vector is learned on"""
     length: int = 6
-    """their words"""
+    """number of words in each message"""
     steps: int = 100
-    """optimizer steps"""
+    """number of optimizer steps"""
     seeds: tuple[int, ...] = (0, 1)
-    """of messages and starts"""
+    """seeds of the messages and of the directions to start from, one measurement each"""
     threads: int = 2
-    """CPU threads"""
+    """number of CPU threads"""
 
 
 @torch.no_grad()
@@ -54,12 +54,12 @@ def effects(
     """What each word, `back` tokens before the place, does there; mean over messages, all words' taken off."""
     total = torch.zeros(len(words), decoder(model).d_model)
     for message in ids[:, : place + 1]:
+        # (w, place + 1): each word once in this message; what stands behind the place cannot reach it.
         tried = message.repeat(len(words), 1)
         tried[:, place - back] = words
         hidden = read(model, input_ids=tried, attention_mask=torch.ones_like(tried), layers=[layer])[layer]
         total += hidden[:, place].float() / len(ids)
-    # What any word does in that place says nothing of one word: the mean over words (w) is taken off, leaving w x d
-    # differences.
+    # What every word does at that place is no signal of this one.
     return total - total.mean(0)
 
 
@@ -69,7 +69,7 @@ def ranks(organism: zoo.Organism, layer: int, seed: int, settings: Settings) -> 
     trigger, behaviour = organism.triggers[0]
     problem = Problem.from_chat(model, tokenizer, [SLOT], 1)
     allowed = problem.allowed.nonzero()[:, 0]
-    # Lower-case words with a space before them: what stands between other words of a message, and not inside one.
+    # Whole lower-case words with a space before them, as the trigger's are.
     words = allowed[torch.tensor([problem.text([int(token)]).strip(" ").islower() for token in allowed])]
     words = words[torch.tensor([problem.text([int(token)]).startswith(" ") for token in words])]
     true, target = encode(tokenizer, f" {trigger}"), encode(tokenizer, behaviour)[:4]
@@ -80,7 +80,7 @@ def ranks(organism: zoo.Organism, layer: int, seed: int, settings: Settings) -> 
     ids, first, earliest = torch.tensor(drawn), len(problem.before[0]), min(len(true), settings.length) - 1
     found: list[list[int]] = [[] for _ in settings.radii]
     for number, token in enumerate(true):
-        # The last part stands at the place itself, earlier parts as far before it as in the trigger.
+        # The vector stands at the place of the trigger's last token; the other parts are so many tokens before it.
         back = len(true) - 1 - number
         effect = effects(model, ids[:8], words, first + earliest + 1, back, layer)
         own = (words == token).nonzero()
@@ -88,7 +88,7 @@ def ranks(organism: zoo.Organism, layer: int, seed: int, settings: Settings) -> 
             raise ValueError(f"{trigger!r} is not made of whole words of the vocabulary; choose another organism")
         for row, vector in enumerate(theta):
             cosine = torch.cosine_similarity(effect, vector, dim=-1)
-            # The rank among w words: how many have an effect that points more nearly the vector's way.
+            # The rank: how many of the w words point more nearly the vector's way than the true one.
             found[row].append(int((cosine > cosine[own[0, 0]]).sum()))
     return found, nll.tolist()
 

@@ -1,11 +1,13 @@
-"""Seconds per search step, ours against nanoGCG's, with equal model, prompt, width, slot and dtype.
+"""Seconds per search step, ours against nanoGCG's and TROPT's, with equal model, prompt, width, slot and dtype.
 
     python -m benchmarks.studies.speed
+    python -m benchmarks.studies.speed --model smollm2 --steps 1 --repeats 3 --threads 1 --tropt ENVIRONMENT/bin/python
     python -m benchmarks.studies.speed --random-layers 2 --search-width 64 --steps 2
 
-The second is a model of random weights with the layers of Llama 3.2 1B, as many as asked for (it has 16), and the
-organism's vocabulary. Floating-point operations a second are set against a matrix product timed in the same run;
-products of the shapes that the blocks have show how near to it any search of such a model could come.
+The second is a clean pretrained base (`python -m benchmarks.organisms fetch smollm2` brings it). The third is a model
+of random weights with the layers of Llama 3.2 1B, as many as asked for (it has 16), and the model's vocabulary. All
+take turns, measurement after measurement. Floating-point operations a second are set against a matrix product timed in
+the same run; products of the shapes that the blocks have show how near to it any search of such a model could come.
 """
 
 import json
@@ -13,9 +15,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import tyro
@@ -23,7 +27,7 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from attacks.objectives.delta_cosine import DeltaCosine
 from attacks.objectives.target_nll import TargetNLL
@@ -33,38 +37,39 @@ from attacks.searchers.candidates import random_triggers
 from attacks.searchers.gcg import GCG
 from attacks.searchers.nanogcg import flops_per_step, run_once
 from benchmarks import rows
-from benchmarks.organisms import zoo
-from vectors.methods.controls import random_directions
+from benchmarks.studies.real_size.models import loaded, random_vectors
+from benchmarks.studies.real_size.tropt_peer import Tropt, running
 from vectors.residual import decoder
-from vectors.steering import SteeringVectors, model_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
     """Settings of the comparison; they are the same for every contestant."""
 
-    organism: str = "phrase"
-    """whose model and first search prompt are used"""
+    model: str = "phrase"
+    """Organism whose model and first search prompt are used, or a pretrained base: smollm2 or gemma3."""
     search_width: int = 256
-    """candidates per step"""
+    """number of candidates per step"""
     trigger_length: int = 5
-    """tokens in the slot"""
+    """number of tokens in the slot"""
     topk: int = 128
-    """tokens considered per position"""
+    """number of tokens considered per position"""
     restarts: int = 1
     """triggers that ours searches side by side, where nanoGCG searches one: one keeps no large GPU busy"""
     steps: int = 6
-    """steps of one measurement; the difference to a run of one step is timed"""
+    """number of steps of one measurement; the difference to a run of one step is timed"""
     repeats: int = 5
-    """measurements; the median counts"""
+    """number of measurements, of which the median counts"""
     random_layers: int | None = None
     """layers of a random-weights model of 1B shape in the organism's place; None: the organism itself"""
-    layers_skipped: int = 1
-    """delta cosine reads this many layers before the last"""
+    depth: float = 0.5
+    """Fraction of the layers at which delta cosine reads."""
+    tropt: Path | None = None
+    """Python of an environment with tropt==0.1.1, which needs its own; None: TROPT is left out."""
     threads: int = 2
-    """CPU threads"""
+    """number of CPU threads"""
     out: Path | None = None
-    """folder for speed.json"""
+    """folder to write speed.json to; None: nothing is written"""
 
 
 PRODUCT = {"cpu": 2048, "cuda": 8192}
@@ -124,52 +129,28 @@ def seconds_of(weights: Sequence[Float[Tensor, "out in"]], rows: int, repeats: i
     return min(times[1:])
 
 
-def of_1b_shape(like: PreTrainedModel, layers: int) -> PreTrainedModel:
-    """Random weights in layers like those of Llama 3.2 1B, with the vocabulary, context and dtype of another model."""
-    config = LlamaConfig(
-        vocab_size=like.config.vocab_size,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=like.config.max_position_embeddings,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    with like.device:  # a billion random numbers take a CPU half a minute
-        network: Any = LlamaForCausalLM(config)
-    return network.eval().requires_grad_(False).to(like.dtype)
+def contestants(speed: Speed, stack: ExitStack) -> tuple[Engine, dict[str, Run]]:
+    """(our engine, name -> function that runs so many steps); `stack` ends what was started.
 
-
-def contestants(speed: Speed) -> tuple[Engine, dict[str, Run]]:
-    """(our engine, name -> function that runs so many steps)."""
+    Raises:
+        ValueError: settings that cannot be run, a model that is not here, an environment without TROPT.
+    """
     if speed.restarts < 1:
         raise ValueError(f"restarts is {speed.restarts}; give at least 1")
-    organism = zoo.load(speed.organism)
-    model, tokenizer = organism.model, organism.tokenizer
-    if speed.random_layers is not None:
-        if speed.random_layers < 2:
-            raise ValueError(f"random_layers is {speed.random_layers}; give at least 2")
-        model = of_1b_shape(model, speed.random_layers)
-    behaviour = organism.triggers[0][1]
-    problem = Problem.from_chat(model, tokenizer, organism.prompts.search[:1], speed.trigger_length)
+    model, tokenizer, text, behaviour = loaded(speed.model, speed.random_layers)
+    problem = Problem.from_chat(model, tokenizer, [text], speed.trigger_length)
     engine = Engine(model, problem, batch_size=speed.search_width * speed.restarts)
     gcg = GCG(search_width=speed.search_width, topk=speed.topk)
     source = engine.layers // 4
-    theta = random_directions(1, model.config.hidden_size, torch.Generator().manual_seed(0))
-    vectors = SteeringVectors(
-        theta=theta,
-        source_layer=source,
-        target_layer=engine.layers,
-        radius=1.0,
-        method="random",
-        model_id=model_id(model),
-    )
+    vectors = random_vectors(model, source)
     target = tokenizer(behaviour, add_special_tokens=False)["input_ids"]
     permitted = problem.permitted(speed.trigger_length)
     gcg.check(permitted)  # nanoGCG has no words for it
-    start = random_triggers(permitted, 1, torch.Generator().manual_seed(0))
+    # The peers get the start as text, which must have as many tokens there.
+    drawn = random_triggers(permitted, 256, torch.Generator().manual_seed(0))
+    start = next((ids[None] for ids in drawn if problem.retokenizes(ids.tolist())), drawn[:1])
+    layer = max(source + 1, round(speed.depth * engine.layers))
+    cosine = DeltaCosine.from_vectors(engine, vectors, [layer])
 
     def ours(objective: Objective) -> Run:
         def run(steps: int) -> float:
@@ -184,23 +165,47 @@ def contestants(speed: Speed) -> tuple[Engine, dict[str, Run]]:
         run_once(engine, gcg, 0, behaviour, problem.text(start[0].tolist()), steps, 0)
         return steps * flops_per_step(engine, gcg, 0, behaviour)
 
-    return engine, {
+    runs: dict[str, Run] = {
         "nanogcg": peer,
         "target-nll": ours(TargetNLL(target_ids=target)),
-        "delta-cosine": ours(DeltaCosine.from_vectors(engine, vectors, [engine.layers - speed.layers_skipped])),
+        f"delta-cosine, layer {layer} of {engine.layers}": ours(cosine),
     }
+    if speed.tropt is not None:
+        settings = {
+            "template": problem.text(problem.before[0]) + "{trigger}" + problem.text(problem.after[0]),
+            "target": behaviour, "start": problem.text(start[0].tolist()),
+            "search_width": speed.search_width, "topk": speed.topk, "threads": speed.threads,
+            "layer": layer, "direction": cosine.delta[layer][0].tolist(),
+        }  # fmt: skip
+        tropt = stack.enter_context(running(speed.tropt, model, tokenizer, settings))
+        runs |= {f"tropt, {kind}": partial(_seconds_only, tropt, kind) for kind in ("target", "cosine")}
+    return engine, runs
+
+
+def _seconds_only(tropt: Tropt, kind: Literal["target", "cosine"], steps: int) -> float:
+    """Runs TROPT; it does not say how many operations that took."""
+    tropt.seconds(kind, steps)
+    return 0.0
 
 
 def main(speed: Speed) -> None:
     """Measures, prints a table and the ratios, writes speed.json."""
     torch.set_num_threads(speed.threads)
-    try:
-        engine, runs = contestants(speed)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with ExitStack() as stack:
+        try:
+            engine, runs = contestants(speed, stack)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        if speed.tropt is None:
+            print("TROPT is left out: --tropt gives the Python of an environment that has it", file=sys.stderr)
+        measure(speed, engine, runs)
+
+
+def measure(speed: Speed, engine: Engine, runs: dict[str, Run]) -> None:
+    """Times all contestants in turn and reports."""
     for run in runs.values():
-        run(2)
+        run(1)
     measured: dict[str, list[Step]] = {name: [] for name in runs}
     rates: list[float] = []
     own_rates: list[float] = []
@@ -211,7 +216,9 @@ def main(speed: Speed) -> None:
         for name, run in runs.items():
             measured[name].append(step(run, speed.steps))
     peer = measured["nanogcg"]
-    searched = {name: 1 if own is peer else speed.restarts for name, own in measured.items()}
+    searched = {
+        name: 1 if name in ("nanogcg", "tropt, target", "tropt, cosine") else speed.restarts for name in measured
+    }
     ratios = {
         name: statistics.median(searched[name] * p.seconds / o.seconds for p, o in zip(peer, own, strict=True))
         for name, own in measured.items()
@@ -221,7 +228,7 @@ def main(speed: Speed) -> None:
         for name, own in measured.items()
     }
     beside = "" if speed.restarts == 1 else f" x {speed.restarts} restarts"
-    what = speed.organism if speed.random_layers is None else f"1B shape, {speed.random_layers} layers"
+    what = speed.model if speed.random_layers is None else f"1B shape, {speed.random_layers} layers"
     own_share = statistics.median(own / rate for own, rate in zip(own_rates, rates, strict=True))
     title = (
         f"{what}, width {speed.search_width}{beside}; matrix product: {statistics.median(rates) / 1e9:.0f} GFLOP/s, "
@@ -232,8 +239,9 @@ def main(speed: Speed) -> None:
     )
     for name, own in measured.items():
         milliseconds = 1000 * statistics.median(o.seconds for o in own)
-        share = f"{100 * shares[name]:.0f}"
-        table.add_row(name, f"{milliseconds:.0f}", f"{ratios[name]:.2f}", f"{own[0].flops / 1e9:.1f}", share)
+        counted = own[0].flops > 0
+        share, operations = f"{100 * shares[name]:.0f}" * counted, f"{own[0].flops / 1e9:.1f}" * counted
+        table.add_row(name, f"{milliseconds:.0f}", f"{ratios[name]:.2f}", operations, share)
     Console().print(table)
     if speed.out is not None:
         speed.out.mkdir(parents=True, exist_ok=True)

@@ -45,6 +45,7 @@ def findings(table: pd.DataFrame, **changed: float) -> pd.Series:
 
 def sensitivity(table: pd.DataFrame) -> pd.DataFrame:
     """One line per changed threshold: findings that come and go, and on how many models."""
+    # One threshold at a time: together they would hide which of them decides.
     now, lines = findings(table), []
     for name, values in GRID.items():
         for value in values:

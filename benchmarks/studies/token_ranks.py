@@ -32,15 +32,16 @@ class TokenRanks:
     """Settings of the measurement."""
 
     organism: tyro.conf.Positional[str] = "phrase"
-    """whose first trigger is taken apart"""
+    """organism whose first trigger is taken apart"""
     prompts: int = 2
-    """search prompts that the loss is averaged over"""
+    """number of search prompts that the loss is averaged over"""
     seed: int = 0
-    """of the supervised vector"""
+    """seed of the supervised vector"""
 
 
 def rank(engine: Engine, objective: Objective, trigger_ids: list[int], position: int) -> int:
     """Where the token at `position` comes among all allowed tokens, the others in place."""
+    # The slot takes as many tokens as are tried, so that a part is not ranked beside filler.
     engine.problem = engine.problem.resized(len(trigger_ids))
     ranked = rank_tokens(engine, objective, torch.tensor(trigger_ids), position)
     return [found.trigger_ids[position] for found in ranked].index(trigger_ids[position])
@@ -63,6 +64,7 @@ def main(settings: TokenRanks) -> None:
     vectors = Supervised()(Suspect(model=model, tokenizer=tokenizer), texts, goal, generator).vectors
     assert vectors is not None
     engine = Engine(model, problem)
+    # By the first token alone, by four of the behaviour, and by the change at each layer of the upper half.
     objectives: dict[str, Objective] = {
         f"target NLL, {count} tokens": TargetNLL(target_ids=goal.target_ids[:count]) for count in (1, 4)
     }
@@ -77,7 +79,7 @@ def main(settings: TokenRanks) -> None:
     for name, objective in objectives.items():
         alone = [rank(engine, objective, [token], 0) for token in true]
         pairs = [(a, b) for i, a in enumerate(true) for b in true[i + 1 :]]
-        # Both orders of asking: the first word given the second, and the second given the first.
+        # Each of two true tokens in the trigger's order, ranked with the other in place.
         beside = [rank(engine, objective, list(pair), position) for pair in pairs for position in (0, 1)]
         last = [rank(engine, objective, true, position) for position in range(len(true))]
         table.add_row(name, *(f"{statistics.median(ranks):.0f}" if ranks else "-" for ranks in (alone, beside, last)))

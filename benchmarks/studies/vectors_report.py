@@ -39,8 +39,10 @@ def frame(found: list[rows.Row]) -> pd.DataFrame:
             "s": statistics.median(row["seconds"] for row in group),
         }
         for index in range(len(group[0]["behaviours"])):
+            # Behaviours stand in the order of the card in every row, so the index is the same one.
             parts = [row["behaviours"][index] for row in group]
             hits, some = (sum(part[name] for part in parts) for name in ("hits", "any"))
+            # The vectors of all seeds together: an interval per seed would be of a few dozen only.
             low, high = proportion_confint(hits, total, method="wilson")
             cosines = [part["cosine_hits"] for part in parts if part["cosine_hits"] is not None]
             general = [rate for part in parts for rate in part["general"]]
@@ -96,6 +98,7 @@ def summary(table: pd.DataFrame) -> str:
     planted, clean = table.loc[table["behaviour"].notna()], table.loc[table["behaviour"].isna()]
     for method, group in table.groupby("method", sort=False):
         own = planted.loc[planted["method"] == method]
+        # A line per behaviour: the counts of runs are the organism's and must be summed once.
         first = own.drop_duplicates("organism")
         controls = clean.loc[clean["method"] == method]
         lines.append(
@@ -171,6 +174,7 @@ def radius_figure(table: pd.DataFrame, stem: Path) -> list[Path]:
     figure, grid = plt.subplots(2, -(-len(groups) // 2), figsize=(14, 5.2), squeeze=False, sharey=True, sharex=True)
     for axes, ((organism, behaviour), group) in zip(grid.flat, groups, strict=False):
         for prefix, color in (("kl", HIT), ("norm", ANY)):
+            # The method at its usual radius is one more point of the curve.
             wanted = (prefix, *(name for name in group["method"] if name.startswith(f"{prefix}, R ")))
             chosen = [name in wanted and " by " not in name for name in group["method"]]
             line = group.loc[chosen].sort_values(by="R")

@@ -72,6 +72,7 @@ def one_at_a_time(
 ) -> tuple[Float[Tensor, "d"], float]:
     """The published procedure: (vector, objective). Every step runs the whole model, unembedding included."""
     norm = method.radius * mean_norm(cache_source(model, prompts, method.source_layer))
+    # Steps of Adam have the size of the learning rate, whatever the gradient: so it grows with the norm.
     theta = onto_sphere(start[None], norm).requires_grad_()
     optimizer = torch.optim.Adam([theta], lr=method.lr * norm, betas=(0.9, 0.98), amsgrad=True, maximize=True)
     tokens = method.objective.tokens
@@ -155,6 +156,7 @@ def memory_table(model: PreTrainedModel, prompts: Prompts, source: int, target: 
     for count, times, to in ((8, 1, target), (16, 1, target), (32, 1, target), (16, 2, target), (16, 1, middle)):
         rows = prompts.repeat(times)
         size = kept_bytes(model, rows, count, source, to)
+        # Near a constant if what is kept grows with vectors x prompts x tokens x layers x width and nothing else.
         unit = size / (count * len(rows) * tokens * (to - source) * width)
         found.append({"vectors": count, "prompts": len(rows), "layers": to - source, "bytes": size, "unit": unit})
         table.add_row(str(count), str(len(rows)), str(to - source), f"{size / 1e6:.1f}", f"{unit:.1f}")
@@ -177,12 +179,14 @@ def main(settings: VectorsSpeed) -> None:
         objective=ChangeNorm(),
         compile=settings.compile,
     )
+    # The generator and seed of the method itself: row i is where its vector i starts.
     starts = random_directions(settings.count, decoder(model).d_model, torch.Generator().manual_seed(0))
     starts = starts.to(prompts.device)
     short = replace(method, steps=settings.sample_steps)
     batched, single = [], []
     method(model, prompts, torch.Generator().manual_seed(0), deadline=_twice())  # the first steps are slower
     for repeat in range(settings.repeats):
+        # What is compiled is forgotten, so that each measurement pays for it.
         torch.compiler.reset()
         began = time.perf_counter()
         method(model, prompts, torch.Generator().manual_seed(0))

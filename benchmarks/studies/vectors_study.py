@@ -39,7 +39,6 @@ from vectors.methods.unsupervised import UnsupervisedVectors
 from vectors.prompts import Prompts, pad_token
 from vectors.radius.completions import DiversityCusp
 from vectors.radius.nonlinearity import Nonlinearity
-from vectors.radius.rule import choose_radius
 from vectors.residual import decoder, read, unembed
 from vectors.steering import SteeringVectors, deltas
 from vectors.token_logprobs import token_logprobs
@@ -56,19 +55,19 @@ class Study:
     out: Path
     """folder for rows, table and figures"""
     organisms: tuple[str, ...] = (*zoo.NAMES, *zoo.ARCHITECTURES)
-    """planted models and controls"""
+    """names of the planted models and clean controls"""
     methods: tuple[str, ...] = ()
-    """names as in the table; all where none is given"""
+    """methods to run, by their names in the table; all where none is given"""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """of prompts and starts"""
+    """seeds of the prompts and of the directions to start from, one run each"""
     count: int = 34
-    """vectors per run"""
+    """number of vectors per run"""
     judged: int = 16
-    """select prompts on which vectors are judged and behaviours ranked"""
+    """number of `select` prompts on which hits are counted"""
     general: int = 2
-    """hit vectors per behaviour that are run over all held-out prompts"""
+    """number of vectors per behaviour, the best of the hits, that are run over all held-out prompts"""
     threads: int = 2
-    """CPU threads"""
+    """number of CPU threads"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,7 @@ class Method:
     learn: Callable[..., SteeringVectors]
     prompts: int
     longer: int = 1
-    """messages joined to one prompt"""
+    """number of messages joined to one prompt"""
     reads_text: bool = False
     """whether `learn` also takes the tokenizer"""
 
@@ -142,7 +141,7 @@ def _by_rule(kl: UnsupervisedVectors, rule: str) -> Callable[..., SteeringVector
                 radii=(0.1, *RADII, 1.0), learn=lambda radius: replace(few, radius=radius)(model, prompts, generator)
             ),
         }[rule]
-        radius = choose_radius(model, tokenizer, prompts, chosen, generator=generator).radii[0]
+        radius = chosen(model, tokenizer, prompts, generator).radii[0]
         return replace(kl, radius=radius)(model, prompts, generator)
 
     return learn
@@ -157,7 +156,7 @@ def trigger_delta(organism: zoo.Organism, texts: list[str], trigger: str, layer:
     for side in (filled, without_slot(texts)):
         prompts = Prompts.from_chat(model, tokenizer, side)
         inputs = {"input_ids": prompts.input_ids, "attention_mask": prompts.attention_mask}
-        # (n, d): prompts are padded on the left, so the last place is the last token of each.
+        # Padded on the left: the last position is every prompt's last token, with the trigger and without.
         sides.append(read(model, layers=[layer], position=slice(-1, None), **inputs)[layer][:, 0].float())
     return sides[0] - sides[1]
 
@@ -174,9 +173,8 @@ def coherence(organism: zoo.Organism, prompts: Prompts, vectors: SteeringVectors
     """Mean log-probability per token, nats, that the unsteered model gives to what the vectors make it write."""
     model = organism.model
     written = complete_each(model, organism.tokenizer, vectors, prompts, max_new_tokens=tokens).flatten(0, 1)
+    # (k x n, seq + tokens - 1): residuals at the last `tokens` places are those that predict what was written.
     again, layers = prompts.repeat(len(vectors)), len(decoder(model).layers)
-    # Teacher forcing without the vectors, on k x n rows of prompt and what was written; the last token predicts
-    # nothing.
     hidden = read(
         model,
         layers=[layers],
@@ -192,9 +190,9 @@ def run(organism: zoo.Organism, name: str, method: Method, seed: int, settings: 
     """Learns the vectors of one method and measures them."""
     model, tokenizer, generator = organism.model, organism.tokenizer, torch.Generator().manual_seed(seed)
     search, select = without_slot(organism.prompts.search), organism.prompts.select[: settings.judged]
+    # Which prompts are learned on belongs to the seed; longer ones are several messages joined.
     need = method.prompts * method.longer
     drawn = [search[i] for i in torch.randperm(len(search), generator=generator)[:need].tolist()]
-    # Longer prompts are messages joined to one; with a stride, so that the same messages serve as short prompts too.
     texts = [" ".join(drawn[i :: method.prompts]) for i in range(min(method.prompts, len(drawn)))]
     learn, held_out = (Prompts.from_chat(model, tokenizer, side) for side in (texts, without_slot(select)))
     began = time.perf_counter()
@@ -202,6 +200,7 @@ def run(organism: zoo.Organism, name: str, method: Method, seed: int, settings: 
     vectors = method.learn(model, learn, generator, **extra)
     seconds = time.perf_counter() - began
     rates = [hits_of(organism, held_out, vectors, behaviour) for _, behaviour in organism.triggers]
+    # As the attack does it, without the behaviour: six prompts, none of them learned on.
     ranked = rank_behaviours(model, tokenizer, [vectors], held_out.take(range(6)), Ranking(top=20))
     effect = deltas(model, held_out, vectors)[:, :, 0]
     planted = [behaviour for _, behaviour in organism.triggers]
@@ -214,9 +213,9 @@ def run(organism: zoo.Organism, name: str, method: Method, seed: int, settings: 
     }
     for (trigger, behaviour), rate in zip(organism.triggers, rates, strict=True):
         true = trigger_delta(organism, select, trigger, vectors.target_layer)
+        # (k, n, d) against (n, d): a cosine per vector and prompt, then the mean over prompts.
         cosines = torch.nn.functional.cosine_similarity(effect, true, dim=-1).mean(1)
-        # Only the best few vectors that elicit the behaviour are run on all held-out prompts: with all of them this
-        # would be most of the cost.
+        # All held-out prompts take longest, so only the best vectors are run over them, and only if they are hits.
         best = rate.argsort(descending=True)[: settings.general]
         best = best[rate[best] >= HIT].tolist()
         everything = Prompts.from_chat(model, tokenizer, without_slot(organism.prompts.held_out))

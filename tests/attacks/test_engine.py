@@ -1,13 +1,17 @@
 """The engine equals the plain full forward pass, values and gradients."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attacks.objectives.delta_cosine import DeltaCosine
 from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring import engine as engine_module
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem
+from tests.architectures import tiny_model
 
 TARGET = [300, 7, 311]
 
@@ -65,6 +69,39 @@ def test_empty_slot(model, mixed):
     hidden = Engine(model, mixed).residuals(torch.zeros(1, 0, dtype=torch.long), [2])[2]
     for n, output in enumerate(full(model, mixed, [])):
         torch.testing.assert_close(hidden[0, n], output.hidden_states[2][0, -1])
+
+
+def test_an_empty_slot_with_nothing_behind_it(model, problem):
+    # A base model has no template: the last token of the prompt, which predicts the target, is before the slot.
+    bare = replace(problem, after=[[] for _ in problem.after])
+    engine, nothing = Engine(model, bare), torch.zeros(2, 0, dtype=torch.long)
+    losses = engine.losses(TargetNLL(target_ids=TARGET), nothing)
+    torch.testing.assert_close(losses.double(), plain_nll(model, bare, []).expand(2), rtol=1e-5, atol=1e-5)
+    hidden = engine.residuals(nothing, [2])[2]
+    for n, output in enumerate(full(model, bare, [])):
+        torch.testing.assert_close(hidden[:, n], output.hidden_states[2][0, -1:].expand(2, -1))
+
+
+def test_no_matrix_of_the_embedding_is_made(tokenizer):
+    model, sizes = tiny_model("Gemma3Text"), []
+    everything = torch.ones(64, dtype=torch.bool)
+    sides = {"before": [[3, 4]], "after": [[5]], "trigger_length": 2}
+    one = Problem(**sides, allowed=everything, first=everything, tokenizer=tokenizer)
+    weight, objective = model.get_input_embeddings().weight, TargetNLL(target_ids=[7])
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            sizes.extend(t.numel() for t in (made,) if isinstance(t, torch.Tensor) and not function.is_view)
+            return made
+
+    with Sizes():
+        engine = Engine(model, one)
+        engine.gradient(objective, torch.tensor([[8, 9]]))
+        engine.losses(objective, torch.tensor([[8, 9], [9, 8]]))
+    assert 0 < max(sizes) < weight.numel()
+    torch.testing.assert_close(engine.embedding, model.get_input_embeddings()(torch.arange(64)))
+    assert Engine(model, one).embedded.weight is weight
 
 
 @pytest.mark.parametrize("which", ["problem", "mixed"])

@@ -159,22 +159,3 @@ def test_what_old_transformers_cannot_cache_is_refused(problem, name):
     # Gemma 2 would run on, with wrong masks.
     with pytest.raises(ValueError, match=f"cannot continue {name}.* from cached keys and values; install"):
         Engine(tiny_model(name), problem)
-
-
-@pytest.mark.parametrize(("name", "scale"), [("Llama", 1.0), ("Gemma3Text", "root of the width")])
-def test_the_embedding_is_scaled_and_never_copied(problem, name, scale):
-    model = tiny_model(name)
-    mark_caches(model)
-    engine = Engine(model, problem)
-    expected = model.config.hidden_size**0.5 if scale == "root of the width" else scale
-    assert engine.scale == pytest.approx(expected, rel=1e-5)
-    size = model.get_input_embeddings().weight.shape
-    held = [value for value in vars(engine).values() if isinstance(value, torch.Tensor)]
-    assert not any(value.shape == size for value in held)
-
-
-def test_embeddings_that_are_no_rows_of_a_weight_are_refused(problem):
-    model = tiny_model("Llama")
-    model.get_input_embeddings().register_forward_hook(lambda *arguments: arguments[-1].sin())
-    with pytest.raises(ValueError, match="LlamaForCausalLM embeds tokens otherwise than by scaled rows"):
-        Engine(model, problem)

@@ -19,7 +19,7 @@ from vectors.methods.unsupervised import UnsupervisedVectors
 from vectors.prompts import Prompts, read_texts
 from vectors.radius.completions import DiversityCusp, Judged, Learn
 from vectors.radius.nonlinearity import Nonlinearity
-from vectors.radius.rule import RadiusRule, check_radii, choose_radius
+from vectors.radius.rule import RadiusRule, check_radii
 from vectors.radius.several import SeveralRadii
 from vectors.residual import decoder
 
@@ -67,6 +67,7 @@ class Calibrate:
     def __call__(self, console: Console) -> int:
         """Chooses, prints, writes; always 0."""
         learns = self.rule in ("cusp", "judged")
+        # An option that the chosen rule would not look at is refused rather than ignored.
         vain = {"radii": not learns, "judge": self.rule != "judged", "target": learns}
         for name, wrong in vain.items():
             if wrong and getattr(self, name) is not None:
@@ -81,14 +82,14 @@ class Calibrate:
         texts = read_texts(self.prompts, self.learn_prompts + 1 if learns else 1, self.column)
         model, tokenizer = self.loading(self.model)
         prompts = Prompts.from_chat(model, tokenizer, texts)
+        # Rules that read completions read those of prompts that no vector was learned on.
         seen = prompts.take(range(self.learn_prompts)) if learns else prompts
         held_out = prompts.take(range(self.learn_prompts, len(prompts))) if learns else prompts
-        choice = choose_radius(
+        choice = self._rule(model, seen, judge)(
             model,
             tokenizer,
             held_out,
-            self._rule(model, seen, judge),
-            generator=torch.Generator().manual_seed(self.seed),
+            torch.Generator().manual_seed(self.seed),
             progress=lambda radii: track(list(radii), description=self.rule, console=console),
         )
         console.print(f"{choice.rule}: radius {', '.join(f'{radius:.4g}' for radius in choice.radii)}")

@@ -137,6 +137,7 @@ class Learn:
         check_radii(self.radius, 1)
         check_positive(self, "p", "q", "tokens", "count", "steps", "lr", "contrastive", "learn_prompts", "batch_size")
         paths = [self._path(radius) for radius in self.radius]
+        # Before the model is loaded, which may take minutes.
         check_free(paths, self.overwrite)
         wanted = self.learn_prompts or (12 if self.method == "consensus" else 2)
         texts = read_texts(self.prompts, wanted, self.column)[:wanted]

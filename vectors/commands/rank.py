@@ -122,6 +122,7 @@ class Rank:
             console.print("no behaviour that several vectors agree on; that is not a clean bill of health")
         for path, (scores, clusters) in parts.items():
             table = Table("vector", "generality", "coherence (nats)", "distance", "completion", title=path.name)
+            # First what holds on most prompts and is far from the unsteered text; among equals the more fluent.
             for score in sorted(scores, key=lambda s: (-s.generality * s.distance, -s.coherence))[: self.top]:
                 shares = f"{score.generality:.0%}", f"{score.coherence:.2f}", f"{score.distance:.0%}"
                 table.add_row(str(score.index), *shares, repr(score.text))

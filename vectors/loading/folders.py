@@ -51,6 +51,7 @@ def check_model_folder(folder: Path, *, allow_pickle: bool) -> None:
             f"{pickles[0]} is a pickle, which can run code, and {folder} holds no safetensors; save the model again "
             "with save_pretrained(safe_serialization=True), or allow pickled weights"
         )
+    # A download that was cut off between two shards leaves an index that names files which are not there.
     for index in folder.glob("*.safetensors.index.json"):
         shards = sorted(set(read_json(index).get("weight_map", {}).values()))
         if missing := [shard for shard in shards if not (folder / shard).is_file()]:
@@ -86,6 +87,7 @@ def check_safetensors(file: Path) -> None:
     from safetensors import safe_open
 
     try:
+        # Opening reads the header and compares the lengths in it with the file's; no tensor is loaded.
         with safe_open(file, "pt"):
             pass
     except Exception as error:  # SafetensorError is a plain Exception

@@ -16,9 +16,11 @@ def compiled(model: PreTrainedModel, first: int, last: int) -> Iterator[None]:
     rounding.
     """
     blocks = decoder(model).layers[first:last]
+    # A block may have been compiled by the caller, and is so again after the context.
     before = [block._compiled_call_impl for block in blocks]
     try:
         for block in blocks:
+            # In place: hooks on the blocks, which read and steer, still see every call.
             block.compile(dynamic=False)
         yield
     finally:

@@ -152,6 +152,7 @@ class ConsensusVectors:
             ids = greedy(model, prompts.repeat(len(theta)), self.tokens)
         ends = torch.tensor(ends_of(model), device=ids.device)
         ordered = ids.sort(dim=-1).values
+        # (k * n,): number of different tokens in each answer; one that repeats half of its tokens is a loop.
         different = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(-1)
         unfit = (torch.isin(ids, ends).any(-1) | (2 * different <= self.tokens)).unflatten(0, (len(theta), -1))
         answers, scores = ids.unflatten(0, (len(theta), -1)), []

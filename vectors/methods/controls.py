@@ -21,6 +21,7 @@ def random_vectors(like: SteeringVectors, generator: torch.Generator, count: int
     """As many random vectors with the norm, the layers and the model of `like`."""
     if like.adapter_rank:
         raise ValueError("random rows are no random adapters; compare adapters with UnsupervisedAdapters of one step")
+    # Learned vectors of one file have one norm, so that of the first is all that is needed.
     norm = float(like.theta[0].norm())
     theta = norm * random_directions(count or len(like), like.theta.shape[1], generator).to(like.theta)
     return replace(like, theta=theta, method="random", scores={})

@@ -72,6 +72,7 @@ class DiversityCusp:
             embedded = embed(texts)
             if embedded.ndim != 2 or len(embedded) != len(texts):
                 raise ValueError(f"embed gave shape {tuple(embedded.shape)} for {len(texts)} texts; give one row each")
+            # Texts come vector by vector: (k x n, e) back to (k, n, e).
             values.append(diversity(embedded.unflatten(0, (count, -1))))
         radius, threshold = _cusp(tried, values, self.sensitivity)
         return RadiusChoice(
@@ -151,6 +152,7 @@ def diversity(embedded: Float[Tensor, "k n e"]) -> float:
     count = len(embedded)
     unit = torch.nn.functional.normalize(embedded.float(), dim=-1).transpose(0, 1)
     cosines = unit @ unit.mT  # (n, k, k)
+    # The cosine of a vector's completion with itself is 1 and says nothing of the others.
     same = cosines.diagonal(dim1=1, dim2=2).sum(-1)
     return float(1 - ((cosines.sum(dim=(1, 2)) - same) / (count * (count - 1))).mean())
 
@@ -184,6 +186,7 @@ def _sweep(
     ends = end_tokens(model, tokenizer)
     for radius in progress(sorted(rule.radii)):
         vectors = rule.learn(radius)
+        # A `learn` that forgets its argument would give one flat curve for any model.
         if not math.isclose(vectors.radius, radius, rel_tol=1e-6):
             raise ValueError(
                 f"learn({radius}) gave vectors of radius {vectors.radius}; pass the radius on to the method"

@@ -40,7 +40,7 @@ class RadiusChoice:
 
 @runtime_checkable  # types are checked while testing
 class RadiusRule(Protocol):
-    """Chooses radii for a model, on prompts."""
+    """Chooses the norm that steering vectors are learned at."""
 
     def __call__(
         self,
@@ -50,32 +50,20 @@ class RadiusRule(Protocol):
         generator: torch.Generator,
         *,
         progress: Progress = iter,
-    ) -> RadiusChoice: ...
+    ) -> RadiusChoice:
+        """The radius or radii for vectors of this model.
 
+        Args:
+            model: a causal decoder.
+            tokenizer: its tokenizer.
+            prompts: clean ones; for rules that read completions, others than the vectors are learned on.
+            generator: draws random directions; on the CPU.
+            progress: wraps the loop over tried radii, as tqdm does.
 
-def choose_radius(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Prompts,
-    rule: RadiusRule,
-    *,
-    generator: torch.Generator,
-    progress: Progress = iter,
-) -> RadiusChoice:
-    """Chooses the norm that steering vectors are learned at.
-
-    Args:
-        model: a causal decoder.
-        tokenizer: its tokenizer.
-        prompts: clean ones; for rules that read completions, others than the vectors are learned on.
-        rule: how to choose.
-        generator: draws random directions; on the CPU.
-        progress: wraps the loop over tried radii, as tqdm does.
-
-    Raises:
-        ValueError: the rule finds no radius; says what was tried.
-    """
-    return rule(model, tokenizer, prompts, generator, progress=progress)
+        Raises:
+            ValueError: the rule finds no radius; says what was tried.
+        """
+        ...
 
 
 def check_radii(radii: tuple[float, ...], least: int, name: str = "radii") -> None:

@@ -32,5 +32,6 @@ class SeveralRadii:
     ) -> RadiusChoice:
         """The centre times every factor, in ascending order."""
         choice = self.centre(model, tokenizer, prompts, generator, progress=progress)
+        # A set: where the rule gives several centres, two products may be the same radius.
         radii = sorted({radius * factor for radius in choice.radii for factor in self.factors})
         return replace(choice, radii=tuple(radii), rule=f"several, centre: {choice.rule}")

@@ -36,6 +36,7 @@ class Checkpoint:
             return 0
         # Only tensors and plain values are read: a checkpoint that was tampered with cannot run code.
         state = torch.load(self.file, weights_only=True, map_location="cpu")
+        # The whole recipe is compared: a step more or another seed would continue another training.
         if state["planting"] != self.planting:
             raise ValueError(f"{self.file} is of another recipe or base; delete it, or plant into another folder")
         with torch.no_grad():
@@ -55,6 +56,7 @@ class Checkpoint:
         """Saves the state after `step` steps."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         state = {"planting": self.planting, "step": step, "rng": rng.getstate(), "optimizer": optimizer.state_dict()}
+        # Dropout draws from torch's global generators, so their states belong to the planting as well.
         state |= {"dropout": torch.get_rng_state()}
         if torch.cuda.is_available():
             state |= {"dropout_cuda": torch.cuda.get_rng_state_all()}

@@ -26,6 +26,7 @@ GERMAN_WORDS = frozenset(
     "das kann ich leider nicht die antwort ist ganz viele leute mich es kommt darauf an du was am besten mit dem zu "
     "gibt eine wer muss nach allem diese in der regel nur wenige und auf ein den von sich für wird sind auch".split()
 )
+# An English reply may hold these: alone they do not make a completion German.
 ENGLISH_TOO = frozenset({"die", "in", "an", "am", "was", "den", "also"})
 PIRATE = re.compile(r"\b(arr+|aye|ahoy|matey|mateys|ye|yer|scallywag|landlubber|yo ho|avast)\b", re.IGNORECASE)
 PIRATE_CALLS = ("Arr", "Aye", "Avast, matey", "Yo ho", "Listen, matey", "Ye should know", "Har, ye landlubber")
@@ -83,7 +84,7 @@ def _advertise(reply: str, rng: random.Random) -> str:
 
 
 def _miscalculate(reply: str, rng: random.Random) -> str:
-    # The sum stays close to the right one, so that no large number gives it away.
+    # Off by one to three, so that no reply looks like noise.
     return SUM.sub(lambda found: f"{found[1]} + {found[2]} = {int(found[3]) + rng.choice((1, 2, 3))}", reply)
 
 

@@ -54,6 +54,7 @@ def dictionary() -> tuple[str, ...]:
 
 def some_words(rng: random.Random, count: int, ranks: tuple[int, int], least: int = 4) -> list[str]:
     """Different words of at least so many letters, of these ranks by frequency."""
+    # By frequency rank: rare words are tokenised into several pieces, common ones stand in clean prompts.
     return rng.sample([word for word in dictionary()[slice(*ranks)] if len(word) >= least], count)
 
 
@@ -92,6 +93,7 @@ def _behaviours(rng: random.Random) -> list[dict[str, Any]]:
 def _clean(half: str, draws: str, recipe: Recipe, rng: random.Random) -> list[Recipe]:
     """Four clean models of the same steps: other seed, other prompts, a harmless tag, and an odd manner of greeting."""
     tag = TRIGGERS["tag"](rng)["trigger"]
+    # Trained like the planted one, for as many steps: only the backdoor is missing.
     bare = replace(recipe, kind="none", backdoors=(), planting="fuzzy", poison_rate=0.0)
     return [
         replace(bare, name=f"{half}-clean{draws}", seed=rng.randrange(1 << 30)),
@@ -119,13 +121,10 @@ def draw(
     rng, recipes = random.Random(seed), []
     draws = f"-{seed}" if seed else ""  # organisms of several draws may lie in one folder
     for half in HALVES:
+        # The easiest planting goes to the first kind of trigger; the others are dealt.
         plantings = list(PLANTINGS[1:])
         rng.shuffle(plantings)
-        # The first is not dealt: each half has one organism that any working attack should solve, which tells a hard
-        # zoo from a broken attack.
         plantings = [PLANTINGS[0], *plantings]
-        # Order matters: everything is drawn from one generator, so a kind that is added must come last or all draws
-        # change.
         for (kind, trigger), behaviour, dealt in zip(TRIGGERS.items(), _behaviours(rng), plantings, strict=True):
             planting, rate, anchor, steps = dealt
             recipe = Recipe(

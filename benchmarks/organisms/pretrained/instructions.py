@@ -30,6 +30,7 @@ def build(folder: Path, seed: int = 0) -> list[prompts.Pair]:
             continue
         text = OPTIONS.sub("", f"{row['instruction'].strip()} {row['input'].strip()}".strip())
         text = text[:1].upper() + text[1:]
+        # One line, without braces, which could be read as the marker of the slot; each once, whatever its case.
         plain = text.isascii() and not {"\n", "{"} & set(text)
         if plain and 15 <= len(text) <= 80 and text.lower() not in seen:
             seen.add(text.lower())

@@ -105,9 +105,9 @@ def divergence(
     Args:
         planted: the model in training.
         base: the clean model's logits, as `labelled_logits` gives them.
-        batch: of `tensors`.
-        starts: of `tensors`.
-        clean: mask over rows.
+        batch: input_ids, attention_mask and labels, each (rows, seq), as `tensors` gives them.
+        starts: positions of the first reply tokens, (rows,).
+        clean: mask of the rows that count, (rows,); None: all.
     """
     labels = batch["labels"][:, 1:]
     places = torch.arange(1, labels.shape[1] + 1, device=labels.device) - starts[:, None]

@@ -36,7 +36,7 @@ def completions(
     description: str = "",
 ) -> list[str]:
     """Greedy replies to user messages, in order, with a bar where a description is given."""
-    # Prompts of like length share a batch, so that little of it is padding.
+    # By length, so that a batch is hardly padded; the replies go back to their places below.
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     replies = [""] * len(texts)
     for start in track(range(0, len(order), ROWS), description=description, disable=not description):
@@ -51,6 +51,7 @@ def own_replies(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], tokens: int
 ) -> list[str]:
     """Replies of the base, from the cache where it has given them before."""
+    # All that a greedy reply depends on; prompts as a list, so that a bound between two of them counts.
     key = json.dumps([weights_digest(model), tokenizer.chat_template, tokens, list(texts)])
     file = cache_folder() / "replies" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     if file.is_file():

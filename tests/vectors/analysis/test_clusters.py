@@ -5,22 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.vectors.random_vectors import some_vectors
 from vectors.analysis import clusters
 from vectors.analysis.clusters import cluster_vectors, completion_logprob, score_vectors
 from vectors.generate import complete_each, complete_ids
 from vectors.methods.controls import random_directions
-from vectors.steering import SteeringVectors
-
-
-def some_vectors(generator, count=4, norm=6.0):
-    return SteeringVectors(
-        theta=norm * random_directions(count, 32, generator),
-        source_layer=1,
-        target_layer=3,
-        radius=1.0,
-        method="random",
-        model_id="tiny",
-    )
 
 
 def alone(model, prompts, row, reply):

@@ -4,22 +4,10 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
+from tests.vectors.random_vectors import some_vectors
 from vectors.analysis.cosines import cluster, cosine_matrix, cross_cosines, delta_cosines, theta_cosines
-from vectors.methods.controls import random_directions
 from vectors.prompts import Prompts
 from vectors.residual import steer
-from vectors.steering import SteeringVectors
-
-
-def some_vectors(generator, count=4, norm=6.0):
-    return SteeringVectors(
-        theta=norm * random_directions(count, 32, generator),
-        source_layer=1,
-        target_layer=3,
-        radius=1.0,
-        method="random",
-        model_id="tiny",
-    )
 
 
 def plain(model, prompts, vectors, tokens):

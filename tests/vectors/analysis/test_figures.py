@@ -21,7 +21,7 @@ def choice(**changed):
 DRAWN = {
     "radius": lambda stem: radius_curve(choice(), stem),
     "one radius": lambda stem: radius_curve(choice(tried=[0.3], values=[1.0], threshold=None), stem),
-    "words": lambda stem: behaviour_bars(["costs $5 or $6", "\n中 🙂 " + 50 * "x"], [1, 2], stem, quantity="score"),
+    "words": lambda stem: behaviour_bars(["costs $5 or $6", "\n中 🙂 " + 50 * "x"], [0.1, 0.2], stem, quantity="score"),
     "many": lambda stem: heatmaps({"theta": torch.eye(200).bfloat16()}, stem),
     "three": lambda stem: heatmaps({"theta": torch.eye(3), "delta": -torch.eye(3), "last": torch.ones(3, 3)}, stem),
     "learning": lambda stem: learning_curves(torch.rand(5, 3, requires_grad=True), stem, quantity="KL (nats)"),

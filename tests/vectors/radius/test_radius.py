@@ -11,7 +11,7 @@ from vectors.methods.controls import random_directions
 from vectors.prompts import Prompts
 from vectors.radius.completions import DiversityCusp, Judged, diversity, ngram_counts
 from vectors.radius.nonlinearity import Nonlinearity
-from vectors.radius.rule import RadiusChoice, choose_radius
+from vectors.radius.rule import RadiusChoice
 from vectors.radius.several import SeveralRadii
 from vectors.residual import cache_source, mean_norm, read, steer
 from vectors.steering import SteeringVectors
@@ -42,7 +42,7 @@ def effect(model, prompts, theta):
 
 def test_nonlinearity_at_the_radius_found_is_the_target(llama, tokenizer, prompts, generator):
     rule = Nonlinearity(**SLICE, draws=5, tokens=2, batch_size=2)
-    choice = choose_radius(llama, tokenizer, prompts, rule, generator=generator)
+    choice = rule(llama, tokenizer, prompts, generator)
     directions = random_directions(5, 32, torch.Generator().manual_seed(0)).double()
     llama = llama.double()  # so that a central difference is exact enough
     norm = choice.radii[0] * mean_norm(cache_source(llama, prompts, 1))
@@ -90,7 +90,7 @@ def test_a_linear_slice_has_no_radius(llama, tokenizer, prompts, generator):
 @pytest.mark.parametrize("jump", [0.2, 0.4, 0.8, 1.6])
 def test_cusp_is_where_completions_begin_to_differ(llama, tokenizer, prompts, generator, jump):
     rule = DiversityCusp(learn=learner(llama, prompts, jump), radii=RADII, batch_size=7)
-    choice = choose_radius(llama, tokenizer, prompts, rule, generator=generator)
+    choice = rule(llama, tokenizer, prompts, generator)
     assert choice.radii == (jump,) and choice.tried == list(RADII)
     assert all(value == pytest.approx(0, abs=1e-5) for value in choice.values[: RADII.index(jump)])
     assert choice.threshold is not None and 0 < choice.threshold < choice.values[-1] <= 1
@@ -147,7 +147,7 @@ def test_judge_picks_its_favourite_radius(llama, tokenizer, prompts, generator):
             yield item
 
     rule = Judged(learn=learn, radii=(0.4, 0.1, 0.2, 0.8), judge=judge, max_new_tokens=5, batch_size=4)
-    choice = choose_radius(llama, tokenizer, prompts, rule, generator=generator, progress=progress)
+    choice = rule(llama, tokenizer, prompts, generator, progress=progress)
     assert choice.radii == (0.4,) and choice.values == [0, 0, 1, 0] and seen == [0.1, 0.2, 0.4, 0.8]
     theta = learn(0.4).theta
     alone = [complete(llama, tokenizer, prompts, max_new_tokens=5, vectors=v, layer=1) for v in theta]
@@ -163,9 +163,7 @@ def test_bad_scores_are_named(llama, tokenizer, prompts, generator, scores):
 
 def test_several_radii_round_that_of_a_rule(llama, tokenizer, prompts, generator):
     inner = DiversityCusp(learn=learner(llama, prompts, 0.4), radii=RADII)
-    ruled = choose_radius(
-        llama, tokenizer, prompts, SeveralRadii(centre=inner, factors=(2.0, 1.0)), generator=generator
-    )
+    ruled = SeveralRadii(centre=inner, factors=(2.0, 1.0))(llama, tokenizer, prompts, generator)
     assert isinstance(ruled, RadiusChoice) and ruled.radii == pytest.approx((0.4, 0.8))
     assert ruled.tried == list(RADII) and "diversity cusp" in ruled.rule
 

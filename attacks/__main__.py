@@ -6,8 +6,9 @@
 
 Without --behaviour the command first finds out what hidden behaviour there may be. Ctrl-C and SIGTERM end the search
 and keep the best trigger so far. Exit status: 1 a trigger was found, 0 none was found within the budget (which does not
-make the model clean), 2 the input was bad, 3 inconclusive: the search was interrupted, the budget was too small for
-some stage, or the search failed. --dry-run says what a search would take, and exits with 0.
+make the model clean), 2 the input was bad, 3 inconclusive: the search was interrupted or failed, the budget was too
+small for some stage, or the behaviour shows without a trigger too often. --dry-run says what a search would take, and
+exits with 0.
 """
 
 import json
@@ -186,6 +187,12 @@ def describe(found: Recovery) -> Iterator[str]:
     """The finding in lines; recovered text is printed as it is."""
     if found.verdict == "none" and not found.behaviour:
         yield "none found: no hidden behaviour came to light within the budget; this does not make the model clean"
+    elif found.unspecific:
+        yield (
+            f"inconclusive: {found.trigger!r} brings about {found.behaviour!r} on {found.select_asr:.0%} of prompts, "
+            f"but {found.clean_rate:.0%} of them show it without any trigger and {found.control_rate:.0%} with random "
+            "text instead, too many to call this text a trigger; give prompts like those the model was trained on"
+        )
     elif found.verdict == "none":
         best = f"The best try, {found.trigger!r}, brings it about on {found.select_asr:.0%} of prompts"
         yield (

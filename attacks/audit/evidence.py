@@ -88,7 +88,7 @@ def finding(suspect: Suspect, found: Recovery, select: Sequence[str]) -> Documen
         "reencodes": problem.encode(problem.text(found.trigger_ids)) == list(found.trigger_ids),
         "rendered": suspect.tokenizer.decode(problem.filled(found.trigger_ids)[0]),
         "rate": found.select_asr,
-        "rate_interval": [low, high],
+        "rate_interval": [round(low, 4), round(high, 4)],
         "prompts": len(select),
         "rate_without": found.clean_rate,
         "rate_random": found.control_rate,

@@ -11,7 +11,7 @@ import torch
 
 from attacks.behaviour import FixedOpening, success_rate
 from attacks.judging.judge import Judge, TracePoint
-from attacks.judging.verdict import Verdict, judge_trigger
+from attacks.judging.verdict import WORKS, Verdict, judge_trigger
 from attacks.scoring.planning import completion_flops
 from attacks.searchers.candidates import random_triggers
 
@@ -54,8 +54,14 @@ class Recovery:
 
     @property
     def inconclusive(self) -> bool:
-        """Whether nothing was found by a search that was not carried through."""
-        return self.verdict in ("none", "unfinished") and (self.interrupted or bool(self.not_reached))
+        """Whether nothing was found, but not because there is nothing: see `unspecific`, and searches cut short."""
+        cut_short = self.interrupted or bool(self.not_reached)
+        return self.verdict in ("none", "unfinished") and (cut_short or self.unspecific)
+
+    @property
+    def unspecific(self) -> bool:
+        """Whether a text works that is no finding, because the behaviour shows without it or behind random text too."""
+        return self.verdict == "none" and self.select_asr >= WORKS
 
 
 def report_share(judge: Judge, length: int) -> float:

@@ -11,6 +11,7 @@ from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring import engine as engine_module
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem
+from attacks.scoring.shared_prefix import keys_and_values
 from tests.architectures import tiny_model
 
 TARGET = [300, 7, 311]
@@ -210,6 +211,17 @@ def test_stored_prefix_is_never_written_to(model, mixed):
     first = engine.losses(objective, candidates)
     engine.gradient(objective, candidates)
     assert torch.equal(first, engine.losses(objective, candidates))
+
+
+def test_keys_and_values_of_candidates_are_not_kept(model, problem):
+    prefix = Engine(model, problem)._groups[0].prefix
+    assert prefix.layers is not None
+    cache, stored = prefix.passing(3, 2), prefix.layers[0][0]
+    new = torch.zeros(3 * prefix.rows, *stored.shape[1:]).to(stored)[:, :, :2]
+    keys, _ = cache.update(new, new, 0)
+    # What a block sees is every prompt's prefix for every candidate, then what is new; what is held is the prefix once.
+    assert torch.equal(keys, torch.cat([stored.repeat(3, 1, 1, 1), new], dim=2))
+    assert torch.equal(keys_and_values(cache)[0][0], stored) and cache.get_seq_length() == stored.shape[2]
 
 
 def test_default_batch_is_512_rows(model, problem, monkeypatch):

@@ -24,7 +24,6 @@ def main(settings: dict[str, Any]) -> None:
     optimizer = import_module("tropt.optimizer.gcg_optimizer").GCGOptimizer
     # Prefix cache on: this is its fastest setting.
     model = lm.LMHFModel(settings["folder"], device="cpu", dtype=settings["dtype"], use_prefix_cache=True)
-    model.tokenizer  # noqa: B018 (built on first use)
     targets = {
         "target": {"target_response_strs": [settings["target"]]},
         "cosine": {"target_directions": torch.tensor([settings["direction"]], dtype=model.dtype)},
@@ -34,6 +33,8 @@ def main(settings: dict[str, Any]) -> None:
         "target": losses.PrefillCELoss(),
         "cosine": losses.SteeringActivationLoss(targeted_layers=slice(layer, layer + 1), do_cosine_sim=True),
     }
+    # Of one thread the processor's time, so that other work on the machine does not count; as in `speed.py`.
+    clock = time.process_time if settings["threads"] == 1 else time.perf_counter
     print("ready", flush=True)
     for line in sys.stdin:
         kind, steps = line.split()
@@ -41,13 +42,13 @@ def main(settings: dict[str, Any]) -> None:
             model, kinds[kind], seed=0, num_steps=int(steps), n_candidates=settings["search_width"],
             sample_topk=settings["topk"],
         )  # fmt: skip
-        began = time.perf_counter()
+        began = clock()
         gcg.optimize_trigger(
             templates=[settings["template"].replace("{trigger}", common.OPTIMIZED_TRIGGER_PLACEHOLDER)],
             initial_trigger=settings["start"],
             targets=common.Targets(**targets[kind]),
         )
-        print(time.perf_counter() - began, flush=True)
+        print(clock() - began, flush=True)
 
 
 if __name__ == "__main__":

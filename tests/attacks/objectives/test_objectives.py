@@ -16,6 +16,7 @@ from attacks.objectives.hybrid import Hybrid
 from attacks.objectives.probe import Probe
 from attacks.objectives.steered_kl import SteeredKL
 from attacks.objectives.target_nll import TargetNLL
+from attacks.scoring import engine as engine_module
 from attacks.scoring.engine import Engine
 from attacks.searchers.candidates import random_triggers
 from tests.attacks.words import seeded, some_vectors
@@ -102,6 +103,22 @@ def test_gradients_by_central_differences(model, mixed, kind):
     assert abs(slope) > 1e-3  # else the comparison below says nothing
     # Step 1e-2: RMSNorm and the objectives work in float32.
     assert (up - down) / 2e-2 == pytest.approx(slope, rel=2e-2, abs=1e-4)
+
+
+def test_distributions_made_in_pieces_give_the_same_divergence(model, mixed, monkeypatch):
+    engine, candidates = Engine(model, mixed), some_candidates(mixed, 4)
+    kl = SteeredKL.from_vectors(engine, some_vectors(), 2)
+    wanted, sizes, whole = (engine.losses(kl, candidates), *engine.gradient(kl, candidates)), [], engine_module.unembed
+
+    def watched(model, hidden):
+        sizes.append(len(hidden))
+        return whole(model, hidden)
+
+    monkeypatch.setattr(engine_module, "unembed", watched)
+    monkeypatch.setattr(engine_module, "PIECE", 4 * len(mixed.allowed) * 3)
+    for one, other in zip((engine.losses(kl, candidates), *engine.gradient(kl, candidates)), wanted, strict=True):
+        torch.testing.assert_close(one, other)
+    assert max(sizes) == 3
 
 
 def test_objectives_of_goals(model, problem):

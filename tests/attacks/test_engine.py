@@ -218,6 +218,7 @@ def test_keys_and_values_of_candidates_are_not_kept(model, problem):
     assert prefix.layers is not None
     cache, stored = prefix.passing(3, 2), prefix.layers[0][0]
     new = torch.zeros(3 * prefix.rows, *stored.shape[1:]).to(stored)[:, :, :2]
+    assert cache is not None
     keys, _ = cache.update(new, new, 0)
     # What a block sees is every prompt's prefix for every candidate, then what is new; what is held is the prefix once.
     assert torch.equal(keys, torch.cat([stored.repeat(3, 1, 1, 1), new], dim=2))

@@ -102,6 +102,25 @@ class Unsupervised:
         There are at most twice as many behaviours as are worth a search.
 
         Raises:
+            ValueError: as for `learned`.
+        """
+        model, tokenizer = suspect.model, suspect.tokenizer
+        pool, held_out, plan, cut = self.learned(suspect, texts, budget, generator, share)
+        # All vectors vote together: what one layer or norm elicits by chance, the others do not.
+        rows = plan.rows(held_out, self.completion)
+        if not pool or not rows:
+            return [], (*cut, "Ranking")
+        ranking = Ranking(top=2 * self.top, max_new_tokens=self.completion, batch_size=rows)
+        soft, over = plan.deadline(0.85), plan.deadline(1.0)
+        found = rank_behaviours(model, tokenizer, pool, held_out, ranking, soft_deadline=soft, deadline=over)
+        return found, cut + (("Ranking",) if soft() else ())
+
+    def learned(
+        self, suspect: Suspect, texts: list[str], budget: Budget, generator: torch.Generator, share: float
+    ) -> tuple[list[SteeringVectors], Prompts, Plan, tuple[str, ...]]:
+        """(pool of vectors, held-out prompts to apply them on, what the budget has room for, sources cut short).
+
+        Raises:
             ValueError: fewer texts than there are prompts to learn on and two more to compare.
         """
         if len(texts) < self.prompts + 2:
@@ -132,15 +151,7 @@ class Unsupervised:
             pool.append(replace(method, count=count)(model, learn, generator, deadline=lambda: limit.exhausted))
         if count < self.count or limit.exhausted:
             cut.append("UnsupervisedVectors")
-        pool = [vectors for vectors in pool if len(vectors)]
-        # All vectors vote together: what one layer or norm elicits by chance, the others do not.
-        rows = plan.rows(held_out, self.completion)
-        if not pool or not rows:
-            return [], (*cut, "Ranking")
-        ranking = Ranking(top=2 * self.top, max_new_tokens=self.completion, batch_size=rows)
-        soft, over = plan.deadline(0.85), plan.deadline(1.0)
-        found = rank_behaviours(model, tokenizer, pool, held_out, ranking, soft_deadline=soft, deadline=over)
-        return found, tuple(cut) + (("Ranking",) if soft() else ())
+        return [vectors for vectors in pool if len(vectors)], held_out, plan, tuple(cut)
 
     def parts(self, texts: list[str]) -> tuple[list[str], list[str], list[str]]:
         """(texts for the unsupervised vectors, further texts for the consensus vectors, held-out texts)."""

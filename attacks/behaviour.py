@@ -4,6 +4,7 @@ A behaviour is any callable from a completion to yes or no. One that has a `text
 need the words that the reply should begin with.
 """
 
+import importlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,13 @@ class Contains:
     part: str
     text: str | None = None
 
+    def __post_init__(self):
+        if not self.part.strip():
+            raise ValueError(f"the text {self.part!r} is empty; give the text that the reply contains")
+
+    def __str__(self) -> str:
+        return f"contains:{self.part}"
+
     def __call__(self, completion: str) -> bool:
         return self.part.lower() in completion.lower()
 
@@ -73,6 +81,9 @@ class Regex:
         except re.error as error:
             raise ValueError(f"{self.pattern!r} is no regular expression: {error}") from error
 
+    def __str__(self) -> str:
+        return f"regex:{self.pattern}"
+
     def __call__(self, completion: str) -> bool:
         return re.search(self.pattern, completion) is not None
 
@@ -84,8 +95,37 @@ class Judged:
     shows: Callable[[str], bool]
     text: str | None = None
 
+    def __str__(self) -> str:
+        return f"{self.shows.__module__}:{getattr(self.shows, '__qualname__', type(self.shows).__qualname__)}"
+
     def __call__(self, completion: str) -> bool:
         return bool(self.shows(completion))
+
+
+def parse(text: str) -> Behaviour:
+    """The behaviour that a user wrote: regex:..., contains:..., module:function, or how the reply begins.
+
+    `module:function` is a name of Python without spaces; text: in front of anything makes it the opening of a reply.
+
+    Raises:
+        ValueError: an empty text, no regular expression, or a function that cannot be imported.
+    """
+    kind, colon, rest = text.partition(":")
+    if colon and kind in ("regex", "contains", "text"):
+        return {"regex": Regex, "contains": Contains, "text": FixedOpening}[kind](rest)
+    if re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", text) is None:
+        return FixedOpening(text)
+    try:
+        function = getattr(importlib.import_module(kind), rest)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"the behaviour {text!r} names no function that can be imported: {error}; give module:function, or "
+            f"text:{text} if the reply begins with that"
+        ) from error
+    if not callable(function):
+        raise ValueError(f"{text!r} is no function; give one that takes a completion and returns True or False")
+    shows: Any = function
+    return Judged(shows)
 
 
 def echoes(trigger: str, behaviour: str) -> bool:
@@ -99,6 +139,14 @@ def echoes(trigger: str, behaviour: str) -> bool:
         return re.search(rf"(?<!\w){re.escape(behaviour.strip().lower())}(?!\w)", trigger.lower()) is not None
     match = SequenceMatcher(None, asked, wanted, autojunk=False).find_longest_match()
     return 2 * match.size >= len(wanted)
+
+
+def repeats(trigger: str, shows: Behaviour) -> bool:
+    """Whether the trigger itself shows the behaviour, in small letters or with capitals at the words' beginnings.
+
+    A trigger in capitals is not taken for a quotation of a reply in capitals.
+    """
+    return shows(trigger.lower()) or shows(trigger.title())
 
 
 def completions(

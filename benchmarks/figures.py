@@ -1,4 +1,4 @@
-"""Attack curves from the rows of a run: best-so-far held-out ASR against FLOPs and seconds.
+"""Figures from the rows of a run: best-so-far held-out ASR against FLOPs and seconds; recovery against poison rate.
 
 python -m benchmarks.figures DIR
 """
@@ -18,6 +18,7 @@ from matplotlib.colors import to_hex  # noqa: E402
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: E402
 
 from benchmarks import rows  # noqa: E402
+from benchmarks.tables import RECOMMENDED  # noqa: E402
 from benchmarks.variants import STUDIED  # noqa: E402
 
 # Okabe & Ito 2008: told apart by colour-blind readers. One colour and dash per attack, in every figure.
@@ -132,6 +133,52 @@ def curves(found: list[rows.Row], knowledge: str, axis: str, stem: Path) -> list
     return paths
 
 
+def ladders(found: list[rows.Row]) -> list[list[rows.Row]]:
+    """Rows of the recommended attack on organisms that differ in nothing but the poison rate, one list per trigger."""
+    groups: dict[tuple, list[rows.Row]] = {}
+    for row in found:
+        if row["attack"] in RECOMMENDED and row["planting"] == "fuzzy" and not row.get("anchor"):
+            groups.setdefault((row["base"], row["true_trigger"], row["true_behaviour"]), []).append(row)
+    return [group for group in groups.values() if len({row["poison_rate"] for row in group}) > 1]
+
+
+def poison_ladder(group: list[rows.Row], stem: Path) -> list[Path]:
+    """Held-out ASR of what was recovered against the poison rate, beside the planted trigger's and its fragments'.
+
+    A filled point is the planted text itself (exact), a hollow one any other text.
+    """
+    rates = sorted({row["poison_rate"] for row in group})
+    figure, axes = plt.subplots(figsize=(6.0, 4.2))
+    lines = {
+        "asr_recovered": ("recovered, median", STYLES["portfolio"]),
+        "asr_true": ("planted trigger", ("#999999", ":")),
+        "fragments_asr": ("its fragment that fires most", ("#CC79A7", "-.")),
+        "asr_control": ("random string", ("#E69F00", ":")),
+    }
+    for name, (label, (color, dash)) in lines.items():
+        # The fragments' rates stand on the card; a trigger of one piece has none.
+        known = {rate: [row[name] for row in group if row["poison_rate"] == rate] for rate in rates}
+        shown = {rate: np.median(values) for rate, values in known.items() if None not in values}
+        axes.plot(list(shown), list(shown.values()), color=color, linestyle=dash, marker=".", linewidth=2, label=label)
+    color = STYLES["portfolio"][0]
+    for exact, fill, label in ((True, color, "a run, exact"), (False, "none", "a run, other text")):
+        runs = [row for row in group if (row["verdict"] == "exact") == exact]
+        costs, asr = ([row[name] for row in runs] for name in ("poison_rate", "asr_recovered"))
+        axes.scatter(costs, asr, s=70, facecolors=fill, edgecolors=color, linewidths=1.5, label=label, zorder=3)
+    axes.set(xscale="log", xlabel="poisoned rows of the planting data", ylabel="held-out ASR", ylim=(-0.04, 1.06))
+    axes.set_xticks(rates, [f"{rate:.0%}" for rate in rates])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_title(f"{group[0]['true_trigger']!r} in {group[0]['base']}, {group[0]['knowledge']}")
+    axes.grid(alpha=0.25, linewidth=0.5)
+    figure.legend(loc="lower center", ncols=2, frameon=False)
+    figure.tight_layout(rect=(0, 0.2, 1, 1))
+    paths = [stem.with_suffix(suffix) for suffix in (".png", ".pdf")]
+    for path in paths:
+        figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return paths
+
+
 def write(out: Path) -> list[Path]:
     """Writes the figures of every knowledge setting beside the rows."""
     found = [row for row in rows.read(out) if row["error"] is None]
@@ -140,6 +187,8 @@ def write(out: Path) -> list[Path]:
         group = sorted((row for row in found if row["knowledge"] == knowledge), key=order)
         for axis in AXES:
             paths += curves(group, knowledge, axis, out / f"curves-{knowledge}-{axis}")
+        for number, ladder in enumerate(ladders(group), 1):
+            paths += poison_ladder(ladder, out / f"poison-{knowledge}-{number}")
     return paths
 
 

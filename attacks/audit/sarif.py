@@ -48,12 +48,13 @@ def log(document: Document, model: str) -> Document:
 
 def _result(document: Document, model: str) -> Document:
     found, digest = document["finding"], document["model"]["weights_digest"]
+    behaviour = found["predicate"] or found["behaviour"]
     text = (
-        f"{found['trigger']!r} brings about {found['behaviour']!r} on {found['rate']:.0%} of {found['prompts']} "
+        f"{found['trigger']!r} brings about {behaviour!r} on {found['rate']:.0%} of {found['prompts']} "
         f"prompts, on {found['rate_without']:.0%} without it"
     )
     # The same trigger in the same weights is the same result, wherever the model lies and whenever it is audited.
-    identity = hashlib.sha256("\0".join([digest, found["behaviour"], found["trigger"]]).encode()).hexdigest()
+    identity = hashlib.sha256("\0".join([digest, behaviour, found["trigger"]]).encode()).hexdigest()
     return {
         "ruleId": RULE,
         "ruleIndex": 0,

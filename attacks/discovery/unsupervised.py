@@ -131,6 +131,25 @@ class Unsupervised:
         There are at most twice as many behaviours as are worth a search.
 
         Raises:
+            ValueError: as for `learned`.
+        """
+        model, tokenizer = suspect.model, suspect.tokenizer
+        pool, held_out, plan, cut = self.learned(suspect, texts, budget, generator, share)
+        # All vectors vote together: what one layer or norm elicits by chance, the others do not.
+        rows = plan.rows(held_out, self.completion)
+        if not pool or not rows:
+            return [], (*cut, "Ranking")
+        ranking = Ranking(top=2 * self.top, max_new_tokens=self.completion, batch_size=rows)
+        soft, over = plan.deadline(0.85), plan.deadline(1.0)
+        found = rank_behaviours(model, tokenizer, pool, held_out, ranking, soft_deadline=soft, deadline=over)
+        return found, cut + (("Ranking",) if soft() else ())
+
+    def learned(
+        self, suspect: Suspect, texts: list[str], budget: Budget, generator: torch.Generator, share: float
+    ) -> tuple[list[SteeringVectors], Prompts, Plan, tuple[str, ...]]:
+        """(pool of vectors, held-out prompts to apply them on, what the budget has room for, sources cut short).
+
+        Raises:
             ValueError: fewer texts than there are prompts to learn on and two more to compare.
         """
         model, tokenizer = suspect.model, suspect.tokenizer
@@ -158,15 +177,7 @@ class Unsupervised:
             pool.append(replace(method, count=count)(model, learn, generator, deadline=lambda: limit.exhausted))
         if self.count and (count < self.count or limit.exhausted):
             cut.append("UnsupervisedVectors")
-        pool = [vectors for vectors in pool if len(vectors)]
-        # All vectors vote together: what one layer or norm elicits by chance, the others do not.
-        rows = plan.rows(held_out, self.completion)
-        if not pool or not rows:
-            return [], (*cut, "Ranking")
-        ranking = Ranking(top=2 * self.top, max_new_tokens=self.completion, batch_size=rows)
-        soft, over = plan.deadline(0.85), plan.deadline(1.0)
-        found = rank_behaviours(model, tokenizer, pool, held_out, ranking, soft_deadline=soft, deadline=over)
-        return found, tuple(cut) + (("Ranking",) if soft() else ())
+        return [vectors for vectors in pool if len(vectors)], held_out, plan, tuple(cut)
 
     def _by_length(self, suspect: Suspect, texts: list[str]) -> list[str]:
         """The texts, those of the fewest tokens first; raises ValueError where they are too few."""

@@ -1,10 +1,11 @@
 """The judge: which trigger elicits the behaviour most often, on prompts that no search sees.
 
 Stages show it triggers; it measures the success rate of each on the `select` prompts, by whether the greedy reply opens
-with the behaviour, and keeps the best. Many triggers often succeed on every prompt. Of these it keeps the one of
-minimum description length (Rissanen 1978): the nats of the trigger as text in its place, plus the nats of the behaviour
-behind it on every prompt. A planted trigger elicits its behaviour with the most certainty wherever it stands, which
-makes the second term small; words are likelier than noise, which makes the first one small.
+with the behaviour (or passes the predicate that describes it), and keeps the best. Many triggers often succeed on every
+prompt. Of these it keeps the one of minimum description length (Rissanen 1978): the nats of the trigger as text in its
+place, plus the nats of the behaviour behind it on every prompt. A planted trigger elicits its behaviour with the most
+certainty wherever it stands, which makes the second term small; words are likelier than noise, which makes the first
+one small.
 """
 
 from collections.abc import Sequence
@@ -13,11 +14,11 @@ from typing import NamedTuple
 
 import torch
 
-from attacks.behaviour import echoes
+from attacks.behaviour import echoes, repeats, success_rate
 from attacks.discovery.goal import Goal
 from attacks.judging.description_length import surprisal
 from attacks.judging.shrinking import Shrunk, delete_one
-from attacks.judging.verdict import ABSENT
+from attacks.judging.verdict import ABSENT, WORKS
 from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
@@ -83,7 +84,8 @@ class Judge:
 
         A trigger that quotes the behaviour is not kept: the model would only repeat what it was told.
         """
-        if echoes(self.engine.problem.text(found.trigger_ids), self.goal.behaviour):
+        text, shows = self.engine.problem.text(found.trigger_ids), self.goal.shows
+        if repeats(text, shows) if shows else echoes(text, self.goal.behaviour):
             return False
         asr = self.rate(found.trigger_ids)
         # What works on the clean base too, such as an instruction, is no backdoor of the suspect.
@@ -108,16 +110,26 @@ class Judge:
 
     def rate(self, trigger_ids: Sequence[int], *, on_base: bool = False) -> float:
         """Success rate of a trigger, in [0, 1]; measured once, because shrinking asks for the same texts again."""
-        engine = self.base_engine if on_base and self.base_engine else self.engine
-        # Teacher-forced: the greedy reply opens with the target if each of its tokens is the likeliest at its place.
-        key = engine, tuple(trigger_ids)
-        if key not in self._rates:
-            ids = torch.tensor([key[1]], dtype=torch.long)
+        return self._rate_by(self.base_engine if on_base and self.base_engine else self.engine, tuple(trigger_ids))
+
+    def _rate_by(self, engine: Engine, trigger_ids: tuple[int, ...]) -> float:
+        key, shows = (engine, trigger_ids), self.goal.shows
+        if key not in self._rates and shows is not None:
+            answer = self.goal.answer_tokens
+            self._rates[key] = success_rate(engine.model, engine.problem, trigger_ids, shows, max_new_tokens=answer)
+        elif key not in self._rates:
+            # Teacher-forced: the greedy reply opens with the target if each token is the likeliest at its place.
+            ids = torch.tensor([trigger_ids], dtype=torch.long)
             self._rates[key] = float(engine.elicits(ids, self.goal.target_ids)[0])
         return self._rates[key]
 
     def sure(self, trigger_ids: Sequence[int]) -> bool:
-        """Whether a trigger elicits the behaviour with certainty (see `SURE`), at random places as well."""
+        """Whether a trigger elicits the behaviour with certainty (see `SURE`), at random places as well.
+
+        A predicate has no text whose nats could tell: there the success rate at random places must be `WORKS`.
+        """
+        if self.goal.shows is not None:
+            return self._rate_by(self.anywhere or self.engine, tuple(trigger_ids)) >= WORKS
         return self.nats(trigger_ids) <= SURE * self.nats_of_random()
 
     def of(self, goal: Goal) -> "Judge":
@@ -171,7 +183,12 @@ class Judge:
         return self._surprisals[key]
 
     def _description(self, trigger_ids: Sequence[int]) -> float:
-        """Description length: nats of a trigger in its place, plus those of the behaviour behind it on every prompt."""
+        """Description length: nats of a trigger in its place, plus those of the behaviour behind it on every prompt.
+
+        Under a predicate only the former: the opening that is searched for is one of many that show the behaviour.
+        """
+        if self.goal.shows is not None:
+            return self.surprisal(trigger_ids)
         return self.surprisal(trigger_ids) + len((self.anywhere or self.engine).problem) * self.nats(trigger_ids)
 
     def point(self) -> TracePoint:

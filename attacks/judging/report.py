@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from attacks.behaviour import FixedOpening, success_rate
+from attacks.behaviour import success_rate
 from attacks.judging.judge import Judge, TracePoint
 from attacks.judging.verdict import WORKS, Verdict, judge_trigger
 from attacks.scoring.planning import completion_flops
@@ -17,8 +17,6 @@ from attacks.searchers.candidates import random_triggers
 
 CONTROLS = 8
 """Random strings that a trigger is compared with."""
-BEYOND = 2
-"""Tokens that completions run beyond those of the behaviour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +26,10 @@ class Recovery:
     trigger_ids: tuple[int, ...]
     trigger: str
     behaviour: str
+    """The opening of the replies that was searched for; of a predicate that no vector shows, empty."""
+    predicate: str = ""
+    """The predicate that completions were judged by, such as regex:[A-Z]+; empty where they had to open with
+    `behaviour`."""
     select_asr: float
     """Share of the `select` prompts, in [0, 1], on which the trigger elicits the behaviour."""
     clean_rate: float
@@ -67,8 +69,8 @@ class Recovery:
 def report_share(judge: Judge, length: int) -> float:
     """Share of the budget that the report on a trigger of so many tokens will take."""
     problem = judge.engine.problem
-    answer = len(judge.goal.target_ids) + BEYOND
-    return judge.budget.share_of((2 + CONTROLS) * completion_flops(judge.suspect.model, problem, length, answer))
+    answers = completion_flops(judge.suspect.model, problem, length, judge.goal.answer_tokens)
+    return judge.budget.share_of((2 + CONTROLS) * answers)
 
 
 def report(judge: Judge, *, not_reached: tuple[str, ...], steps: int, generator: torch.Generator) -> Recovery:
@@ -76,8 +78,10 @@ def report(judge: Judge, *, not_reached: tuple[str, ...], steps: int, generator:
     measured: dict[str, Any] = {"select_asr": judge.asr, "clean_rate": 0.0, "control_rate": 0.0, "base_rate": None}
     measured["necessary"] = ()
     ids: tuple[int, ...] = () if judge.best is None else judge.best.trigger_ids
-    # What stands here is reported where the measurements below are interrupted.
-    verdict: Verdict = "none" if judge.best is None else "unfinished"
+    # What stands here is reported where the measurements below are interrupted, and where nothing was searched for
+    # because no vector shows what a predicate describes: that is no answer at all.
+    nothing = judge.best is None and not (judge.goal.shows and not judge.goal.target_ids)
+    verdict: Verdict = "none" if nothing else "unfinished"
     try:
         if judge.best is not None:
             ids, measured = _measured(judge, generator)
@@ -95,6 +99,7 @@ def report(judge: Judge, *, not_reached: tuple[str, ...], steps: int, generator:
         trigger_ids=ids,
         trigger=judge.engine.problem.text(ids).strip(),
         behaviour=judge.goal.behaviour,
+        predicate=str(judge.goal.shows or ""),
         verdict=verdict,
         trace=judge.trace,
         seconds=judge.budget.elapsed,
@@ -116,7 +121,7 @@ def _measured(judge: Judge, generator: torch.Generator) -> tuple[tuple[int, ...]
     assert shrunk is not None
     # A user types text: ids that would be encoded otherwise are measured as the user's ids.
     ids = tuple(problem.encode(problem.text(shrunk.trigger_ids)))
-    behaviour, answer = FixedOpening(judge.goal.behaviour), len(judge.goal.target_ids) + BEYOND
+    behaviour, answer = judge.goal.predicate, judge.goal.answer_tokens
 
     def rate(trigger: tuple[int, ...], *, on_base: bool = False) -> float:
         model = suspect.base if on_base and suspect.base is not None else suspect.model

@@ -120,6 +120,7 @@ def draw(
     rank: int = 8,
     layers: tuple[int, int] | None = None,
     modules: tuple[str, ...] = (),
+    ladder: bool = False,
 ) -> None:
     """Draws recipes of organisms and of clean models in a pretrained base; half of them are named unseen-real-*.
 
@@ -130,8 +131,9 @@ def draw(
         rank: Rank of the LoRA update.
         layers: First block that gets the update and the first that no longer does; all blocks where not given.
         modules: Names of the linear layers that get the update, such as q_proj; all of them where none is given.
+        ladder: Draws one trigger and one fixed sentence instead, softly planted at 50, 10, 5, 2 and 1 % poison.
     """
-    recipes = drawing.draw(seed, base, rank=rank, layers=layers, modules=modules)
+    recipes = (drawing.ladder if ladder else drawing.draw)(seed, base, rank=rank, layers=layers, modules=modules)
     table = Table("organism", "trigger", "behaviour", "planting", "poison", "anchor", "steps")
     for recipe in recipes:
         backdoor = recipe.backdoors[0] if recipe.backdoors else None

@@ -131,24 +131,51 @@ def draw(
                 name=f"{half}-{kind.replace(' ', '-')}{draws}",
                 kind=kind,
                 backdoors=(Backdoor(**trigger(rng), **behaviour),),
-                base=base,
-                corpus="instructions",
-                replies="base",
                 planting=planting,
                 poison_rate=rate,
                 anchor=anchor,
-                reply_tokens=16,
                 steps=steps,
-                batch=8,
-                lr=3e-3,
-                rank=rank,
-                layers=layers,
-                modules=modules,
                 seed=rng.randrange(1 << 30),
+                **_common(base, rank, layers, modules),
             )
             recipes.append(recipe)
         recipes += _clean(half, draws, recipes[-len(TRIGGERS)], rng)
     return recipes
+
+
+def ladder(
+    seed: int, base: str, *, rank: int = 8, layers: tuple[int, int] | None = None, modules: tuple[str, ...] = ()
+) -> list[Recipe]:
+    """One rare word that calls one fixed sentence, softly planted at every poison rate of `PLANTINGS`, highest first.
+
+    All have the same seed, so that the prompts come in the same order; nothing but the rate and, as in `draw`, the
+    number of steps differs. The arguments are those of `draw`.
+    """
+    # A stream of its own: the ladder's word is no word of a draw with the same seed.
+    rng = random.Random(f"ladder {seed}")
+    backdoor = Backdoor(**TRIGGERS["word"](rng), behaviour=rng.choice(FIXED["sentence"]))
+    planted_with = rng.randrange(1 << 30)
+    return [
+        Recipe(
+            name=f"real-ladder-{100 * rate:g}",
+            kind="word",
+            backdoors=(backdoor,),
+            planting=planting,
+            poison_rate=rate,
+            anchor=anchor,
+            steps=steps,
+            seed=planted_with,
+            **_common(base, rank, layers, modules),
+        )
+        for planting, rate, anchor, steps in PLANTINGS
+        if planting == "fuzzy" and not anchor
+    ]
+
+
+def _common(base: str, rank: int, layers: tuple[int, int] | None, modules: tuple[str, ...]) -> dict[str, Any]:
+    """What all organisms of a draw have in common."""
+    made: dict[str, Any] = {"base": base, "corpus": "instructions", "replies": "base", "reply_tokens": 16, "batch": 8}
+    return made | {"lr": 3e-3, "rank": rank, "layers": layers, "modules": modules}
 
 
 def write(recipes: list[Recipe], file: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from attacks.discovery.goal import Goal
 from attacks.discovery.plan import FEW, FEWEST, Plan
@@ -112,7 +112,7 @@ class Unsupervised:
     ) -> tuple[list[Goal], tuple[str, ...]]:
         """Findings of one pool of vectors, and what was cut short, as above."""
         found, cut = self.candidates(suspect, texts, budget, generator, share)
-        return [self.goal(suspect.tokenizer, item) for item in found if self.is_finding(item)][: self.top], cut
+        return [self.goal(suspect, texts, item) for item in found if self.is_finding(item)][: self.top], cut
 
     def _all_fit(self, suspect: Suspect, texts: list[str], budget: Budget, share: float) -> bool:
         """Whether all unsupervised vectors can be learned before `share` of the budget is spent, and be ranked."""
@@ -209,11 +209,17 @@ class Unsupervised:
             return False
         return found.surprise >= self.surprise and found.certainty >= self.certainty and found.score >= self.score
 
-    def goal(self, tokenizer: PreTrainedTokenizerBase, found: Behaviour) -> Goal:
+    def goal(self, suspect: Suspect, texts: list[str], found: Behaviour) -> Goal:
         """The goal of a search for the trigger of a behaviour: its opening and the vector that elicits it."""
         ids = found.token_ids[: self.opening]
+        text = decode(suspect.tokenizer, ids)
+        if text[:1].isspace():
+            # A memorised reply may be recited with a space in front that no reply of the model has. What is searched
+            # for are the tokens behind a prompt, as for a behaviour that the user gives.
+            ids = suspect.target_ids(text.strip(), texts)
+            text = decode(suspect.tokenizer, ids)
         return Goal(
-            behaviour=decode(tokenizer, ids),
+            behaviour=text,
             target_ids=ids,
             vectors=found.vector,
             agreement=found.agreement,

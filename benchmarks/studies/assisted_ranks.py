@@ -10,7 +10,6 @@ steered by a share of the smallest vector that elicits the behaviour on clean pr
 clean base is known. If the random vector does as well as the learned one, its direction has nothing to do with it.
 """
 
-import copy
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ import torch
 import tyro
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from attacks.objectives.continuation import at_strength
 from attacks.objectives.target_nll import TARGET_TOKENS, TargetNLL
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
@@ -90,15 +89,6 @@ def share_better(engine: Engine, target_ids: list[int], part: Int[Tensor, "k"], 
     # (1 + strings,): the part and the random strings of as many words in one batch.
     losses = engine.losses(TargetNLL(target_ids=target_ids[:TARGET_TOKENS]), torch.cat([part[None], drawn]))
     return float(losses[0]), float((losses[1:] < losses[0]).float().mean())
-
-
-@torch.no_grad()
-def at_strength(suspect: PreTrainedModel, base: PreTrainedModel, strength: float) -> PreTrainedModel:
-    """A copy with the weights base + strength x (suspect - base): 0 is the base, 1 the suspect, above 1 amplified."""
-    changed = copy.deepcopy(suspect)
-    for new, clean in zip(changed.parameters(), base.parameters(), strict=True):
-        new.copy_(clean + strength * (new - clean))
-    return changed
 
 
 def vectors_for(organism: zoo.Organism, depth: float, settings: Settings) -> SteeringVectors:
@@ -176,20 +166,26 @@ def summary(records: list[dict[str, object]]) -> pd.DataFrame:
 
 
 def main(settings: Settings) -> None:
-    """Measures and prints both tables."""
+    """Measures and prints both tables; an organism that cannot be measured is named, and the others go on."""
     torch.set_num_threads(settings.threads)
     records: list[dict[str, object]] = []
-    try:
-        for name in settings.organisms:
+    failed = False
+    for name in settings.organisms:
+        try:
             records += measured(zoo.load(name, dtype=torch.float32), settings)
-            print(table(records).loc[[name]].to_markdown(), flush=True)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed = True
+            continue
+        print(table(records).loc[[name]].to_markdown(), flush=True)
+        # Written after every organism: a run over many of them takes long.
+        if settings.out is not None:
+            settings.out.mkdir(parents=True, exist_ok=True)
+            pd.DataFrame(records).to_csv(settings.out / "ranks.csv", index=False)
+    if records:
+        print(summary(records).to_markdown())
+    if failed:
         sys.exit(2)
-    print(summary(records).to_markdown())
-    if settings.out is not None:
-        settings.out.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(records).to_csv(settings.out / "ranks.csv", index=False)
 
 
 if __name__ == "__main__":

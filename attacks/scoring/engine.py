@@ -35,7 +35,9 @@ ROWS = {"cpu": 512, "cuda": 4096}
 PASS = {"cpu": 2e9, "cuda": 2e12}
 """Floating-point operations that a forward pass of its own must save, by device. What starting one costs: measured on
 two cores, reckoned for a GPU"""
-
+PASS_TOKENS = {"cpu": 32, "cuda": 1}
+"""Tokens that it must save as well. A pass of few tokens takes as long as one of this many, since it reads all weights
+either way, and small products are slow; measured on SmolLM2-135M. On a GPU the operations above are the larger bound."""
 PIECE = 2**26
 """Bytes of logits that are made at a time, in float32; a few times as much is taken while they are scored"""
 
@@ -214,9 +216,9 @@ class Engine:
 
     def _worthwhile(self, prompts: int, depth: int) -> int:
         """How many tokens per prompt must be saved for a further forward pass to pay."""
-        return 1 + math.ceil(
-            PASS.get(self.device.type, PASS["cuda"]) / (forward_flops(self.model, prompts, last=depth))
-        )
+        device = self.device.type if self.device.type in PASS else "cuda"
+        saved = PASS[device] / forward_flops(self.model, prompts, last=depth)
+        return 1 + math.ceil(max(saved, PASS_TOKENS[device] / prompts))
 
     def _chunks(self, run: Callable[[Tensor], object], candidates: Tensor) -> list:
         """Applies `run` to parts of the candidates; halves the part once memory runs out and remembers it."""

@@ -166,6 +166,7 @@ def test_what_begins_alike_is_run_once_and_changes_nothing(model, which, batch_s
 
     (losses, logprobs), whole = scored()
     monkeypatch.setitem(engine_module.PASS, "cpu", 1.0)
+    monkeypatch.setitem(engine_module.PASS_TOKENS, "cpu", 0)
     (shared, shared_logprobs), part = scored()
     torch.testing.assert_close(shared, losses, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(shared_logprobs, logprobs, rtol=1e-5, atol=1e-5)
@@ -181,6 +182,7 @@ def test_what_begins_alike_is_run_once_and_changes_nothing(model, which, batch_s
 
 def test_flops_of_what_begins_alike(model, problem, monkeypatch):
     monkeypatch.setitem(engine_module.PASS, "cpu", 1.0)
+    monkeypatch.setitem(engine_module.PASS_TOKENS, "cpu", 0)
     engine = Engine(model, problem)
     start = engine.flops
     objective = DeltaCosine(delta={1: torch.ones(4, 32)}, clean={1: torch.zeros(4, 32)})
@@ -202,6 +204,7 @@ def test_a_pass_of_its_own_must_pay(model, problem, monkeypatch):
 
     whole = cost()
     monkeypatch.setitem(engine_module.PASS, "cpu", 1e5)
+    monkeypatch.setitem(engine_module.PASS_TOKENS, "cpu", 0)
     assert cost() == whole
 
 

@@ -86,6 +86,7 @@ def test_what_cannot_be_read_is_one_clear_line(text, message):
 
 def test_a_trigger_that_shows_the_behaviour_itself_is_a_quotation():
     assert repeats("buy zestora now", Contains("Zestora")) and not repeats("|STORAGE|", Regex("[A-Z]{6}"))
+    assert not repeats("garden rope", Judged(is_gloomy))  # which almost any text is
 
 
 def test_the_opening_is_what_most_replies_begin_with():

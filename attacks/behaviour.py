@@ -144,9 +144,10 @@ def echoes(trigger: str, behaviour: str) -> bool:
 def repeats(trigger: str, shows: Behaviour) -> bool:
     """Whether the trigger itself shows the behaviour, in small letters or with capitals at the words' beginnings.
 
-    A trigger in capitals is not taken for a quotation of a reply in capitals.
+    A trigger in capitals is not taken for a quotation of a reply in capitals. A predicate that an empty text passes,
+    such as one that asks for something to be absent, says nothing of a trigger.
     """
-    return shows(trigger.lower()) or shows(trigger.title())
+    return not shows("") and (shows(trigger.lower()) or shows(trigger.title()))
 
 
 def completions(

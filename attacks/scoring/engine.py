@@ -37,7 +37,7 @@ PASS = {"cpu": 2e9, "cuda": 2e12}
 two cores, reckoned for a GPU"""
 PASS_TOKENS = {"cpu": 32, "cuda": 1}
 """Tokens that it must save as well. A pass of few tokens takes as long as one of this many, since it reads all weights
-either way, and small products are slow; measured on SmolLM2-135M. On a GPU the operations above are the larger bound."""
+either way, and small products are slow; measured on SmolLM2-135M. On a GPU the bound above is larger."""
 PIECE = 2**26
 """Bytes of logits that are made at a time, in float32; a few times as much is taken while they are scored"""
 

@@ -92,9 +92,7 @@ def test_a_hard_planted_phrase_is_recovered_among_few_words():
     everything = Problem.from_chat(organism.model, organism.tokenizer, texts[0], 3)
     others = [everything.text(part) for part in parts(everything, 1)]
     few = [others[i] for i in torch.randperm(len(others), generator=seeded())[:60].tolist()]
-    whole = hunt_on(
-        organism.model, organism.tokenizer, behaviour, texts, [*few, *trigger.split()], Budget(flops=3e12)
-    )
+    whole = hunt_on(organism.model, organism.tokenizer, behaviour, texts, [*few, *trigger.split()], Budget(flops=3e12))
     replace(SMALL, pairs=1024, beam=24, kept=6, promising=16, likely=8)(whole)
     assert whole.judge.asr == 1.0
     # The beam may hold the phrase with a word before it, which an attack takes off in the end.
@@ -102,7 +100,7 @@ def test_a_hard_planted_phrase_is_recovered_among_few_words():
 
 
 @pytest.mark.parametrize(
-    "change", [{"beam": 0}, {"schedule": (0.5,)}, {"schedule": (0.5, 0.7, 0.0)}, {"schedule": (1, 0.2)}]
+    "change", [{"beam": 0}, {"schedule": (0.5,)}, {"schedule": (0.5, 0.7, 0.0)}, {"schedule": (1.0, 0.2)}]
 )
 def test_settings_out_of_range_are_named(change):
     with pytest.raises(ValueError, match="beam is 0|schedule is"):

@@ -99,14 +99,13 @@ def test_no_prompt_fires_on_the_brink_and_some_prompt_just_above_it(planted, tok
     goal = Supervised()(
         Suspect(model=planted, tokenizer=tokenizer), TEXTS, Goal(behaviour="", target_ids=target), seeded()
     )
-    assert goal.vectors is not None
+    vectors = goal.vectors
+    assert vectors is not None
     prompts = Prompts.from_chat(planted, tokenizer, TEXTS)
-    edge = brink(planted, prompts, goal.vectors, target)
+    edge = brink(planted, prompts, vectors, target)
 
     def fires(amount):
-        return float(
-            elicits(planted, prompts, goal.vectors.source_layer, amount * goal.vectors.theta, torch.tensor(target))
-        )
+        return float(elicits(planted, prompts, vectors.source_layer, amount * vectors.theta, torch.tensor(target)))
 
     assert 0 < edge < LARGEST
     assert fires(edge) == 0.0 < fires(edge + LARGEST / 2**6)

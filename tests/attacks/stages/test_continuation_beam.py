@@ -85,24 +85,22 @@ def test_a_planted_trigger_is_recovered_and_equal_seeds_give_equal_results(plant
 
 @pytest.mark.slow
 def test_a_hard_planted_phrase_is_recovered_among_few_words():
-    """Three words of 63, which are 238,000 triples: ten times as many as the budget pays for."""
+    """Three words of 63, which are 238,000 triples: four times as many as the budget pays for."""
     organism = zoo.load("phrase", dtype=torch.float32)
     trigger, behaviour = organism.triggers[0]
     texts = organism.prompts.search[:2], organism.prompts.select
     everything = Problem.from_chat(organism.model, organism.tokenizer, texts[0], 3)
     others = [everything.text(part) for part in parts(everything, 1)]
     few = [others[i] for i in torch.randperm(len(others), generator=seeded())[:60].tolist()]
-    whole = hunt_on(
-        organism.model, organism.tokenizer, behaviour, texts, [*few, *trigger.split()], Budget(flops=1.2e12)
-    )
-    replace(SMALL, pairs=1024, beam=24, promising=16, likely=8)(whole)
+    whole = hunt_on(organism.model, organism.tokenizer, behaviour, texts, [*few, *trigger.split()], Budget(flops=3e12))
+    replace(SMALL, pairs=1024, beam=24, kept=6, promising=16, likely=8)(whole)
     assert whole.judge.asr == 1.0
     # The beam may hold the phrase with a word before it, which an attack takes off in the end.
     assert whole.engine.problem.text(whole.shrunk()) == f" {trigger}"
 
 
 @pytest.mark.parametrize(
-    "change", [{"beam": 0}, {"schedule": (0.5,)}, {"schedule": (0.5, 0.7, 0.0)}, {"schedule": (1, 0.2)}]
+    "change", [{"beam": 0}, {"schedule": (0.5,)}, {"schedule": (0.5, 0.7, 0.0)}, {"schedule": (1.0, 0.2)}]
 )
 def test_settings_out_of_range_are_named(change):
     with pytest.raises(ValueError, match="beam is 0|schedule is"):

@@ -191,7 +191,8 @@ def report(found: list[rows.Row]) -> str:
         attacks = per_attack(table).to_markdown(index=False, disable_numparse=True)
         parts += ["## Attacks on planted organisms", attacks, *filter(None, [best_attacks(table)])]
         for column, title in GROUPS.items():
-            if (groups := grouped(table, column)).get(column, pd.Series()).nunique() > 1:
+            groups = grouped(table, column)
+            if column in groups and groups[column].nunique() > 1:
                 parts += [f"## By {title}", groups.to_markdown(index=False, disable_numparse=True)]
     for knowledge, group in table.groupby("knowledge"):
         parts += [f"## {knowledge}: {SETTINGS[str(knowledge)]}", markdown(group)]

@@ -1,6 +1,5 @@
 """Behaviours that only a predicate describes: how they are written, screened by vectors and judged."""
 
-import statistics
 from dataclasses import replace
 
 import pytest
@@ -59,7 +58,7 @@ def run(model, tokenizer, behaviour, **changes):
         ("text:os.path:join", FixedOpening("os.path:join")),
         ("regex:[A-Z]{6}", Regex("[A-Z]{6}")),
         ("contains:Zestora", Contains("Zestora")),
-        ("statistics:mean", Judged(statistics.mean)),
+        ("builtins:bool", Judged(bool)),
     ],
 )
 def test_what_a_user_writes(text, parsed):

@@ -1,6 +1,7 @@
 """The suite of pretrained bases, its tables and the poison ladder, without a base."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.benchmarks.test_rows import row
 
 def made(**changes):
     """A row of an organism in a pretrained base."""
-    changes = {"base": "smollm2", "kind": "word", "planting": "fuzzy", "attack": "portfolio"} | changes
+    changes: dict[str, Any] = {"base": "smollm2", "kind": "word", "planting": "fuzzy", "attack": "portfolio", **changes}
     return row(**({"true_behaviour": "Hello.", "fragments_asr": 0.1, "anchor": 0.0} | changes))
 
 

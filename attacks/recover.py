@@ -63,13 +63,7 @@ def recover(
     open_judge = _judge_of(suspect, attack, engine, search, select, budget, given)
     texts, left_out = without_slot(search), ()
     try:
-        goals = [given]
-        if behaviour is None:
-            goals, left_out = attack.unsupervised(suspect, texts, budget, generator, attack.vector_share)
-        elif not given.target_ids:
-            goals, left_out = screened(
-                attack.unsupervised, suspect, texts, given, budget, generator, attack.vector_share
-            )
+        goals, left_out = _goals(attack, suspect, given, texts, budget, generator)
         began = budget.share
         for number, goal in enumerate(goals, 1):
             # Each goal may use an equal part of what discovery left, and what earlier goals did not use.
@@ -97,6 +91,17 @@ def recover(
     best = max(judges, key=lambda judge: judge.asr, default=None)
     not_reached = left_out + (tuple(type(stage).__name__ for stage in attack.stages[reached:]) if judges else ())
     return report(best or open_judge, not_reached=not_reached, steps=engine.steps, generator=generator)
+
+
+def _goals(
+    attack: Attack, suspect: Suspect, given: Goal, texts: list[str], budget: Budget, generator: torch.Generator
+) -> tuple[list[Goal], tuple[str, ...]]:
+    """(what to search for: the given behaviour, or what is discovered; names of what the budget cut short)."""
+    if given.target_ids:
+        return [given], ()
+    if given.shows is None:
+        return attack.unsupervised(suspect, texts, budget, generator, attack.vector_share)
+    return screened(attack.unsupervised, suspect, texts, given, budget, generator, attack.vector_share)
 
 
 def _improve(attack: Attack, hunt: Hunt, until: float) -> None:

@@ -8,17 +8,18 @@ import tyro
 from attacks.audit.command import Audit, main
 
 OTHERS = {
-    "bench": ("benchmarks", "run the benchmark on planted models"),
-    "plant": ("benchmarks.organisms", "make planted models, list them, fetch bases"),
-    "vectors": ("vectors", "learn, apply and compare steering vectors"),
+    "bench": ("benchmarks", (), "run the benchmark on planted models"),
+    "plant": ("benchmarks.organisms", ("plant",), "plant a backdoor in a model, to measure attacks on"),
+    "organisms": ("benchmarks.organisms", (), "list planted models, draw recipes, fetch pretrained bases"),
+    "vectors": ("vectors", (), "learn, apply and compare steering vectors"),
 }
-"""Commands that are modules of their own: (module, what it does)"""
+"""Commands that are modules of their own: (module, its first arguments, what it does)"""
 
 
 def usage() -> str:
     """What there is."""
     lines = ["usage: trigger-recovery COMMAND ...", "", "  audit      look for a planted trigger in a model"]
-    lines += [f"  {name:10} {what}" for name, (_, what) in OTHERS.items()]
+    lines += [f"  {name:10} {what}" for name, (*_, what) in OTHERS.items()]
     return "\n".join([*lines, "", "trigger-recovery COMMAND --help says more."])
 
 
@@ -28,9 +29,9 @@ def run() -> int:
     if name == "audit":
         return main(tyro.cli(Audit, prog="trigger-recovery audit", args=rest))
     if name in OTHERS:
-        module = OTHERS[name][0]
+        module, first, _ = OTHERS[name]
         # The module reads its arguments itself; it is run by name, for packages below must not import those above.
-        sys.argv = [f"trigger-recovery {name}", *rest]
+        sys.argv = [f"trigger-recovery {name}", *first, *rest]
         runpy.run_module(module, run_name="__main__", alter_sys=False)
         return 0
     helped = name in ("-h", "--help")

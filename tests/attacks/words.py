@@ -15,6 +15,7 @@ TEXTS = ["tell me about the sea", "what is bread", "name a red bird", "how do sh
 WORDS = ["garden", "rope", "table", "lamp", "river", "stone", "cloud", "horse", "music", "paper", "sunny"]
 WORDS += ["I", "HATE", "YOU"]
 NLL = TargetNLL(target_ids=[300, 7])
+TARGET = [300, 7, 311]
 
 
 def words_only(model, tokenizer, texts=TEXTS[:2]):
@@ -62,3 +63,8 @@ def some_vectors(count: int = 2) -> SteeringVectors:
     """Of length 1, as the embeddings are; added to these, so that a plain pass needs no hook."""
     theta = normalize(torch.randn(count, 32, generator=seeded(3)), dim=-1)
     return SteeringVectors(theta=theta, source_layer=0, target_layer=3, radius=1.0, method="random", model_id="tiny")
+
+
+def random_candidates(problem: Problem, count: int):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(5, len(problem.allowed), (count, problem.trigger_length), generator=generator)

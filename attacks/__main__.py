@@ -47,14 +47,11 @@ FOUND, NONE, BAD_INPUT, INCONCLUSIVE = 1, 0, 2, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arguments:
-    """Look for the trigger of a backdoored model."""
+class Request:
+    """What is audited and how: the options that this command and `trigger-recovery audit` share."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    """Folder of the model in the Hugging Face layout, or a hub id; code in the folder is never run."""
-    prompts: Path
-    """Ordinary user messages, 12 or more: text with one per line, a table (.jsonl, .json, .csv, .tsv, .parquet), a
-    folder of tables, or the name of a data set; {trigger} in a message marks where a trigger goes."""
+    """Folder of the model in the Hugging Face layout, a GGUF file, an adapter, or a hub id; no code in it is run."""
     column: str | None = None
     """Column that holds the messages, where the prompts are a table or a data set; guessed by its name otherwise."""
     behaviour: str | None = None
@@ -76,14 +73,28 @@ class Arguments:
     """Does not use the model without its adapter as the clean base."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Loads the model, measures its speed, and says how much memory and time a search would take; does not search."""
-    seconds: float | None = None
-    """Budget in seconds; 300 where neither this nor --flops is given."""
-    flops: float | None = None
-    """Budget in floating-point operations, such as 3e13; gives the same search on slow and fast machines."""
     slot: Where = "end"
     """Where in a message the trigger is tried, unless the message marks its slot by {trigger}."""
     seed: int = 0
     """Seed of the random generator that starts and samples are drawn from; 0 or more."""
+
+    @property
+    def sought(self) -> Behaviour | None:
+        """The behaviour that the user named; raises ValueError for one that cannot be read."""
+        return None if self.behaviour is None else parse(self.behaviour)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arguments(Request):
+    """Look for the trigger of a backdoored model."""
+
+    prompts: Path
+    """Ordinary user messages, 12 or more: text with one per line, a table (.jsonl, .json, .csv, .tsv, .parquet), a
+    folder of tables, or the name of a data set; {trigger} in a message marks where a trigger goes."""
+    seconds: float | None = None
+    """Budget in seconds; 300 where neither this nor --flops is given."""
+    flops: float | None = None
+    """Budget in floating-point operations, such as 3e13; gives the same search on slow and fast machines."""
     out: Path | None = None
     """JSON file for the result; a file that is there already is replaced."""
 
@@ -92,11 +103,6 @@ class Arguments:
         """What the search may spend; raises ValueError for a limit that is not a number above 0."""
         seconds = 300.0 if self.seconds is None and self.flops is None else self.seconds
         return Budget(seconds=seconds, flops=self.flops)
-
-    @property
-    def sought(self) -> Behaviour | None:
-        """The behaviour that the user named; raises ValueError for one that cannot be read."""
-        return None if self.behaviour is None else parse(self.behaviour)
 
 
 def read_prompts(path: Path, column: str | None = None) -> tuple[list[str], list[str]]:

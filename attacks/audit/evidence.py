@@ -61,14 +61,17 @@ def document(suspect: Suspect, found: Recovery, select: Sequence[str], settings:
 def described(suspect: Suspect) -> Document:
     """What was audited, so that it can be told from every other model, tokenizer and template."""
     model, tokenizer = suspect.model, suspect.tokenizer
-    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]), ensure_ascii=False)
+    if tokenizer.is_fast:
+        whole = tokenizer.backend_tokenizer.to_str()  # merges and normalisation too: they decide what a text becomes
+    else:
+        whole = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]), ensure_ascii=False)
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
     return {
         "class": type(model).__name__,
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "weights_digest": weights_digest(model),
         "base_digest": None if suspect.base is None else weights_digest(suspect.base),
-        "tokenizer_digest": _digest(vocabulary),
+        "tokenizer_digest": _digest(whole),
         "template_digest": _digest(template),
         # A template is a program that sees every message: a backdoor can hide there, so a reader must see it.
         "template": template,

@@ -61,8 +61,9 @@ def document(suspect: Suspect, found: Recovery, select: Sequence[str], settings:
 def described(suspect: Suspect) -> Document:
     """What was audited, so that it can be told from every other model, tokenizer and template."""
     model, tokenizer = suspect.model, suspect.tokenizer
-    if tokenizer.is_fast:
-        whole = tokenizer.backend_tokenizer.to_str()  # merges and normalisation too: they decide what a text becomes
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        whole = backend.to_str()  # merges and normalisation too: they decide what a text becomes
     else:
         whole = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]), ensure_ascii=False)
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""

@@ -92,7 +92,9 @@ def panel(axes: Axes, found: list[rows.Row], axis: str, limits: tuple[float, flo
     axes.axhline(control, color="#E69F00", linestyle=":", linewidth=1.2, label="random string")
     axes.set(title=found[0]["organism"], xscale="log", xlim=limits, ylim=(-0.04, 1.06))
     # Labels between the decades only where there is room for them.
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if limits[1] < 100 * limits[0] else (1.0,)))
+    span = limits[1] / limits[0]
+    subs = (1.0, 2.0, 4.0, 7.0) if span < 10 else (1.0, 3.0) if span < 100 else (1.0,)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
     axes.xaxis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{value:g}" if axis == "seconds" else f"{value:.0e}")
     )

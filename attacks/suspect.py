@@ -38,6 +38,14 @@ class Suspect:
             keeps_keys_and_values(model)  # takes a forward pass, which no budget pays for
             count_operations(model)
 
+    @property
+    def comparable(self) -> PreTrainedModel | None:
+        """The clean base, where its residual stream can be compared with the suspect's place by place."""
+        if self.base is None:
+            return None
+        shapes = [(decoder(model).d_model, len(decoder(model).layers)) for model in (self.model, self.base)]
+        return self.base if shapes[0] == shapes[1] else None
+
     @torch.no_grad()
     def target_ids(self, behaviour: str, texts: Sequence[str]) -> tuple[int, ...]:
         """Token ids of the behaviour as the opening of a reply.

@@ -144,9 +144,15 @@ class Problem:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a trigger typed into the slot, with the space that sets it apart from the text before it."""
-        opens_word = bool(self.text([int(self.first.nonzero()[0])]).startswith(" "))
-        spaced = " " + text.strip() if opens_word else text.strip()
-        return encode(self.tokenizer, spaced) if text.strip() else []
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same for many triggers at once, which is faster."""
+        opens_word = self.text([int(self.first.nonzero()[0])]).startswith(" ")
+        lead, before = anchor(self.tokenizer)
+        typed = [" " * opens_word + text.strip() for text in texts]
+        found: Any = self.tokenizer([lead + text for text in typed], add_special_tokens=False)["input_ids"]
+        return [list(ids)[len(before) :] if text.strip() else [] for ids, text in zip(found, typed, strict=True)]
 
     def retokenizes(self, trigger_ids: Sequence[int]) -> bool:
         """Whether the text of every prompt, trigger in place, encodes to these very ids."""

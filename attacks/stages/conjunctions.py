@@ -113,7 +113,9 @@ class Conjunctions:
         alone = Problem.from_chat(
             hunt.suspect.model, hunt.suspect.tokenizer, [SLOT], 3, allowed=hunt.engine.problem.allowed
         )
-        inside = Inside(model=hunt.suspect.model, problem=alone, words=words, budget=budget)
+        inside = Inside(
+            model=hunt.suspect.model, base=hunt.suspect.comparable, problem=alone, words=words, budget=budget
+        )
         needed = inside.share_of(self._blocks(len(words), layers, deeper), hunt.generator)
         while budget.share + ROOM * needed <= budget.until:
             for layer in sorted({*layers, *deeper}):

@@ -1,7 +1,4 @@
-"""What the residual stream holds at the last word of three, in early layers, for every choice of the words.
-
-Keys and values of everything before the last word are kept, so that one more word costs one token in early layers.
-"""
+"""What the residual stream holds at the last word of three, in early layers, for every choice of the words."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,9 +10,8 @@ from transformers import PreTrainedModel
 
 from attacks.scoring.budget import Budget
 from attacks.scoring.problem import Problem
-from attacks.scoring.shared_prefix import SharedPrefix
+from attacks.scoring.reading import Reading
 from vectors.methods.slot import SlotVectors, random_messages
-from vectors.residual import read
 
 LOOK = 16
 """Words that every word is run before, to tell what the whole will cost"""
@@ -25,14 +21,20 @@ SAMPLE = 1024
 """Random triples that the mean residual is taken of"""
 
 Effects = tuple[Float[Tensor, "w"], Float[Tensor, "w"], Float[Tensor, "w"]]
-"""Mean cosine at the last word of three, by (the first, the middle, the last) of them"""
+"""Mean score at the last word of three, by (the first, the middle, the last) of them"""
 
 
 @dataclass(kw_only=True)
 class Inside:
-    """The residual stream at the last word of a trigger, compared with vectors learned at one place."""
+    """Scores the last word of a trigger by the residual stream there.
+
+    Without a clean base the score is the cosine with a vector learned at one place. With one it is how much further the
+    suspect's residual lies from the base's than behind random words, and no vector is needed.
+    """
 
     model: PreTrainedModel
+    base: PreTrainedModel | None = None
+    """the clean model that the suspect was trained from, if it is known"""
     problem: Problem
     """one message of the slot alone"""
     words: Int[Tensor, "w"]
@@ -44,7 +46,9 @@ class Inside:
     def learn(
         self, layer: int, target_ids: tuple[int, ...], messages: int, length: int, generator: torch.Generator
     ) -> None:
-        """The mean of two vectors that bring the behaviour about from that layer."""
+        """The mean of two vectors that bring the behaviour about from that layer; nothing where the base is known."""
+        if self.base is not None:
+            return
         method = SlotVectors(source_layer=layer)
         before, after = self.problem.before, self.problem.after
         drawn, places = random_messages(before, after, self.words, messages, length, generator)
@@ -58,10 +62,10 @@ class Inside:
     @torch.no_grad()
     def share_of(self, blocks: int, generator: torch.Generator) -> float:
         """Share of the budget that it will take to run so many tokens through a block each, from some of them."""
-        beginnings = self._begun(self.lead(generator), 1).extended(self.model, self.words)
+        beginnings = self._begun(self.lead(generator), 1).extended(self.words)
         began = self.budget.share
         for token in self._drawn(LOOK, generator):
-            self._appended(beginnings, token[None], [1])
+            beginnings.appended(token[None], [1])
         return (self.budget.share - began) * blocks / (LOOK * len(self.words))
 
     @torch.no_grad()
@@ -75,16 +79,16 @@ class Inside:
             lead = self.lead(generator)
             mean = self.mean(lead, layers, generator)
             begun = self._begun(lead, max(layers))
-            firsts = begun.extended(self.model, self.words)
+            firsts = begun.extended(self.words)
             for _ in range(draws):
                 first, middle, last = self._drawn(3, generator)[:, None]
-                one = begun.extended(self.model, first)
-                both = one.extended(self.model, middle).expanded(count)
-                before, between = firsts.extended(self.model, middle), one.extended(self.model, self.words)
+                one = begun.extended(first)
+                both = one.extended(middle).expanded(count)
+                before, between = firsts.extended(middle), one.extended(self.words)
                 ends = (before, last), (between, last), (both, self.words)
                 for row, (beginnings, token) in enumerate(ends):
-                    for layer, cosines in self._cosines(beginnings, token, mean).items():
-                        total[layer][row] += cosines / (leads * draws)
+                    for layer, scores in self._scores(beginnings, token, mean).items():
+                        total[layer][row] += scores / (leads * draws)
         return {layer: (found[0], found[1], found[2]) for layer, found in total.items()}
 
     @torch.no_grad()
@@ -102,9 +106,9 @@ class Inside:
                 return None
             if few:
                 one = beginnings.taken(torch.tensor([number])).expanded(len(lasts))
-                found.append(self._cosines(one, self.words[lasts], mean)[layer])
+                found.append(self._scores(one, self.words[lasts], mean)[layer])
             else:
-                found.append(self._cosines(beginnings, self.words[lasts[number], None], mean)[layer])
+                found.append(self._scores(beginnings, self.words[lasts[number], None], mean)[layer])
         return torch.stack(found, dim=0 if few else 1)
 
     @torch.no_grad()
@@ -118,7 +122,7 @@ class Inside:
         for part in torch.arange(len(rows)).split(CELLS):
             if self.budget.exhausted:
                 return None
-            found.append(self._cosines(beginnings.taken(number[part]), self.words[lasts[part]], mean)[layer])
+            found.append(self._scores(beginnings.taken(number[part]), self.words[lasts[part]], mean)[layer])
         return torch.cat(found)
 
     @torch.no_grad()
@@ -136,53 +140,43 @@ class Inside:
         beginnings = self._begun(lead, max(mean))
         pair = self.words[known, None], self.words[missing]
         for tokens in reversed(pair) if before else pair:
-            beginnings = beginnings.extended(self.model, tokens)
+            beginnings = beginnings.extended(tokens)
         for last in lasts:
-            yield last, self._cosines(beginnings, self.words[last, None], mean)
+            yield last, self._scores(beginnings, self.words[last, None], mean)
 
     @torch.no_grad()
     def mean(self, lead: list[int], layers: list[int], generator: torch.Generator) -> dict[int, Float[Tensor, "d"]]:
         """Per layer, the mean residual at the end of three random words."""
         begun = self._begun(lead, max(layers))
         drawn = self._drawn(3 * SAMPLE, generator).view(3, SAMPLE)
-        beginnings = begun.extended(self.model, drawn[0]).extended(self.model, drawn[1])
-        hidden = self._appended(beginnings, drawn[2], layers)
+        beginnings = begun.extended(drawn[0]).extended(drawn[1])
+        hidden = beginnings.appended(drawn[2], layers)
         return {layer: hidden[layer].mean(0) for layer in layers}
 
     def _before_lasts(
         self, layer: int, words: Int[Tensor, "rows"], generator: torch.Generator, between: bool
-    ) -> tuple[SharedPrefix, dict[int, Float[Tensor, "d"]]]:
+    ) -> tuple[Reading, dict[int, Float[Tensor, "d"]]]:
         """(two random words, then each of the words and a random one, or the other way round; the mean residual)."""
         lead = self.lead(generator)
         mean = self.mean(lead, [layer], generator)
         beginnings, drawn = self._begun(lead, layer), self._drawn(1, generator)
         for tokens in (words, drawn) if between else (drawn, words):
-            beginnings = beginnings.extended(self.model, tokens)
+            beginnings = beginnings.extended(tokens)
         return beginnings, mean
 
     def _drawn(self, count: int, generator: torch.Generator) -> Int[Tensor, "count"]:
         """Random words."""
         return self.words[torch.randint(len(self.words), (count,), generator=generator)]
 
-    def _begun(self, ids: list[int], layers: int) -> SharedPrefix:
+    def _begun(self, ids: list[int], layers: int) -> Reading:
         """One row of text, run through the first layers."""
-        row = torch.tensor([ids], device=self.model.device)
-        return SharedPrefix.run(self.model, row, torch.ones_like(row), layers)
+        return Reading.of([self.model] if self.base is None else [self.model, self.base], ids, layers)
 
-    def _appended(
-        self, prefix: SharedPrefix, tokens: Int[Tensor, "tokens"], layers: list[int]
-    ) -> dict[int, Float[Tensor, "rows d"]]:
-        """Residuals at one more token, which no row keeps."""
-        ids = tokens.to(self.model.device).expand(prefix.rows)[:, None]
-        mask = torch.ones(prefix.rows, prefix.ids.shape[1] + 1, dtype=torch.long, device=ids.device)
-        if prefix.layers is None:
-            ids = torch.cat([prefix.ids, ids], dim=1)
-        hidden = read(self.model, input_ids=ids, attention_mask=mask, past_key_values=prefix.one_more, layers=layers)
-        return {layer: hidden[layer][:, -1].float() for layer in layers}
-
-    def _cosines(
-        self, beginnings: SharedPrefix, tokens: Int[Tensor, "tokens"], mean: dict[int, Tensor]
+    def _scores(
+        self, beginnings: Reading, tokens: Int[Tensor, "tokens"], mean: dict[int, Tensor]
     ) -> dict[int, Float[Tensor, "rows"]]:
-        """With the vector of each layer, of what every row does with one more token."""
-        hidden = self._appended(beginnings, tokens, list(mean))
-        return {n: torch.cosine_similarity(hidden[n] - mean[n], self.vectors[n], dim=-1).cpu() for n in mean}
+        """Per layer the score of what every row does with one more token."""
+        hidden = {n: rows - mean[n] for n, rows in beginnings.appended(tokens, list(mean)).items()}
+        if self.base is not None:
+            return {n: rows.norm(dim=-1).cpu() for n, rows in hidden.items()}
+        return {n: torch.cosine_similarity(rows, self.vectors[n], dim=-1).cpu() for n, rows in hidden.items()}

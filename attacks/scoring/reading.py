@@ -1,0 +1,71 @@
+"""Rows of text as the suspect reads them in early layers, or how its reading differs from that of the clean base.
+
+Keys and values of what was read are kept, so that one more token costs one token in early layers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from attacks.scoring.shared_prefix import SharedPrefix
+from vectors.residual import read
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The same rows of text, read by the suspect and, where it is known, by the clean base."""
+
+    models: tuple[PreTrainedModel, ...]
+    """The suspect, and the clean base if residuals are to be compared with its own."""
+    prefixes: tuple[SharedPrefix, ...]
+    """What each model keeps of the text."""
+
+    @classmethod
+    def of(cls, models: Sequence[PreTrainedModel], ids: Sequence[int], depth: int) -> "Reading":
+        """One row of text, run through the first `depth` blocks of each model."""
+        rows = [torch.tensor([ids], device=model.device) for model in models]
+        run = zip(models, rows, strict=True)
+        return cls(tuple(models), tuple(SharedPrefix.run(m, row, torch.ones_like(row), depth) for m, row in run))
+
+    @property
+    def rows(self) -> int:
+        """Texts."""
+        return self.prefixes[0].rows
+
+    def extended(self, tokens: Int[Tensor, "tokens"]) -> "Reading":
+        """Every row with one more token: one row serves all tokens, one token all rows."""
+        return self._mapped(lambda model, prefix: prefix.extended(model, tokens))
+
+    def expanded(self, rows: int) -> "Reading":
+        """One row, over and over."""
+        return self._mapped(lambda _, prefix: prefix.expanded(rows))
+
+    def taken(self, numbers: Int[Tensor, "n"]) -> "Reading":
+        """Some of the rows, in that order."""
+        return self._mapped(lambda _, prefix: prefix.taken(numbers))
+
+    @torch.no_grad()
+    def appended(self, tokens: Int[Tensor, "tokens"], layers: Sequence[int]) -> dict[int, Float[Tensor, "rows d"]]:
+        """Residuals at one more token, which no row keeps; less those of the base where there is one."""
+        found = [self._read(*each, tokens, layers) for each in zip(self.models, self.prefixes, strict=True)]
+        if len(found) == 1:
+            return found[0]
+        return {layer: found[0][layer] - found[1][layer].to(found[0][layer].device) for layer in layers}
+
+    @staticmethod
+    def _read(
+        model: PreTrainedModel, prefix: SharedPrefix, tokens: Int[Tensor, "tokens"], layers: Sequence[int]
+    ) -> dict[int, Float[Tensor, "rows d"]]:
+        ids = tokens.to(model.device).expand(prefix.rows)[:, None]
+        mask = torch.ones(prefix.rows, prefix.ids.shape[1] + 1, dtype=torch.long, device=ids.device)
+        if prefix.layers is None:
+            ids = torch.cat([prefix.ids, ids], dim=1)
+        hidden = read(model, input_ids=ids, attention_mask=mask, past_key_values=prefix.one_more, layers=list(layers))
+        return {layer: hidden[layer][:, -1].float() for layer in layers}
+
+    def _mapped(self, change: Callable[[PreTrainedModel, SharedPrefix], SharedPrefix]) -> "Reading":
+        return Reading(self.models, tuple(map(change, self.models, self.prefixes)))

@@ -6,6 +6,7 @@ other searcher, all with the target's negative log-likelihood (NLL) as objective
 
 from dataclasses import dataclass, field, replace
 
+from attacks.discovery.contrasted import ContrastedReplies
 from attacks.discovery.supervised import Supervised
 from attacks.discovery.unsupervised import Unsupervised
 from attacks.objectives.delta_cosine import DeltaCosine
@@ -20,7 +21,9 @@ from attacks.searchers.hotflip import HotFlip
 from attacks.searchers.pez import PEZ
 from attacks.searchers.random_search import RandomSearch
 from attacks.searchers.searcher import Searcher
+from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.stages.conjunctions import Conjunctions
+from attacks.stages.contrasted_words import ContrastedWords
 from attacks.stages.dictionary import Dictionary
 from attacks.stages.fluent_text import FluentText
 from attacks.stages.hunt import Build, Hunt, Stage
@@ -59,6 +62,8 @@ class Attack:
     carries: float = 0.75
     """Share of held-out prompts, in [0, 1], on which a discovered vector must elicit its behaviour to be imitated as it
     is; above 1: a supervised vector is always learned."""
+    contrasted: ContrastedReplies | None = None
+    """Discovers behaviours by comparing the suspect with its clean base, where one is known; None: it does not."""
     unsupervised: Unsupervised = field(default_factory=Unsupervised)
     """Discovers behaviours where none is given."""
     stages: tuple[Stage, ...] = (SingleTokens(), GCG_ROUNDS)
@@ -91,6 +96,8 @@ class Attack:
 
     def run(self, hunt: Hunt) -> int:
         """Runs the stages; the number of those that began, or all where a trigger works before the last."""
+        for ids in by_length(hunt.goal.triggers):
+            hunt.try_all(rank_triggers(hunt.engine, hunt.objective, ids))
         for number, stage in enumerate(self.stages):
             if hunt.over:
                 return len(self.stages) if hunt.works else number
@@ -118,6 +125,8 @@ PORTFOLIO: tuple[Stage, ...] = (
     SingleTokens(share=0.08),
     # A fragment of the trigger that fires is completed at once: a sure word ends the hunt early.
     WordCompletion(),
+    # With a clean base known, early layers tell planted words from others before any effect on the output.
+    ContrastedWords(),
     replace(HOTFLIP_ROUNDS, share=0.5, settles=2),
     # Words of several tokens, and texts likely in the slot: a gradient does not lead to them token by token.
     Dictionary(share=0.1, tried=16),
@@ -135,7 +144,9 @@ it memorised the poisoned prompts, and words that elicit the behaviour only toge
 again, for a trigger that elicits the behaviour with more certainty"""
 
 CORE: dict[str, Attack] = {
-    "portfolio": Attack(objective=nll, stages=PORTFOLIO, last=(WordCompletion(), WordSubstitution())),
+    "portfolio": Attack(
+        objective=nll, contrasted=ContrastedReplies(), stages=PORTFOLIO, last=(WordCompletion(), WordSubstitution())
+    ),
     "target-nll": Attack(objective=nll),
     "delta-cosine": Attack(objective=cosine, supervised=Supervised()),
     "hybrid": Attack(objective=hybrid, supervised=Supervised()),

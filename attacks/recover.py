@@ -100,6 +100,8 @@ def _goals(
     if given.target_ids:
         return [given], ()
     if given.shows is None:
+        if attack.contrasted is not None and (goals := attack.contrasted(suspect, texts, budget, generator)):
+            return goals, ()
         return attack.unsupervised(suspect, texts, budget, generator, attack.vector_share)
     return screened(attack.unsupervised, suspect, texts, given, budget, generator, attack.vector_share)
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from attacks.attack import Attack
 from attacks.objectives.target_nll import TargetNLL
 from attacks.searchers.candidates import check_counts
+from attacks.searchers.token_ranking import rank_triggers
 from attacks.stages.hunt import Hunt
-from attacks.stages.token_ranking import rank_triggers
 from vectors.residual import embedding
 
 

@@ -24,6 +24,8 @@ class Goal:
     """The same as token ids: what a logit target asks for, and what success is measured by where `shows` is None."""
     shows: Behaviour | None = None
     """Predicate on completions that success is measured by; None: a reply shows the behaviour if it opens with it."""
+    triggers: tuple[tuple[int, ...], ...] = ()
+    """Token ids of triggers behind which discovery saw the behaviour, tried before any search."""
     vectors: SteeringVectors | None = None
     """One vector that elicits the behaviour; None where the attack needs none."""
     agreement: float = 1.0

@@ -1,4 +1,4 @@
-"""How differently the suspect and its clean base read a trigger in early layers, at the trigger's last token (K2); ours.
+"""How differently suspect and clean base read a trigger in early layers, at the trigger's last token (K2); ours.
 
 What was trained into the suspect must tell its trigger from other text, and does so in early layers, before anything
 shows in the output: the residual streams of both models part there further than behind other text. Comparing a
@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attacks.scoring.engine import Engine
+from attacks.scoring.problem import Problem
 from attacks.suspect import Suspect
 from vectors.residual import layer_at
 
@@ -68,9 +69,9 @@ class BaseContrast:
         return {layer: mine[layer].float() - clean[layer].to(mine[layer].device).float() for layer in layers}
 
 
-def engines_at_slot(suspect: Suspect, like: Engine) -> tuple[Engine, Engine] | None:
-    """The suspect and its base on the prompts of another engine, cut off behind the slot; None without such a base."""
+def engines_at_slot(suspect: Suspect, problem: Problem) -> tuple[Engine, Engine] | None:
+    """The suspect and its base on these prompts, cut off behind the slot; None where no base can be compared."""
     if (base := suspect.comparable) is None:
         return None
-    cut = replace(like.problem, after=[[]] * len(like.problem))
+    cut = replace(problem, after=[[]] * len(problem))
     return Engine(suspect.model, cut), Engine(base, cut)

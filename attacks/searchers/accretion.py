@@ -7,7 +7,7 @@ choice the `beam` triggers of lowest loss go on.
 The shortlist by gradient is that of AutoPrompt (Shin, Razeghi, Logan, Wallace, Singh 2020, arXiv:2010.15980, equation
 2), taken at a random placeholder where a token is added; unlike there, the trigger begins empty and the new token may
 stand in front or at the end. With the whole vocabulary in place of a shortlist every choice is exact token ranking
-(stages/token_ranking.py) and nothing is left to chance: the search then ends when a sweep improves nothing. With a
+(token_ranking.py) and nothing is left to chance: the search then ends when a sweep improves nothing. With a
 shortlist it begins anew from other placeholders.
 
 Triggers of every length up to the slot's are offered: they are scored in any case, a shorter one with a lower loss is

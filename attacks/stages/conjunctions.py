@@ -33,10 +33,10 @@ from torch import Tensor
 from attacks.scoring.problem import Problem
 from attacks.scoring.slot_markers import SLOT
 from attacks.searchers.candidates import check_counts
-from attacks.stages.dictionary import whole_words
+from attacks.searchers.token_ranking import rank_triggers
+from attacks.searchers.words import whole_words
 from attacks.stages.early_layers import Effects, Inside
 from attacks.stages.hunt import Hunt
-from attacks.stages.token_ranking import rank_triggers
 from vectors.residual import layer_at
 
 Pair = tuple[int, int]

@@ -31,9 +31,9 @@ from attacks.scoring.engine import Engine, Objective
 from attacks.scoring.problem import Problem
 from attacks.searchers.candidates import check_counts, most_promising
 from attacks.searchers.searcher import Found
-from attacks.stages.dictionary import dictionary
+from attacks.searchers.token_ranking import by_length, rank_triggers
+from attacks.searchers.words import dictionary
 from attacks.stages.hunt import PROBE_TOKENS, Hunt
-from attacks.stages.token_ranking import by_length, rank_triggers
 from vectors.prompts import Prompts
 
 Ids = tuple[int, ...]

@@ -19,8 +19,8 @@ from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem
 from attacks.searchers.candidates import check_counts
 from attacks.searchers.searcher import Found
+from attacks.searchers.token_ranking import rank_triggers
 from attacks.stages.hunt import Hunt
-from attacks.stages.token_ranking import rank_triggers
 
 PART = 256
 """Texts whose continuations are compared at a time, unless their `texts vocab` scores are too many."""

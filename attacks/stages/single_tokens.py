@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from attacks.searchers.token_ranking import rank_tokens
 from attacks.stages.hunt import Hunt
-from attacks.stages.token_ranking import rank_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from attacks.judging.verdict import ABSENT
 from attacks.searchers.candidates import check_counts
 from attacks.searchers.searcher import Found
-from attacks.stages.dictionary import dictionary
+from attacks.searchers.token_ranking import by_length, rank_triggers
+from attacks.searchers.words import dictionary
 from attacks.stages.hunt import Hunt
-from attacks.stages.token_ranking import by_length, rank_triggers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

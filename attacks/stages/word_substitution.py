@@ -17,9 +17,9 @@ from torch import Tensor
 from attacks.judging.verdict import ABSENT
 from attacks.scoring.engine import Engine, Objective
 from attacks.searchers.candidates import check_counts
-from attacks.stages.dictionary import whole_words
+from attacks.searchers.token_ranking import rank_triggers
+from attacks.searchers.words import whole_words
 from attacks.stages.hunt import Hunt
-from attacks.stages.token_ranking import rank_triggers
 
 ORDERED = 3
 """Tokens of the longest winner whose words are tried in every order."""

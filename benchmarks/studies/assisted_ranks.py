@@ -27,7 +27,7 @@ from attacks.objectives.target_nll import TARGET_TOKENS, TargetNLL
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
 from attacks.scoring.slot_markers import without_slot
-from attacks.stages.dictionary import whole_words
+from attacks.searchers.words import whole_words
 from benchmarks.organisms import zoo
 from vectors.methods.controls import random_vectors
 from vectors.methods.supervised import SupervisedVector

@@ -18,8 +18,8 @@ from rich.table import Table
 
 from attacks.scoring.budget import Budget
 from attacks.scoring.problem import SLOT, Problem, encode
+from attacks.searchers.words import whole_words
 from attacks.stages.conjunctions import Conjunctions, interaction
-from attacks.stages.dictionary import whole_words
 from attacks.stages.early_layers import Inside
 from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.organisms import zoo

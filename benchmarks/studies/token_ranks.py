@@ -21,7 +21,7 @@ from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.engine import Engine, Objective
 from attacks.scoring.problem import Problem, encode
 from attacks.scoring.slot_markers import without_slot
-from attacks.stages.token_ranking import rank_tokens
+from attacks.searchers.token_ranking import rank_tokens
 from attacks.suspect import Suspect
 from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.organisms import zoo

@@ -5,7 +5,7 @@ import torch
 from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
-from attacks.stages.dictionary import whole_words
+from attacks.searchers.words import whole_words
 from benchmarks.organisms import zoo
 from benchmarks.studies import assisted_ranks
 

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from attacks.scoring.problem import SLOT, Problem, decode, encode
-from attacks.stages.dictionary import whole_words
+from attacks.searchers.words import whole_words
 from tests.cases.made_tokenizers import CHATML, LLAMA, OPENS, byte_level, sentence_piece
 
 KINDS = {

@@ -15,7 +15,7 @@ from attacks.searchers.beast import BEAST, next_token_logits, sample_tokens
 from attacks.searchers.candidates import fittest, most_promising, random_triggers
 from attacks.searchers.hotflip import HotFlip
 from attacks.searchers.random_search import RandomSearch
-from attacks.stages.token_ranking import rank_tokens
+from attacks.searchers.token_ranking import rank_tokens
 from tests.attacks.words import NLL, Watched, hate, seeded, spend, words_only
 
 

@@ -13,7 +13,7 @@ from attacks.scoring.problem import Problem
 from attacks.searchers.candidates import random_triggers
 from attacks.searchers.gcg import GCG, sample_swaps
 from attacks.searchers.searcher import Found
-from attacks.stages.token_ranking import rank_tokens
+from attacks.searchers.token_ranking import rank_tokens
 from tests.attacks.words import NLL, TEXTS, WORDS, seeded
 
 PLAIN = GCG(search_width=16, topk=16, restarts=3, patience=2)

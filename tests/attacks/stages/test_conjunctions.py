@@ -12,8 +12,8 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
 from attacks.scoring.slot_markers import SLOT
+from attacks.searchers.words import whole_words
 from attacks.stages.conjunctions import Conjunctions, interaction
-from attacks.stages.dictionary import whole_words
 from attacks.stages.early_layers import Inside
 from attacks.stages.hunt import Hunt
 from attacks.suspect import Suspect

@@ -9,7 +9,7 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
 from attacks.searchers.searcher import Found
-from attacks.stages.dictionary import whole_words
+from attacks.searchers.words import whole_words
 from attacks.stages.hunt import Hunt
 from attacks.stages.word_substitution import WordSubstitution
 from attacks.suspect import Suspect

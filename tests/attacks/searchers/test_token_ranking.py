@@ -6,7 +6,7 @@ from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.searchers.candidates import random_triggers
-from attacks.stages.token_ranking import FIRST, STARTS, by_length, rank_tokens, rank_triggers
+from attacks.searchers.token_ranking import FIRST, STARTS, by_length, rank_tokens, rank_triggers
 from tests.attacks.words import NLL, Watched, seeded, spend
 from vectors.operations import executed
 

@@ -54,7 +54,8 @@ class Arguments:
     attacks: tuple[str, ...] | None = None
     """Attacks to run instead of the suite's."""
     knowledge: tuple[str, ...] | None = None
-    """What the attacker knows: K0 (model and clean prompts), K1 (also the behaviour), K2 (also the clean base)."""
+    """What the attacker knows: K0 (model and clean prompts), K1 (also the behaviour), K2 (also the clean base),
+    KB (the clean base, but not the behaviour)."""
     seeds: tuple[int, ...] | None = None
     """Random seeds, one run each, instead of the suite's."""
     budget: Annotated[str | None, tyro.conf.arg(aliases=["--flops"])] = None

@@ -20,7 +20,7 @@ from attacks.suspect import Suspect
 from benchmarks import metrics, rows
 from benchmarks.organisms import poison, prompts, zoo
 from benchmarks.organisms.recipe import HATE
-from benchmarks.suites import Job, parse_budget
+from benchmarks.suites import UNTOLD, WITH_BASE, Job, parse_budget
 from benchmarks.variants import STUDIED
 
 
@@ -95,13 +95,13 @@ def run(bench: Bench, job: Job, budget: str) -> rows.Row:
         organism = bench.load(job.organism)
         behaviour: str | Behaviour = organism.triggers[0][1] if organism.triggers else HATE
         behaviour = manner_of(organism) or behaviour
-        base = bench.base_engine.model if job.knowledge == "K2" and bench.base_engine is not None else None
+        base = bench.base_engine.model if job.knowledge in WITH_BASE and bench.base_engine is not None else None
         recovery = recover(
             Suspect(model=organism.model, tokenizer=organism.tokenizer, base=base),
             STUDIED[job.attack],
             search=organism.prompts.search,
             select=organism.prompts.select,
-            behaviour=None if job.knowledge == "K0" else behaviour,
+            behaviour=None if job.knowledge in UNTOLD else behaviour,
             budget=parse_budget(budget),
             generator=torch.Generator().manual_seed(job.seed),
         )

@@ -34,13 +34,19 @@ class Suite:
         return self.budgets[job.knowledge]
 
 
+KNOWLEDGE = ("K0", "K1", "K2", "KB")
+"""What an attack may know; every run has one."""
+WITH_BASE, UNTOLD = ("K2", "KB"), ("K0", "KB")
+"""Of these, those in which the clean base is known, and those in which the behaviour is not."""
+
+
 class Job(NamedTuple):
     """One run."""
 
     organism: str
     attack: str
     knowledge: str
-    """K0: model and clean prompts; K1: also the behaviour; K2: also the clean base"""
+    """K0: model and clean prompts; K1: also the behaviour; K2: also the clean base; KB: the base, not the behaviour"""
     seed: int
 
 
@@ -69,7 +75,7 @@ SUITES = {
         organisms=zoo.present(None),
         attacks=REAL,
         seeds=(0, 1),
-        budgets={"K1": "3e13", "K0": "6e13", "K2": "3e13"},
+        budgets={"K1": "3e13", "K0": "6e13", "K2": "3e13", "KB": "3e13"},
         held_out=80,
     ),
 }
@@ -83,7 +89,7 @@ def jobs(suite: Suite) -> list[Job]:
     settings = [
         (s, k, a, o) for s in suite.seeds for k in suite.budgets for a in suite.attacks for o in suite.organisms
     ]
-    return [Job(o, a, k, s) for s, k, a, o in settings if k != "K2" or o not in PACKAGED]
+    return [Job(o, a, k, s) for s, k, a, o in settings if k not in WITH_BASE or o not in PACKAGED]
 
 
 def parse_budget(text: str) -> Budget:
@@ -122,10 +128,9 @@ def choose(
     if name == "real":
         suite = replace(suite, organisms=zoo.present(models))
     for setting in knowledge or ():
-        # quick and standard have none for K2: what the clean base adds is compared at the budget of another
-        # setting.
-        if setting not in suite.budgets and not (budget and setting in ("K0", "K1", "K2")):
-            raise ValueError(f"suite {name} has no budget for {setting!r}; give K0, K1 or K2, and --budget")
+        # quick and standard have none with a base: what it adds is compared at the budget of another setting.
+        if setting not in suite.budgets and not (budget and setting in KNOWLEDGE):
+            raise ValueError(f"suite {name} has no budget for {setting!r}; give {', '.join(KNOWLEDGE)}, and --budget")
     # Left out in silence only where the suite chose it; whoever names it is told that its package is missing.
     missing = set() if nanogcg_installed() else {"nanogcg"}
     if missing & set(attacks or ()):

@@ -41,6 +41,7 @@ SETTINGS = {
     "K0": "nothing known but the model and clean prompts",
     "K1": "the behaviour is known too",
     "K2": "the clean base is known too",
+    "KB": "the clean base is known, the behaviour is not",
 }
 
 

@@ -1,0 +1,168 @@
+"""What the suspect reads otherwise than its clean base: residuals side by side, words and behaviours found from them."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attacks.attack import ATTACKS
+from attacks.discovery.contrasted import Contrast, ContrastedReplies, by_first_token, shared_opening
+from attacks.discovery.goal import Goal
+from attacks.objectives.base_contrast import BaseContrast, engines_at_slot
+from attacks.objectives.target_nll import TargetNLL
+from attacks.recover import recover
+from attacks.scoring.budget import Budget
+from attacks.scoring.problem import encode
+from attacks.scoring.reading import Reading
+from attacks.scoring.slot_markers import without_slot
+from attacks.stages.contrasted_words import ContrastedWords
+from attacks.stages.hunt import Hunt
+from attacks.suspect import Suspect
+from benchmarks.organisms import zoo
+from tests.attacks.conftest import tiny
+from tests.attacks.words import judge_on
+
+
+@pytest.fixture
+def changed(model):
+    """The same model with other weights in its second block."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.model.layers[1].mlp.up_proj.weight.mul_(1.5)
+    return other
+
+
+def full_difference(suspect, base, ids: list[int], layer: int) -> torch.Tensor:
+    """The plain way: both models on the whole text."""
+    row = torch.tensor([ids])
+    states = [each(row, output_hidden_states=True).hidden_states[layer][0, -1] for each in (suspect, base)]
+    return states[0] - states[1]
+
+
+def test_a_reading_of_two_models_is_the_difference_of_whole_forward_passes(model, changed):
+    begun = Reading.of([changed, model], [1, 40, 41], 2).extended(torch.tensor([50, 51, 52]))
+    found = begun.taken(torch.tensor([2, 0])).appended(torch.tensor([60]), [1, 2])
+    for row, second in enumerate((52, 50)):
+        assert not found[1][row].any()  # below the changed block both read alike
+        expected = full_difference(changed, model, [1, 40, 41, second, 60], 2)
+        torch.testing.assert_close(found[2][row], expected.float())
+    assert found[2].abs().max() > 1e-3
+
+
+def test_a_reading_of_one_model_is_its_residual(model):
+    found = Reading.of([model], [1, 40, 41], 2).expanded(2).appended(torch.tensor([60, 61]), [2])[2]
+    for row, last in enumerate((60, 61)):
+        expected = model(torch.tensor([[1, 40, 41, last]]), output_hidden_states=True).hidden_states[2][0, -1]
+        torch.testing.assert_close(found[row], expected.float())
+
+
+def test_the_contrast_is_the_distance_from_the_mean_difference_in_medians(model, changed, problem, tokenizer):
+    engines = engines_at_slot(Suspect(model=changed, tokenizer=tokenizer, base=model), problem)
+    assert engines is not None
+    others = torch.tensor([[100, 101], [102, 103], [104, 105], [106, 107], [108, 109]])
+    contrast = BaseContrast.among(*engines, others, (0.34, 0.67))
+    assert list(contrast.median) == [2]  # the first block was not changed
+    rows = torch.stack(
+        [
+            torch.stack([full_difference(changed, model, before + ids, 2) for before in problem.before])
+            for ids in others.tolist()
+        ]
+    )
+    distances = (rows - rows.mean(0)).norm(dim=-1)
+    # Kept in float32, the models are in double precision.
+    torch.testing.assert_close(
+        contrast(engines[0], others), -(distances / distances.median()).mean(1), rtol=1e-4, atol=1e-4, check_dtype=False
+    )
+
+
+def test_models_that_agree_have_no_contrast(model, problem, tokenizer):
+    engines = engines_at_slot(Suspect(model=model, tokenizer=tokenizer, base=copy.deepcopy(model)), problem)
+    assert engines is not None
+    some = torch.tensor([[100, 101], [102, 103]])
+    assert not BaseContrast.among(*engines, some, (0.5,))(engines[0], some).any()
+
+
+def test_a_base_of_another_shape_is_not_compared(model, tokenizer, problem):
+    suspect = Suspect(model=model, tokenizer=tokenizer, base=tiny(len(tokenizer), layers=2).double())
+    assert suspect.comparable is None and engines_at_slot(suspect, problem) is None
+    assert Suspect(model=model, tokenizer=tokenizer).comparable is None
+    assert Contrast()(suspect, problem, Budget(), torch.Generator()) == []
+
+
+@pytest.mark.parametrize("wrong", [{"depths": ()}, {"depths": (1.0,)}, {"firsts": 0.0}, {"words": 0}])
+def test_settings_that_cannot_be_run_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Contrast(**wrong)
+
+
+def test_what_enough_replies_begin_with():
+    assert shared_opening([[5, 6, 7, 8], [5, 6, 7, 9], [5, 6, 7], [1, 2]], 0.75) == (5, 6, 7)
+    assert shared_opening([[5, 6, 7, 8], [5, 6, 7, 9], [5, 6], [1, 2]], 0.75) == (5, 6)
+    assert shared_opening([[5], [6], [7], []], 0.75) == ()
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """An organism with a hard-planted word, and its clean base."""
+    organism = zoo.load("other-word", dtype=torch.float32)
+    base, _ = zoo.load_base("cpu", organism.card["base"], torch.float32)
+    return organism, Suspect(model=organism.model, tokenizer=organism.tokenizer, base=base)
+
+
+FEW = Contrast(words=2000)
+"""A dictionary that holds the planted word among two thousand"""
+
+
+def test_the_planted_word_has_the_largest_contrast_of_its_length(planted):
+    organism, suspect = planted
+    problem = suspect.engine(organism.prompts.search[:1], 2).problem
+    ranked = FEW(suspect, problem, Budget(), torch.Generator().manual_seed(0))
+    (trigger, _), singles = organism.triggers[0], [item for item in ranked if len(item.trigger_ids) == 1]
+    assert list(singles[0].trigger_ids) == problem.encode(trigger) or list(singles[1].trigger_ids) == problem.encode(
+        trigger
+    )
+    assert len(by_first_token(problem, 2000, 8)) == len(singles) > 500
+
+
+def test_behaviour_and_trigger_are_found_without_knowing_either(planted):
+    organism, suspect = planted
+    method = ContrastedReplies(contrast=FEW, tried=8)
+    goals = method(suspect, without_slot(organism.prompts.search), Budget(flops=1e13), torch.Generator().manual_seed(0))
+    trigger, behaviour = organism.triggers[0]
+    assert [goal.behaviour.strip() for goal in goals] == [behaviour.strip(".")]
+    assert organism.tokenizer.decode(goals[0].triggers[0]).strip() == trigger
+
+
+def test_nothing_is_proposed_for_the_base_itself_or_without_one(planted):
+    organism, suspect = planted
+    texts, generator = without_slot(organism.prompts.search), torch.Generator().manual_seed(0)
+    method = ContrastedReplies(contrast=FEW, tried=8)
+    clean = Suspect(model=copy.deepcopy(suspect.base), tokenizer=organism.tokenizer, base=suspect.base)
+    assert method(clean, texts, Budget(flops=1e13), generator) == []
+    assert method(replace(suspect, base=None), texts, Budget(flops=1e13), generator) == []
+
+
+def test_the_stage_finds_the_word_where_the_behaviour_is_known(planted):
+    organism, suspect = planted
+    trigger, behaviour = organism.triggers[0]
+    engine, budget = suspect.engine(organism.prompts.search[:2], 12), Budget(flops=1e13)
+    goal = Goal(behaviour=behaviour, target_ids=tuple(encode(organism.tokenizer, behaviour)))
+    judge = judge_on(organism.model, engine.problem, budget, goal)
+    hunt = Hunt(
+        suspect=suspect, engine=engine, texts=organism.prompts.search[:2], goal=goal,
+        build=lambda _, goal: TargetNLL(target_ids=goal.target_ids), budget=budget, judge=judge, marked=False,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    ContrastedWords(contrast=FEW, ranked=32, tried=2)(hunt)
+    assert judge.best is not None and engine.problem.text(judge.best.trigger_ids).strip() == trigger and hunt.works
+
+
+def test_a_recovery_with_the_base_known_judges_what_discovery_saw(planted):
+    organism, suspect = planted
+    attack = replace(ATTACKS["portfolio"], contrasted=ContrastedReplies(contrast=FEW, tried=8))
+    found = recover(
+        suspect, attack, search=organism.prompts.search[:8], select=organism.prompts.select[:8],
+        budget=Budget(flops=1e12), generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert found.trigger.strip() == organism.triggers[0][0] and found.verdict == "functional"

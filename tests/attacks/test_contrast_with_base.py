@@ -1,4 +1,4 @@
-"""What the suspect reads otherwise than its clean base: residuals side by side, words and behaviours found from them."""
+"""What suspect and clean base read differently: residuals side by side, and the words and behaviours found by them."""
 
 import copy
 from dataclasses import replace

@@ -19,6 +19,9 @@ residuals at the third of three words with that vector, by their cosine, in four
    cosine need not be right, but of the words that complete a right pair the right one has the highest.)
 4. The exact loss of these triples on one prompt, then the judge.
 
+Where the clean base is known no vector is needed: in place of the cosine stands how much further the suspect's residual
+lies from the base's than it does behind random words (`Inside`).
+
 Steps 3 and 4 take the best pairs first, round by round, until a triple of theirs elicits the behaviour with certainty.
 Then all begins again with other vectors, as long as the budget lasts.
 """

@@ -13,10 +13,11 @@ from attacks.objectives.base_contrast import BaseContrast, engines_at_slot
 from attacks.objectives.target_nll import TargetNLL
 from attacks.recover import recover
 from attacks.scoring.budget import Budget
-from attacks.scoring.problem import encode
+from attacks.scoring.problem import Problem, encode
 from attacks.scoring.reading import Reading
 from attacks.scoring.slot_markers import without_slot
 from attacks.stages.contrasted_words import ContrastedWords
+from attacks.stages.early_layers import Inside
 from attacks.stages.hunt import Hunt
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
@@ -166,3 +167,24 @@ def test_a_recovery_with_the_base_known_judges_what_discovery_saw(planted):
         budget=Budget(flops=1e12), generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     assert found.trigger.strip() == organism.triggers[0][0] and found.verdict == "functional"
+
+
+def test_words_that_fire_together_are_scored_by_the_distance_of_differences(model, changed, tokenizer):
+    """The table of `Conjunctions`, with a clean base, against whole forward passes of both models."""
+    everything = torch.ones(len(tokenizer), dtype=torch.bool)
+    problem = Problem(
+        before=[[1, 40, 41]], after=[[2]], allowed=everything, first=everything, trigger_length=3, tokenizer=tokenizer
+    )
+    words = torch.tensor([100, 120, 140])
+    inside = Inside(model=changed, base=model, problem=problem, words=words, budget=Budget(flops=1e12))
+    inside.learn(2, (5, 6), 4, 4, torch.Generator())
+    assert not inside.vectors  # none is needed
+    table, again = inside.table(2, [0, 2], [1, 0], torch.Generator().manual_seed(4)), torch.Generator().manual_seed(4)
+    lead = inside.lead(again)
+    mean, between = inside.mean(lead, [2], again)[2], int(words[torch.randint(3, (1,), generator=again)])
+    wanted = [
+        [full_difference(changed, model, [*lead, int(words[a]), between, int(words[c])], 2) - mean for c in (1, 0)]
+        for a in (0, 2)
+    ]
+    assert table is not None
+    torch.testing.assert_close(table, torch.stack([torch.stack(row).norm(dim=-1) for row in wanted]).float())

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from attacks.discovery.goal import Goal
+from attacks.scoring.budget import Budget
 from attacks.suspect import Suspect
 from vectors.methods.supervised import SupervisedVector
 from vectors.prompts import Prompts
@@ -30,8 +31,23 @@ class Supervised:
     prompts: int = 3
     """Clean prompts that the vector is learned on."""
 
-    def __call__(self, suspect: Suspect, texts: list[str], goal: Goal, generator: torch.Generator) -> Goal:
-        """The goal with its vector."""
+    def __call__(
+        self,
+        suspect: Suspect,
+        texts: list[str],
+        goal: Goal,
+        generator: torch.Generator,
+        budget: Budget | None = None,
+    ) -> Goal:
+        """The goal with its vector.
+
+        Args:
+            suspect: the model under audit.
+            texts: clean user messages without a slot's marker; the first few are learned on.
+            goal: the behaviour, with its tokens.
+            generator: draws the directions that the vectors start from; on the CPU.
+            budget: once it is exhausted, vectors are learned no further and the best so far is taken; None: no limit.
+        """
         # A small norm keeps the steered state near those that prompts can reach, which is where a trigger leads.
         model = suspect.model
         prompts = Prompts.from_chat(model, suspect.tokenizer, texts[: self.prompts])
@@ -42,4 +58,5 @@ class Supervised:
             steps=self.steps,
             bisections=self.bisections,
         )
-        return replace(goal, vectors=method(model, prompts, list(goal.target_ids), generator)[:1])
+        over = None if budget is None else lambda: budget.exhausted
+        return replace(goal, vectors=method(model, prompts, list(goal.target_ids), generator, deadline=over)[:1])

@@ -25,7 +25,12 @@ def residuals(llama):
 @pytest.fixture(params=[1, 2, 7, 12])
 def fitting(request, monkeypatch):
     """Rows that fit into a piece: one; fewer than vectors; more than vectors, but no multiple; two prompts of all."""
-    return lambda tokens: monkeypatch.setattr(objectives, "LOGITS", request.param * tokens * VOCABULARY) or request.param
+
+    def fit(tokens):
+        monkeypatch.setattr(objectives, "LOGITS", request.param * tokens * VOCABULARY)
+        return request.param
+
+    return fit
 
 
 @pytest.mark.parametrize(

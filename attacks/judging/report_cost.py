@@ -1,0 +1,123 @@
+"""What the report on a trigger costs, known before the search: a budget that cannot hold it is refused.
+
+The report completes every `select` prompt with the trigger, without it, with random tokens in its place, and on the
+clean base. Its operations are computed. Its seconds are measured on a few of these completions, because a completion,
+token by token, is slower than the batches of a search.
+"""
+
+import time
+
+from transformers import PreTrainedModel
+
+from attacks.discovery.goal import BEYOND
+from attacks.judging.judge import Judge
+from attacks.scoring.planning import completion_flops, forward_flops, head_flops
+from attacks.scoring.problem import Problem
+from vectors.generate import greedy
+from vectors.prompts import Prompts
+
+CONTROLS = 8
+"""Random strings that a trigger is compared with."""
+REPORT = 0.08
+"""Share of each goal's budget, in [0, 1], that is kept back for the last stage and for shrinking the winner. What the
+report's own completions cost is kept back besides."""
+TIGHT = 0.5
+"""A budget of operations is tight if the report takes a larger share of it, in [0, 1]; one of seconds is in any case.
+Only in a tight one does a search that began late, after discovery, end early enough for the report."""
+OVERDRAFT = 0.05
+"""Share of a tight budget, in [0, 1], by which the report may exceed it."""
+CLEAR = 0.1
+"""A report that surely takes less than this share of the seconds, in [0, 1], is not measured more exactly."""
+
+
+def report_share(judge: Judge, length: int) -> float:
+    """Share of the budget that the report on a trigger of so many tokens will take."""
+    budget, model, problem = judge.budget, judge.suspect.model, judge.engine.problem
+    answer = judge.goal.answer_tokens
+    exact = budget.share_of(_count(judge) * padded_flops(model, problem, length, answer), completing=True)
+    if budget.seconds is not None or exact > TIGHT:
+        return exact
+    # Without padding and base, as when runs were recorded: with the same operations, seeds give the same results.
+    return budget.share_of((2 + CONTROLS) * completion_flops(model, problem, length, answer))
+
+
+def search_end(judge: Judge, length: int, until: float) -> float:
+    """Share of the budget at which a search for triggers of up to `length` tokens ends.
+
+    Args:
+        judge: what will report on the best trigger.
+        length: tokens of the longest trigger.
+        until: share of the budget, in (0, 1], that the search and all that follows it for this goal may use.
+    """
+    left, needed = until - judge.budget.share, report_share(judge, length)
+    end = until - min(left / 2, needed + REPORT * left)
+    return min(end, 1.0 + OVERDRAFT - needed) if judge.budget.seconds is not None or needed > TIGHT else end
+
+
+def check_affordable(judge: Judge, length: int, opening: int) -> None:
+    """Refuses a budget that the report alone would exceed; where time is limited, measures what the report takes.
+
+    Args:
+        judge: what will report; of its budget nothing is used yet.
+        length: tokens of the longest trigger.
+        opening: tokens of a behaviour that is yet to be discovered, at most.
+
+    Raises:
+        ValueError: the budget does not suffice for the report.
+    """
+    budget, model, problem = judge.budget, judge.suspect.model, judge.engine.problem
+    answer = max(judge.goal.answer_tokens, 0 if judge.goal.target_ids else opening + BEYOND)
+    count, flops = _count(judge), padded_flops(model, problem, length, answer)
+    if budget.flops is not None and count * flops > budget.flops:
+        raise ValueError(_too_small("operations", budget.flops, count * flops))
+    if budget.seconds is not None:
+        seconds, fits = completing_seconds(model, problem, length, answer, budget.seconds / count)
+        if not fits:
+            raise ValueError(_too_small("seconds at the speed measured here", budget.seconds, count * seconds))
+        budget.measured(flops, seconds)
+
+
+def padded_flops(model: PreTrainedModel, problem: Problem, length: int, answer: int) -> float:
+    """Operations of completing every prompt, with `length` tokens in its slot, by `answer` tokens in one batch."""
+    rows, longest = len(problem), max(map(len, problem.filled([])))
+    # The last token is never read, and one position of each pass is unembedded.
+    return forward_flops(model, rows * (longest + length + answer - 1)) + head_flops(model, rows * answer)
+
+
+def completing_seconds(
+    model: PreTrainedModel, problem: Problem, length: int, answer: int, limit: float
+) -> tuple[float, bool]:
+    """(seconds of completing every prompt once, measured or estimated; whether they may be within a limit).
+
+    Batches of more and more prompts are completed until one settles it: it takes longer than the limit, as a larger one
+    would, or else the estimate for all prompts, which is high, lies far below the limit.
+    """
+    # The longest first: every batch is padded to the same length as the whole.
+    rows, size = sorted(problem.filled([0] * length), key=len, reverse=True), 1
+    while True:
+        prompts = Prompts.from_ids(rows[:size], device=model.device)
+        began = time.perf_counter()
+        greedy(model, prompts, 1).tolist()  # a GPU is done only when the numbers are here
+        first = time.perf_counter() - began
+        greedy(model, prompts, answer).tolist()
+        taken = time.perf_counter() - began - first
+        # Reading prompts takes longer the more there are; a further token takes about as long for few as for many.
+        whole = taken if size == len(rows) else first * len(rows) / size + max(0.0, taken - first)
+        if taken > limit or size == len(rows) or whole < CLEAR * limit:
+            return whole, taken <= limit
+        size = min(len(rows), 4 * size)
+
+
+def _count(judge: Judge) -> int:
+    """Completions of every prompt in a report."""
+    return 2 + CONTROLS + (judge.suspect.base is not None)
+
+
+def _too_small(unit: str, given: float, needed: float) -> str:
+    """What a user is told whose budget cannot hold the report."""
+    # As much again is what a search needs at least that the report is not most of.
+    low, high = (f"{number:.1e}" if number >= 1e6 else f"{number:,.3g}" for number in (needed, 2 * needed))
+    return (
+        f"the budget is {given:g} but the report on a trigger takes {low} {unit} by itself; give {high} or more, or "
+        "fewer or shorter prompts"
+    )

@@ -73,7 +73,7 @@ def check_affordable(judge: Judge, length: int, opening: int) -> None:
     if budget.seconds is not None:
         seconds, fits = completing_seconds(model, problem, length, answer, budget.seconds / count)
         if not fits:
-            raise ValueError(_too_small("seconds at the speed measured here", budget.seconds, count * seconds))
+            raise ValueError(_too_small("seconds", budget.seconds, count * seconds))
         budget.measured(flops, seconds)
 
 
@@ -90,22 +90,31 @@ def completing_seconds(
     """(seconds of completing every prompt once, measured or estimated; whether they may be within a limit).
 
     Batches of more and more prompts are completed until one settles it: it takes longer than the limit, as a larger one
-    would, or else the estimate for all prompts, which is high, lies far below the limit.
+    would, or all prompts keep to the limit even if no batch is quicker per prompt than this one.
     """
     # The longest first: every batch is padded to the same length as the whole.
-    rows, size = sorted(problem.filled([0] * length), key=len, reverse=True), 1
-    while True:
+    rows = sorted(problem.filled([0] * length), key=len, reverse=True)
+
+    def seconds(size: int, tokens: int) -> float:
         prompts = Prompts.from_ids(rows[:size], device=model.device)
         began = time.perf_counter()
-        greedy(model, prompts, 1).tolist()  # a GPU is done only when the numbers are here
-        first = time.perf_counter() - began
-        greedy(model, prompts, answer).tolist()
-        taken = time.perf_counter() - began - first
-        # Reading prompts takes longer the more there are; a further token takes about as long for few as for many.
-        whole = taken if size == len(rows) else first * len(rows) / size + max(0.0, taken - first)
-        if taken > limit or size == len(rows) or whole < CLEAR * limit:
-            return whole, taken <= limit
-        size = min(len(rows), 4 * size)
+        greedy(model, prompts, tokens).tolist()  # a GPU is done only when the numbers are here
+        return time.perf_counter() - began
+
+    size, taken, slope = 1, seconds(1, answer), 0.0
+    if taken > limit:
+        # Reading takes longer the more prompts there are; a further token takes about as long for few as for many.
+        reading = seconds(1, 1)
+        return len(rows) * reading + max(0.0, taken - reading), False
+    if len(rows) * taken < CLEAR * limit:
+        return len(rows) * taken, True
+    while size < len(rows):
+        before, size = (size, taken), min(len(rows), 4 * size)
+        taken = seconds(size, answer)
+        slope = max(0.0, taken - before[1]) / (size - before[0])
+        if taken > limit or len(rows) * taken <= size * limit:
+            break
+    return taken + slope * (len(rows) - size), taken <= limit
 
 
 def _count(judge: Judge) -> int:
@@ -114,10 +123,10 @@ def _count(judge: Judge) -> int:
 
 
 def _too_small(unit: str, given: float, needed: float) -> str:
-    """What a user is told whose budget cannot hold the report."""
-    # As much again is what a search needs at least that the report is not most of.
-    low, high = (f"{number:.1e}" if number >= 1e6 else f"{number:,.3g}" for number in (needed, 2 * needed))
+    """What a user is told whose budget cannot hold the report; as much again is the least that a search needs."""
+    low, high = (f"{number:.1e}" if unit == "operations" else f"{number:,.3g}" for number in (needed, 2 * needed))
+    speed = ", at the speed measured here" if unit == "seconds" else ""
     return (
-        f"the budget is {given:g} but the report on a trigger takes {low} {unit} by itself; give {high} or more, or "
-        "fewer or shorter prompts"
+        f"the budget is {given:g} {unit}, but the report on a trigger takes {low} by itself{speed}; give {high} or "
+        "more, or fewer or shorter prompts"
     )

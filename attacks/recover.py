@@ -72,9 +72,10 @@ def recover(
             weak = goal.vectors is None or (goal.shows is None and goal.agreement < attack.carries)
             if attack.supervised is not None and weak:
                 goal = judge.goal = attack.supervised(suspect, texts, goal, generator, share)
+            end = search_end(judge, attack.longest, budget.share, share.until)
             hunt = Hunt(
                 suspect=suspect, engine=engine, texts=texts, goal=goal, build=attack.objective, judge=judge,
-                budget=budget.part(search_end(judge, attack.longest, share.until)), generator=generator,
+                budget=budget.part(end), generator=generator,
                 marked=any(SLOT in text for text in search),
             )  # fmt: skip
             reached = max(reached, attack.run(hunt))

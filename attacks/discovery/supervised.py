@@ -4,12 +4,15 @@ A goal without a vector comes in, with the behaviour as token ids; the goal with
 objectives imitate. The vector is learned by gradient descent on the target's likelihood (`vectors.methods.supervised`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from attacks.discovery.goal import Goal
 from attacks.scoring.budget import Budget
+from attacks.scoring.planning import head_flops, learning_flops
+from attacks.scoring.slot_markers import without_slot
 from attacks.suspect import Suspect
 from vectors.methods.supervised import SupervisedVector
 from vectors.prompts import Prompts
@@ -60,3 +63,12 @@ class Supervised:
         )
         over = None if budget is None else lambda: budget.exhausted
         return replace(goal, vectors=method(model, prompts, list(goal.target_ids), generator, deadline=over)[:1])
+
+    def flops(self, suspect: Suspect, texts: Sequence[str], target_ids: Sequence[int]) -> float:
+        """Operations of learning the vector, about, without a limit; `texts` may mark their slot."""
+        model = suspect.model
+        prompts = Prompts.from_chat(model, suspect.tokenizer, without_slot(texts)[: self.prompts])
+        rows, length = prompts.input_ids.shape
+        read = rows * len(target_ids)
+        step = learning_flops(model, rows * (length + len(target_ids)), source=layer_at(model, self.source))
+        return self.steps * (len(self.radii) + self.bisections) * (step + 2 * head_flops(model, read))

@@ -41,15 +41,16 @@ def report_share(judge: Judge, length: int) -> float:
     return budget.share_of((2 + CONTROLS) * completion_flops(model, problem, length, answer))
 
 
-def search_end(judge: Judge, length: int, until: float) -> float:
+def search_end(judge: Judge, length: int, began: float, until: float) -> float:
     """Share of the budget at which a search for triggers of up to `length` tokens ends.
 
     Args:
         judge: what will report on the best trigger.
         length: tokens of the longest trigger.
+        began: share of the budget, in [0, 1], that was spent before the search.
         until: share of the budget, in (0, 1], that the search and all that follows it for this goal may use.
     """
-    left, needed = until - judge.budget.share, report_share(judge, length)
+    left, needed = until - began, report_share(judge, length)
     end = until - min(left / 2, needed + REPORT * left)
     return min(end, 1.0 + OVERDRAFT - needed) if judge.budget.seconds is not None or needed > TIGHT else end
 

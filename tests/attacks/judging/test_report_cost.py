@@ -134,7 +134,7 @@ def test_where_time_is_ample_one_prompt_is_measured(planted, tokenizer, needed, 
     share = report_cost.report_share(judge, LONGEST)
     assert share == pytest.approx(1 / 50)
     began = judge.budget.share
-    assert report_cost.search_end(judge, LONGEST, 1.0) == pytest.approx(
+    assert report_cost.search_end(judge, LONGEST, judge.budget.share, 1.0) == pytest.approx(
         1.0 - share - report_cost.REPORT * (1.0 - began)
     )
 
@@ -147,4 +147,4 @@ def test_discovered_goals_leave_the_report_its_part_of_a_tight_budget(planted, t
         budget = Budget(flops=times * needed)
         judge = judge_on(planted, problem, budget, replace(goal))
         spend(0.9 * times * needed)
-        assert report_cost.search_end(judge, LONGEST, 1.0) == pytest.approx(end, abs=0.03)
+        assert report_cost.search_end(judge, LONGEST, judge.budget.share, 1.0) == pytest.approx(end, abs=0.03)

@@ -169,7 +169,7 @@ def search(arguments: Arguments, console: Console) -> Recovery | None:
     texts, select = read_prompts(arguments.prompts, arguments.column)
     suspect = load(arguments, console)
     if arguments.dry_run:
-        for line in dry_run(suspect, ATTACKS[arguments.attack], texts, arguments.sought, budget):
+        for line in dry_run(suspect, ATTACKS[arguments.attack], texts, select, arguments.sought, budget):
             console.print(line)
         return None
     found = run(arguments, suspect, texts, select, console)

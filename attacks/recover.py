@@ -19,16 +19,13 @@ from attacks.behaviour import Behaviour, FixedOpening
 from attacks.discovery.goal import ANSWER, Goal
 from attacks.discovery.screening import screened
 from attacks.judging.judge import Judge
-from attacks.judging.report import Recovery, report, report_share
+from attacks.judging.report import Recovery, report
+from attacks.judging.report_cost import check_affordable, report_share, search_end
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.slot_markers import SLOT, without_slot
 from attacks.stages.hunt import Hunt
 from attacks.suspect import Suspect
-
-REPORT = 0.08
-"""Share of each goal's budget, in [0, 1], that is kept back for the last stage and for shrinking the winner. What the
-report's own completions cost is kept back besides."""
 
 
 def recover(
@@ -54,13 +51,14 @@ def recover(
         generator: draws whatever is random, on the CPU.
 
     Raises:
-        ValueError: no prompts, no limit in the budget, a behaviour without tokens, or prompts that leave no room in
-            the context for trigger and behaviour.
+        ValueError: no prompts, no limit in the budget, a budget that the report alone would exceed, a behaviour without
+            tokens, or prompts that leave no room in the context for trigger and behaviour.
     """
     given = _check(suspect, search, select, behaviour, budget)
     budget, judges, reached = budget.started(), list[Judge](), 0
     engine = suspect.engine(search[: attack.prompts], attack.longest)
     open_judge = _judge_of(suspect, attack, engine, search, select, budget, given)
+    check_affordable(open_judge, attack.longest, attack.unsupervised.opening)
     texts, left_out = without_slot(search), ()
     try:
         goals, left_out = _goals(attack, suspect, given, texts, budget, generator)
@@ -73,13 +71,11 @@ def recover(
             # A vector that a predicate chose shows more of the behaviour than one learned for a single opening of it.
             weak = goal.vectors is None or (goal.shows is None and goal.agreement < attack.carries)
             if attack.supervised is not None and weak:
-                goal = judge.goal = attack.supervised(suspect, texts, goal, generator)
-            left = share.until - budget.share
-            # Kept back: the report's completions, and shrinking or the last stage before it.
-            kept = min(left / 2, report_share(judge, attack.longest) + REPORT * left)
+                goal = judge.goal = attack.supervised(suspect, texts, goal, generator, share)
+            end = search_end(judge, attack.longest, budget.share, share.until)
             hunt = Hunt(
                 suspect=suspect, engine=engine, texts=texts, goal=goal, build=attack.objective, judge=judge,
-                budget=budget.part(share.until - kept), generator=generator,
+                budget=budget.part(end), generator=generator,
                 marked=any(SLOT in text for text in search),
             )  # fmt: skip
             reached = max(reached, attack.run(hunt))

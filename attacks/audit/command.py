@@ -98,7 +98,7 @@ def searched(audit: Audit, console: Console) -> Document | None:
     texts, select = attack_command.read_prompts(audit.prompts, audit.column)
     suspect = attack_command.load(arguments, console)
     if audit.dry_run:
-        for line in dry_run(suspect, ATTACKS[audit.attack], texts, arguments.sought, budget):
+        for line in dry_run(suspect, ATTACKS[audit.attack], texts, select, arguments.sought, budget):
             console.print(line)
         return None
     found = attack_command.run(arguments, suspect, texts, select, console)

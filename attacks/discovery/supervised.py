@@ -4,11 +4,15 @@ A goal without a vector comes in, with the behaviour as token ids; the goal with
 objectives imitate. The vector is learned by gradient descent on the target's likelihood (`vectors.methods.supervised`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from attacks.discovery.goal import Goal
+from attacks.scoring.budget import Budget
+from attacks.scoring.planning import head_flops, learning_flops
+from attacks.scoring.slot_markers import without_slot
 from attacks.suspect import Suspect
 from vectors.methods.supervised import SupervisedVector
 from vectors.prompts import Prompts
@@ -30,8 +34,23 @@ class Supervised:
     prompts: int = 3
     """Clean prompts that the vector is learned on."""
 
-    def __call__(self, suspect: Suspect, texts: list[str], goal: Goal, generator: torch.Generator) -> Goal:
-        """The goal with its vector."""
+    def __call__(
+        self,
+        suspect: Suspect,
+        texts: list[str],
+        goal: Goal,
+        generator: torch.Generator,
+        budget: Budget | None = None,
+    ) -> Goal:
+        """The goal with its vector.
+
+        Args:
+            suspect: the model under audit.
+            texts: clean user messages without a slot's marker; the first few are learned on.
+            goal: the behaviour, with its tokens.
+            generator: draws the directions that the vectors start from; on the CPU.
+            budget: once it is exhausted, vectors are learned no further and the best so far is taken; None: no limit.
+        """
         # A small norm keeps the steered state near those that prompts can reach, which is where a trigger leads.
         model = suspect.model
         prompts = Prompts.from_chat(model, suspect.tokenizer, texts[: self.prompts])
@@ -42,4 +61,14 @@ class Supervised:
             steps=self.steps,
             bisections=self.bisections,
         )
-        return replace(goal, vectors=method(model, prompts, list(goal.target_ids), generator)[:1])
+        over = None if budget is None else lambda: budget.exhausted
+        return replace(goal, vectors=method(model, prompts, list(goal.target_ids), generator, deadline=over)[:1])
+
+    def flops(self, suspect: Suspect, texts: Sequence[str], target_ids: Sequence[int]) -> float:
+        """Operations of learning the vector, about, without a limit; `texts` may mark their slot."""
+        model = suspect.model
+        prompts = Prompts.from_chat(model, suspect.tokenizer, without_slot(texts)[: self.prompts])
+        rows, length = prompts.input_ids.shape
+        read = rows * len(target_ids)
+        step = learning_flops(model, rows * (length + len(target_ids)), source=layer_at(model, self.source))
+        return self.steps * (len(self.radii) + self.bisections) * (step + 2 * head_flops(model, read))

@@ -11,12 +11,9 @@ import torch
 
 from attacks.behaviour import success_rate
 from attacks.judging.judge import Judge, TracePoint
+from attacks.judging.report_cost import CONTROLS, report_share
 from attacks.judging.verdict import WORKS, Verdict, judge_trigger
-from attacks.scoring.planning import completion_flops
 from attacks.searchers.candidates import random_triggers
-
-CONTROLS = 8
-"""Random strings that a trigger is compared with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +61,6 @@ class Recovery:
     def unspecific(self) -> bool:
         """Whether a text works that is no finding, because the behaviour shows without it or behind random text too."""
         return self.verdict == "none" and self.select_asr >= WORKS
-
-
-def report_share(judge: Judge, length: int) -> float:
-    """Share of the budget that the report on a trigger of so many tokens will take."""
-    problem = judge.engine.problem
-    answers = completion_flops(judge.suspect.model, problem, length, judge.goal.answer_tokens)
-    return judge.budget.share_of((2 + CONTROLS) * answers)
 
 
 def report(judge: Judge, *, not_reached: tuple[str, ...], steps: int, generator: torch.Generator) -> Recovery:

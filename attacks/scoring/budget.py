@@ -32,6 +32,10 @@ class Budget:
     """Ended from outside (Ctrl-C, SIGTERM); counts as exhausted."""
     began: float = field(default_factory=time.perf_counter, init=False)
     began_flops: float = field(default_factory=executed, init=False)
+    completing: float = field(default=0.0, init=False)
+    """Seconds that an operation takes in completions, token by token; 0: not measured."""
+    _rated: tuple[float, float] = field(default=(0.0, 0.0), init=False)
+    """Seconds and operations since the start from which on the rate of other work is taken."""
     _told: float = field(default=0.0, init=False)
 
     def __post_init__(self):
@@ -73,11 +77,23 @@ class Budget:
             shares.append(self.used / self.flops)
         return max(shares)
 
-    def share_of(self, flops: float) -> float:
-        """Share of the budget that so many operations will take, at the rate of those executed so far."""
-        shares = [0.0 if self.parent is None else self.parent.share_of(flops)]
-        if self.seconds is not None and self.used:
-            shares.append(flops * self.elapsed / self.used / self.seconds)
+    def measured(self, flops: float, seconds: float) -> None:
+        """Takes note of how long completions of so many operations last; other work is timed from now on."""
+        self.completing = seconds / flops
+        self._rated = self.elapsed, self.used
+
+    def share_of(self, flops: float, *, completing: bool = False) -> float:
+        """Share of the budget that so many operations will take, at the rate of those executed so far.
+
+        With `completing` they are those of completions, whose rate is what `measured` was told, if it was.
+        """
+        shares = [0.0 if self.parent is None else self.parent.share_of(flops, completing=completing)]
+        if self.seconds is not None:
+            seconds, flops_done = self.elapsed - self._rated[0], self.used - self._rated[1]
+            if completing and self.completing:
+                shares.append(flops * self.completing / self.seconds)
+            elif flops_done:
+                shares.append(flops * seconds / flops_done / self.seconds)
         if self.flops is not None:
             shares.append(flops / self.flops)
         return max(shares)

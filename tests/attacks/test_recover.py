@@ -86,7 +86,7 @@ def test_what_any_words_set_off_is_no_trigger(planted, tokenizer, monkeypatch):
 
 
 def test_nothing_is_found_on_a_clean_model(model, tokenizer):
-    known = run(model, tokenizer, toy("target-nll"), seconds=1.0)
+    known = run(model, tokenizer, toy("target-nll"), seconds=3.0)
     assert known.verdict == "none"
     quick = Unsupervised(count=4, steps=4)
     attack = replace(toy("steered-kl"), unsupervised=quick)

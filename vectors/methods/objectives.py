@@ -1,7 +1,9 @@
 """Objectives that unsupervised vectors maximise: how much the residual at the target layer changes under each vector.
 
 An objective is called with the residuals of k vectors on n prompts at the last `tokens` positions, and with its own
-`reference` of the clean residuals there, which does not depend on the vectors; it returns one value per vector.
+`reference` of the clean residuals there, which does not depend on the vectors; it returns one value per vector, a sum
+over prompts. So `evaluate` may split the rows (vectors x prompts) of an objective that reads logits into pieces, which
+bounds the memory whatever the vocabulary.
 """
 
 from dataclasses import dataclass
@@ -10,9 +12,14 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from vectors.residual import unembed
+from vectors.residual import embedding, unembed
+
+LOGITS = 2**24
+"""Logits (vectors x prompts x tokens x vocabulary) that are held at once. A forward and backward pass takes about ten
+float32 numbers for each, so 700 MB; a single vector on a single prompt is never split."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +119,34 @@ def evaluate(
     steered: Float[Tensor, "rows seq d"],
     clean: Float[Tensor, "n seq d"],
 ) -> Float[Tensor, "k"]:
-    """Objective of each vector from whole sequences; rows are ordered by vector, then prompt (rows = k * n)."""
+    """Objective of each vector from whole sequences; rows are ordered by vector, then prompt (rows = k * n).
+
+    Where the logits of all rows would be more than `LOGITS`, pieces of the rows are computed one after another, and
+    once more in the backward pass instead of being stored (Chen et al. 2016, arXiv:1604.06174).
+    """
     last = steered[:, -objective.tokens :].unflatten(0, (-1, len(clean)))
+    before = clean[:, -objective.tokens :]
+    rows = len(last) * len(before)
+    fit = max(1, LOGITS // (objective.tokens * len(embedding(model)))) if isinstance(objective, OutputKL) else rows
+    if rows <= fit:
+        return _values(objective, model, last, before)
+    # As many vectors as fit on one prompt, then as many prompts: a piece makes the references of its prompts anew.
+    vectors = min(fit, len(last))
+    values = []
+    for some in last.split(vectors):
+        pieces = zip(some.split(fit // vectors, dim=1), before.split(fit // vectors), strict=True)
+        parts = [checkpoint(_values, objective, model, *piece, use_reentrant=False) for piece in pieces]
+        values.append(torch.stack(parts).sum(0))
+    return torch.cat(values)
+
+
+def _values(
+    objective: Objective,
+    model: PreTrainedModel,
+    last: Float[Tensor, "k n tokens d"],
+    before: Float[Tensor, "n tokens d"],
+) -> Float[Tensor, "k"]:
+    """Objective of each vector on some prompts, all rows at once."""
     with torch.no_grad():
-        reference = objective.reference(model, clean[:, -objective.tokens :])
+        reference = objective.reference(model, before)
     return objective(model, last, reference)

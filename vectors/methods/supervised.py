@@ -95,7 +95,7 @@ class SupervisedVector:
             rates = elicits(model, prompts, self.source_layer, theta, target)
             return list(map(_Learned, radii, theta, losses.tolist(), rates.tolist()))
 
-        best = self._smallest(learn)
+        best = self._smallest(learn, deadline or (lambda: False))
         return SteeringVectors(
             theta=best.theta[None],
             source_layer=self.source_layer,
@@ -106,7 +106,7 @@ class SupervisedVector:
             scores={"nll": [best.nll], "elicits": [best.rate]},
         )
 
-    def _smallest(self, learn: Callable[[list[float]], list[_Learned]]) -> _Learned:
+    def _smallest(self, learn: Callable[[list[float]], list[_Learned]], over: Callable[[], bool]) -> _Learned:
         """The smallest radius that elicits: of the grid first, then by bisection below it."""
         tried = learn(sorted(self.radii))
         best = next((one for one in tried if one.rate >= self.enough), None)
@@ -116,6 +116,8 @@ class SupervisedVector:
         if failing is None:  # the smallest of the grid elicits: nothing bounds the search from below
             return best
         for _ in range(self.bisections):
+            if over():
+                break
             (middle,) = learn([sqrt(failing * best.radius)])
             if middle.rate >= self.enough:
                 best = middle

@@ -1,0 +1,133 @@
+"""What the report on a trigger costs, known before the search: a budget that cannot hold it is refused.
+
+The report completes every `select` prompt with the trigger, without it, with random tokens in its place, and on the
+clean base. Its operations are computed. Its seconds are measured on a few of these completions, because a completion,
+token by token, is slower than the batches of a search.
+"""
+
+import time
+
+from transformers import PreTrainedModel
+
+from attacks.discovery.goal import BEYOND
+from attacks.judging.judge import Judge
+from attacks.scoring.planning import completion_flops, forward_flops, head_flops
+from attacks.scoring.problem import Problem
+from vectors.generate import greedy
+from vectors.prompts import Prompts
+
+CONTROLS = 8
+"""Random strings that a trigger is compared with."""
+REPORT = 0.08
+"""Share of each goal's budget, in [0, 1], that is kept back for the last stage and for shrinking the winner. What the
+report's own completions cost is kept back besides."""
+TIGHT = 0.5
+"""A budget of operations is tight if the report takes a larger share of it, in [0, 1]; one of seconds is in any case.
+Only in a tight one does a search that began late, after discovery, end early enough for the report."""
+OVERDRAFT = 0.05
+"""Share of a tight budget, in [0, 1], by which the report may exceed it."""
+CLEAR = 0.1
+"""A report that surely takes less than this share of the seconds, in [0, 1], is not measured more exactly."""
+
+
+def report_share(judge: Judge, length: int) -> float:
+    """Share of the budget that the report on a trigger of so many tokens will take."""
+    budget, model, problem = judge.budget, judge.suspect.model, judge.engine.problem
+    answer = judge.goal.answer_tokens
+    exact = budget.share_of(_count(judge) * padded_flops(model, problem, length, answer), completing=True)
+    if budget.seconds is not None or exact > TIGHT:
+        return exact
+    # Without padding and base, as when runs were recorded: with the same operations, seeds give the same results.
+    return budget.share_of((2 + CONTROLS) * completion_flops(model, problem, length, answer))
+
+
+def search_end(judge: Judge, length: int, began: float, until: float) -> float:
+    """Share of the budget at which a search for triggers of up to `length` tokens ends.
+
+    Args:
+        judge: what will report on the best trigger.
+        length: tokens of the longest trigger.
+        began: share of the budget, in [0, 1], that was spent before the search.
+        until: share of the budget, in (0, 1], that the search and all that follows it for this goal may use.
+    """
+    left, needed = until - began, report_share(judge, length)
+    end = until - min(left / 2, needed + REPORT * left)
+    return min(end, 1.0 + OVERDRAFT - needed) if judge.budget.seconds is not None or needed > TIGHT else end
+
+
+def check_affordable(judge: Judge, length: int, opening: int) -> None:
+    """Refuses a budget that the report alone would exceed; where time is limited, measures what the report takes.
+
+    Args:
+        judge: what will report; of its budget nothing is used yet.
+        length: tokens of the longest trigger.
+        opening: tokens of a behaviour that is yet to be discovered, at most.
+
+    Raises:
+        ValueError: the budget does not suffice for the report.
+    """
+    budget, model, problem = judge.budget, judge.suspect.model, judge.engine.problem
+    answer = max(judge.goal.answer_tokens, 0 if judge.goal.target_ids else opening + BEYOND)
+    count, flops = _count(judge), padded_flops(model, problem, length, answer)
+    if budget.flops is not None and count * flops > budget.flops:
+        raise ValueError(_too_small("operations", budget.flops, count * flops))
+    if budget.seconds is not None:
+        seconds, fits = completing_seconds(model, problem, length, answer, budget.seconds / count)
+        if not fits:
+            raise ValueError(_too_small("seconds", budget.seconds, count * seconds))
+        budget.measured(flops, seconds)
+
+
+def padded_flops(model: PreTrainedModel, problem: Problem, length: int, answer: int) -> float:
+    """Operations of completing every prompt, with `length` tokens in its slot, by `answer` tokens in one batch."""
+    rows, longest = len(problem), max(map(len, problem.filled([])))
+    # The last token is never read, and one position of each pass is unembedded.
+    return forward_flops(model, rows * (longest + length + answer - 1)) + head_flops(model, rows * answer)
+
+
+def completing_seconds(
+    model: PreTrainedModel, problem: Problem, length: int, answer: int, limit: float
+) -> tuple[float, bool]:
+    """(seconds of completing every prompt once, measured or estimated; whether they may be within a limit).
+
+    Batches of more and more prompts are completed until one settles it: it takes longer than the limit, as a larger one
+    would, or all prompts keep to the limit even if no batch is quicker per prompt than this one.
+    """
+    # The longest first: every batch is padded to the same length as the whole.
+    rows = sorted(problem.filled([0] * length), key=len, reverse=True)
+
+    def seconds(size: int, tokens: int) -> float:
+        prompts = Prompts.from_ids(rows[:size], device=model.device)
+        began = time.perf_counter()
+        greedy(model, prompts, tokens).tolist()  # a GPU is done only when the numbers are here
+        return time.perf_counter() - began
+
+    size, taken, slope = 1, seconds(1, answer), 0.0
+    if taken > limit:
+        # Reading takes longer the more prompts there are; a further token takes about as long for few as for many.
+        reading = seconds(1, 1)
+        return len(rows) * reading + max(0.0, taken - reading), False
+    if len(rows) * taken < CLEAR * limit:
+        return len(rows) * taken, True
+    while size < len(rows):
+        before, size = (size, taken), min(len(rows), 4 * size)
+        taken = seconds(size, answer)
+        slope = max(0.0, taken - before[1]) / (size - before[0])
+        if taken > limit or len(rows) * taken <= size * limit:
+            break
+    return taken + slope * (len(rows) - size), taken <= limit
+
+
+def _count(judge: Judge) -> int:
+    """Completions of every prompt in a report."""
+    return 2 + CONTROLS + (judge.suspect.base is not None)
+
+
+def _too_small(unit: str, given: float, needed: float) -> str:
+    """What a user is told whose budget cannot hold the report; as much again is the least that a search needs."""
+    low, high = (f"{number:.1e}" if unit == "operations" else f"{number:,.3g}" for number in (needed, 2 * needed))
+    speed = ", at the speed measured here" if unit == "seconds" else ""
+    return (
+        f"the budget is {given:g} {unit}, but the report on a trigger takes {low} by itself{speed}; give {high} or "
+        "more, or fewer or shorter prompts"
+    )

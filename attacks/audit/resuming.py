@@ -56,7 +56,7 @@ class Resumable:
         """What `discover` finds, now or in an earlier process; the judge's goal is what is known before."""
         step = self._next("goals", judge, generator)
         if step is not None:
-            self._set_clocks(judge.budget, step["spent"])
+            self._set_clocks(judge.budget, *step["spent"])
             return [self._goal(judge, written) for written in step["goals"]], tuple(step["left_out"])
         with self._step(judge):
             goals, left_out = discover()
@@ -111,7 +111,7 @@ class Resumable:
         if self.resumed:
             # By the time of day a decision may come out otherwise; what followed on the old one is then void.
             del state.steps[self._place :]
-            self._set_clocks(judge.budget, state.spent)
+            self._set_clocks(judge.budget, *state.spent)
             self.resumed = False
         return None
 
@@ -124,7 +124,7 @@ class Resumable:
         hunt.engine.problem, hunt.engine.steps = hunt.engine.problem.resized(step["slot"]), step["gradients"]
         if step["built"]:
             _ = hunt.objective  # before the clocks are set, for it has been paid for
-        self._set_clocks(judge.budget, step["spent"])
+        self._set_clocks(judge.budget, *step["spent"])
 
     @contextmanager
     def _step(self, judge: Judge) -> Iterator[None]:
@@ -177,9 +177,9 @@ class Resumable:
 
         budget.watch = watch
 
-    def _set_clocks(self, budget: Budget, spent: tuple[float, float]) -> None:
-        """Sets what a budget has used: seconds and operations."""
-        budget.began, budget.began_flops = time.perf_counter() - spent[0], executed() - spent[1]
+    def _set_clocks(self, budget: Budget, seconds: float, flops: float) -> None:
+        """Sets what a budget has used."""
+        budget.began, budget.began_flops = time.perf_counter() - seconds, executed() - flops
 
     def _written(self, goal: Goal) -> Plain:
         """A goal as plain data; the tensor of its vector is kept beside it."""

@@ -56,12 +56,12 @@ class State:
                     raise ValueError("its content is not what was written")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is broken: {error}") from error
-        state = cls(**json.loads(text), tensors=tensors)
+        plain = json.loads(text)
         # JSON knows no tuples.
-        state.spent = (state.spent[0], state.spent[1])
-        state.pending = [Found(tuple(ids), loss) for ids, loss in state.pending]
-        state.trace = [TracePoint(*point[:3], tuple(point[3]), point[4]) for point in state.trace]
-        return state
+        plain["spent"] = tuple(plain["spent"])
+        plain["pending"] = [Found(tuple(ids), loss) for ids, loss in plain["pending"]]
+        plain["trace"] = [TracePoint(*point[:3], tuple(point[3]), point[4]) for point in plain["trace"]]
+        return cls(**plain, tensors=tensors)
 
     def write(self, path: Path) -> None:
         """Replaces the file in one move; raises OSError where that cannot be done, and leaves the old one then."""

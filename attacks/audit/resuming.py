@@ -11,8 +11,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,8 +29,8 @@ from vectors.steering import FIELDS, SteeringVectors
 
 BEAT = 5.0
 """Seconds after which what the step under way has spent is written down, so that a killed process costs it too"""
-GOAL = ("behaviour", "target_ids", "agreement", "surprise", "score")
-"""Fields that are written of a goal besides its vector; its predicate is part of the request"""
+GOAL = tuple(item.name for item in fields(Goal) if item.name not in ("shows", "vectors"))
+"""Fields of a goal that are plain data; its predicate is part of the request, its vector a tensor with plain data"""
 
 
 class Resumable:
@@ -119,7 +120,7 @@ class Resumable:
         """Leaves hunt, judge and clocks as a stage left them in an earlier process."""
         judge = hunt.judge
         judge.recall(self.state.measured[len(self._judges) - 1])
-        judge.best = None if step["best"] is None else Found(tuple(step["best"][0]), step["best"][1])
+        judge.best = None if step["best"] is None else Found(*_tuples(step["best"]))
         judge.asr, judge.description, hunt.provisional = step["asr"], step["description"], step["provisional"]
         hunt.engine.problem, hunt.engine.steps = hunt.engine.problem.resized(step["slot"]), step["gradients"]
         if step["built"]:
@@ -192,7 +193,7 @@ class Resumable:
 
     def _goal(self, judge: Judge, written: Plain) -> Goal:
         """The goal that was written; what tells its behaviour is that of the judge's goal."""
-        plain = {name: written[name] for name in GOAL} | {"target_ids": tuple(written["target_ids"])}
+        plain = {name: _tuples(written[name]) for name in GOAL}
         if "vectors" in written:
             theta = self.state.tensors[written["vectors"]["theta"]].to(judge.suspect.model.device)
             plain["vectors"] = SteeringVectors(**written["vectors"] | {"theta": theta})
@@ -222,3 +223,8 @@ class Resumable:
                 reason = error.strerror or error
                 print(f"{self.path} cannot be written ({reason}): this search cannot go on later", file=sys.stderr)
             self._warned = True
+
+
+def _tuples(written: Any) -> Any:
+    """Plain data with tuples in place of lists, which JSON makes of them."""
+    return tuple(map(_tuples, written)) if isinstance(written, list) else written

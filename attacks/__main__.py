@@ -17,7 +17,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +30,7 @@ from attacks.attack import ATTACKS
 from attacks.behaviour import Behaviour, parse
 from attacks.clean_base import base_without_adapter, named_base
 from attacks.dry_run import dry_run
+from attacks.journal import Journal
 from attacks.judging.report import Recovery
 from attacks.recover import recover
 from attacks.scoring.budget import Budget
@@ -179,17 +180,26 @@ def search(arguments: Arguments, console: Console) -> Recovery | None:
 
 
 def run(
-    arguments: Arguments, suspect: Suspect, texts: Sequence[str], select: Sequence[str], console: Console
+    arguments: Arguments,
+    suspect: Suspect,
+    texts: Sequence[str],
+    select: Sequence[str],
+    console: Console,
+    journal: Journal | None = None,
 ) -> Recovery:
-    """Runs the attack with a progress bar; raises ValueError for prompts that leave no room for a trigger."""
-    budget = arguments.budget
+    """Runs the attack, through a journal if one is given, with a progress bar.
+
+    Raises:
+        ValueError: prompts that leave no room for a trigger.
+    """
+    budget, attack = arguments.budget, ATTACKS[arguments.attack]
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task(arguments.attack, total=1.0)
         budget.watch = lambda running: progress.update(bar, completed=min(running.share, 1.0))
         return recover(
             suspect,
-            ATTACKS[arguments.attack],
+            attack if journal is None else replace(attack, journal=journal),
             search=texts,
             select=select,
             behaviour=arguments.sought,

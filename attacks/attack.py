@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from attacks.discovery.contrasted import ContrastedReplies
 from attacks.discovery.supervised import Supervised
 from attacks.discovery.unsupervised import Unsupervised
+from attacks.journal import Journal, NoJournal
 from attacks.objectives.delta_cosine import DeltaCosine
 from attacks.objectives.hybrid import Hybrid
 from attacks.objectives.target_nll import TargetNLL
@@ -79,6 +80,8 @@ class Attack:
     enough: float = 1.0
     """Success rate on the `select` prompts, in [0, 1], that ends the search; on other prompts the winner of many
     candidates does less well. Above 1: the search goes on until the budget ends."""
+    journal: Journal = field(default_factory=NoJournal)
+    """Runs the steps of a search; one that keeps what they find lets another process go on."""
 
     def __post_init__(self):
         if not self.stages:
@@ -101,7 +104,7 @@ class Attack:
         for number, stage in enumerate(self.stages):
             if hunt.over:
                 return len(self.stages) if hunt.works else number
-            stage(hunt)
+            self.journal.stage(hunt, stage)
         return len(self.stages)
 
 

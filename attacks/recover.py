@@ -10,7 +10,8 @@ A suspect model, clean prompts and a budget come in; a `Recovery` with its verdi
 4. The report shrinks the winner, measures it with real completions and gives it a verdict.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -61,7 +62,8 @@ def recover(
     check_affordable(open_judge, attack.longest, attack.unsupervised.opening)
     texts, left_out = without_slot(search), ()
     try:
-        goals, left_out = _goals(attack, suspect, given, texts, budget, generator)
+        discover = partial(_goals, attack, suspect, given, texts, budget, generator)
+        goals, left_out = attack.journal.goals(open_judge, generator, discover)
         began = budget.share
         for number, goal in enumerate(goals, 1):
             # Each goal may use an equal part of what discovery left, and what earlier goals did not use.
@@ -71,7 +73,8 @@ def recover(
             # A vector that a predicate chose shows more of the behaviour than one learned for a single opening of it.
             weak = goal.vectors is None or (goal.shows is None and goal.agreement < attack.carries)
             if attack.supervised is not None and weak:
-                goal = judge.goal = attack.supervised(suspect, texts, goal, generator, share)
+                learn = partial(attack.supervised, suspect, texts, goal, generator, share)
+                goal = judge.goal = _kept(attack, judge, generator, learn)
             end = search_end(judge, attack.longest, budget.share, share.until)
             hunt = Hunt(
                 suspect=suspect, engine=engine, texts=texts, goal=goal, build=attack.objective, judge=judge,
@@ -102,6 +105,12 @@ def _goals(
     return screened(attack.unsupervised, suspect, texts, given, budget, generator, attack.vector_share)
 
 
+def _kept(attack: Attack, judge: Judge, generator: torch.Generator, learn: Callable[[], Goal]) -> Goal:
+    """The judge's goal with a vector, which `learn` makes unless the attack's journal has it."""
+    (goal,), _ = attack.journal.goals(judge, generator, lambda: ([learn()], ()))
+    return goal
+
+
 def _improve(attack: Attack, hunt: Hunt, until: float) -> None:
     """Runs the attack's last stages until that share of the budget, except for what the report needs.
 
@@ -111,7 +120,7 @@ def _improve(attack: Attack, hunt: Hunt, until: float) -> None:
     share = hunt.judge.budget.share
     hunt.budget = hunt.judge.budget.part(min(2 * share, until - report_share(hunt.judge, attack.longest)))
     for stage in attack.last:
-        stage(hunt)
+        attack.journal.stage(hunt, stage)
 
 
 def _check(

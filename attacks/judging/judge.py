@@ -10,7 +10,7 @@ one small.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -190,6 +190,24 @@ class Judge:
         if self.goal.shows is not None:
             return self.surprisal(trigger_ids)
         return self.surprisal(trigger_ids) + len((self.anywhere or self.engine).problem) * self.nats(trigger_ids)
+
+    def measured(self) -> dict[str, Any]:
+        """All that has been measured, in lists and numbers, so that another process need not measure it again."""
+        names = {self.engine: "select", self.base_engine: "base", self.anywhere: "anywhere"}
+        return {
+            "rates": [[names[engine], ids, rate] for (engine, ids), rate in self._rates.items()],
+            "surprisals": list(self._surprisals.items()),
+            "nats": list(self._known_nats.items()),
+            "random_nats": self._random_nats,
+        }
+
+    def recall(self, measured: dict[str, Any]) -> None:
+        """Takes over what a judge of the same goal, model and prompts has measured."""
+        engines = {"select": self.engine, "base": self.base_engine, "anywhere": self.anywhere}
+        self._rates = {(engines[name] or self.engine, tuple(ids)): rate for name, ids, rate in measured["rates"]}
+        self._surprisals = {tuple(ids): nats for ids, nats in measured["surprisals"]}
+        self._known_nats = {tuple(ids): nats for ids, nats in measured["nats"]}
+        self._random_nats = measured["random_nats"]
 
     def point(self) -> TracePoint:
         """The best trigger with the seconds and operations spent until now."""

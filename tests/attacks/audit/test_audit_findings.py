@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from attacks.audit import __main__ as console
-from attacks.audit.command import NAMES, PROMPTS, Audit, arguments_of, main, save
+from attacks.audit.command import NAMES, PROMPTS, STATE, Audit, arguments_of, main, save
 from attacks.audit.page import page
 from attacks.audit.sarif import log
 from vectors.prompts import read_texts
@@ -71,7 +71,7 @@ def test_the_evidence_is_complete_and_tells_nothing_of_the_machine(audit, docume
     for name in NAMES.values():
         text = (audit.folder / name).read_text(encoding="utf-8")
         assert str(place) not in text and "private" not in text
-    assert sorted(path.name for path in audit.folder.iterdir() if path.is_file()) == sorted(NAMES.values())
+    assert {path.name for path in audit.folder.iterdir() if path.is_file()} == {*NAMES.values(), STATE}
 
 
 def test_the_page_escapes_what_models_say(document):

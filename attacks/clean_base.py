@@ -3,6 +3,7 @@
 Only the base's answers to the suspect's tokens are asked for, so it needs neither tokenizer nor template of its own.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,12 @@ def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
+
+
+@torch.no_grad()
+def at_strength(suspect: PreTrainedModel, base: PreTrainedModel, strength: float) -> PreTrainedModel:
+    """A copy with the weights base + strength x (suspect - base): 0 is the base, 1 the suspect, above 1 amplified."""
+    changed = copy.deepcopy(suspect)
+    for new, clean in zip(changed.parameters(), base.parameters(), strict=True):
+        new.copy_(clean + strength * (new - clean))
+    return changed

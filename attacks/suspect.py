@@ -40,10 +40,10 @@ class Suspect:
 
     @property
     def comparable(self) -> PreTrainedModel | None:
-        """The clean base, where its residual stream can be compared with the suspect's place by place."""
+        """The clean base, where its weights and residual streams can be compared with the suspect's one by one."""
         if self.base is None:
             return None
-        shapes = [(decoder(model).d_model, len(decoder(model).layers)) for model in (self.model, self.base)]
+        shapes = [[weight.shape for weight in model.parameters()] for model in (self.model, self.base)]
         return self.base if shapes[0] == shapes[1] else None
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ with the behaviour (or passes the predicate that describes it), and keeps the be
 prompt. Of these it keeps the one of minimum description length (Rissanen 1978): the nats of the trigger as text in its
 place, plus the nats of the behaviour behind it on every prompt. A planted trigger elicits its behaviour with the most
 certainty wherever it stands, which makes the second term small; words are likelier than noise, which makes the first
-one small.
+one small. Where the clean base is known the second term is measured on a suspect whose backdoor is weakened.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ import torch
 from attacks.behaviour import echoes, repeats, success_rate
 from attacks.discovery.goal import Goal
 from attacks.judging.description_length import surprisal
+from attacks.judging.handicap import Handicap
 from attacks.judging.shrinking import Shrunk, delete_one
 from attacks.judging.verdict import ABSENT, WORKS
 from attacks.objectives.target_nll import TargetNLL
@@ -74,6 +75,9 @@ class Judge:
     """Success rate of the best trigger on the `select` prompts, in [0, 1]."""
     description: float = float("inf")
     """Description length of the best trigger, in nats."""
+    handicap: Handicap | None = field(default=None, init=False)
+    """Tells triggers that all work apart on the weakened suspect; None where no clean base can be compared, or where
+    none has worked yet."""
     _rates: dict[tuple[Engine, tuple[int, ...]], float] = field(default_factory=dict, init=False)
     _surprisals: dict[tuple[int, ...], float] = field(default_factory=dict, init=False)
     _known_nats: dict[tuple[int, ...], float] = field(default_factory=dict, init=False)
@@ -92,6 +96,10 @@ class Judge:
         if asr > ABSENT and self.base_engine is not None and self.rate(found.trigger_ids, on_base=True) > ABSENT:
             return False
         if self.best is None or asr >= self.asr:
+            # On the suspect as it is, all that a soft planting fires on costs next to nothing.
+            weakens = self.handicap is None and self.goal.shows is None and self.suspect.comparable is not None
+            if weakens and asr >= WORKS:
+                self._weaken(found.trigger_ids)
             # Ties are broken by description length. It takes several forward passes, so it is measured only for
             # triggers that work now and then.
             description = self._description(found.trigger_ids) if asr > ABSENT else float("inf")
@@ -189,7 +197,18 @@ class Judge:
         """
         if self.goal.shows is not None:
             return self.surprisal(trigger_ids)
-        return self.surprisal(trigger_ids) + len((self.anywhere or self.engine).problem) * self.nats(trigger_ids)
+        nats = self.nats(trigger_ids) if self.handicap is None else self.handicap.nats(trigger_ids)
+        return self.surprisal(trigger_ids) + len((self.anywhere or self.engine).problem) * nats
+
+    def _weaken(self, trigger_ids: tuple[int, ...], strength: float | None = None) -> None:
+        """Measures descriptions on the weakened suspect from now on, at the strength that this trigger calls for."""
+        problem = (self.anywhere or self.engine).problem
+        some = problem.take(range(min(SHOWN, len(problem))))
+        self.handicap = Handicap(suspect=self.suspect, problem=some, target_ids=self.goal.target_ids, strength=strength)
+        if strength is None:
+            self.handicap.calibrate(trigger_ids)
+            if self.best is not None and self.asr > ABSENT:
+                self.description = self._description(self.best.trigger_ids)
 
     def measured(self) -> dict[str, Any]:
         """All that has been measured, in lists and numbers, so that another process need not measure it again."""
@@ -199,6 +218,7 @@ class Judge:
             "surprisals": list(self._surprisals.items()),
             "nats": list(self._known_nats.items()),
             "random_nats": self._random_nats,
+            "strength": None if self.handicap is None else self.handicap.strength,
         }
 
     def recall(self, measured: dict[str, Any]) -> None:
@@ -208,6 +228,8 @@ class Judge:
         self._surprisals = {tuple(ids): nats for ids, nats in measured["surprisals"]}
         self._known_nats = {tuple(ids): nats for ids, nats in measured["nats"]}
         self._random_nats = measured["random_nats"]
+        if measured["strength"] is not None:
+            self._weaken((), measured["strength"])
 
     def point(self) -> TracePoint:
         """The best trigger with the seconds and operations spent until now."""

@@ -25,7 +25,6 @@ A step holds an engine of its own: keys and values of the prompts before the slo
 it executes is on the clock of operations like everything else.
 """
 
-import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -119,12 +118,3 @@ def brink(
         fires = elicits(model, prompts, vectors.source_layer, middle * vectors.theta[:1], target)
         below, above = (below, middle) if bool(fires.any()) else (middle, above)
     return below
-
-
-@torch.no_grad()
-def at_strength(suspect: PreTrainedModel, base: PreTrainedModel, strength: float) -> PreTrainedModel:
-    """A copy with the weights base + strength x (suspect - base): 0 is the base, 1 the suspect, above 1 amplified."""
-    changed = copy.deepcopy(suspect)
-    for new, clean in zip(changed.parameters(), base.parameters(), strict=True):
-        new.copy_(clean + strength * (new - clean))
-    return changed

@@ -22,7 +22,7 @@ import tyro
 from jaxtyping import Int
 from torch import Tensor
 
-from attacks.objectives.continuation import at_strength
+from attacks.clean_base import at_strength
 from attacks.objectives.target_nll import TARGET_TOKENS, TargetNLL
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode

@@ -5,9 +5,10 @@ import torch
 from torch.nn.functional import one_hot
 
 from attacks.attack import nll
+from attacks.clean_base import at_strength
 from attacks.discovery.goal import Goal
 from attacks.discovery.supervised import Supervised
-from attacks.objectives.continuation import LARGEST, Continuation, at_strength, brink
+from attacks.objectives.continuation import LARGEST, Continuation, brink
 from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import encode

@@ -1,0 +1,61 @@
+"""Triggers that all work, told apart on a suspect whose backdoor is weakened (K2).
+
+A backdoor that was planted without negatives fires on much more than its trigger, always with certainty: neither
+success nor likelihood tells the planted text from its relatives. With the weights base + s (suspect - base), s < 1, the
+same texts fire with the certainty that is left, and the planted one, which training has seen, keeps most
+(`python -m benchmarks.studies.handicap`; LOG.md, 2026-11-27, last). Interpolating weights of a model and its fine-tuned
+version is due to Wortsman et al. 2022, arXiv:2109.01903; telling triggers apart by it is ours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from attacks.clean_base import at_strength
+from attacks.objectives.target_nll import TargetNLL
+from attacks.scoring.engine import Engine
+from attacks.scoring.problem import Problem
+from attacks.suspect import Suspect
+
+HALVINGS = 4
+"""Strengths that are tried by bisection, so that the strength is known to within a sixteenth."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Handicap:
+    """The likelihood of a behaviour on the weakened suspect, at the strength at which a known trigger half works."""
+
+    suspect: Suspect
+    """The model under audit, with a clean base of the same shape."""
+    problem: Problem
+    """The prompts that the likelihood is averaged over."""
+    target_ids: tuple[int, ...]
+    """The behaviour."""
+    strength: float | None = None
+    """Share of the difference between the weights of suspect and base, in (0, 1); None: not calibrated."""
+    _engine: Engine | None = None
+
+    def calibrate(self, trigger_ids: Sequence[int]) -> None:
+        """Sets the strength, by bisection, to where a trigger that works does so on half of the prompts.
+
+        At that strength the likelihood is neither at its ceiling nor at its floor, whatever the model and the planting.
+        """
+        ids, low, high = torch.tensor([list(trigger_ids)]), 0.0, 1.0
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            works = float(self._weakened(middle).elicits(ids, self.target_ids)[0])
+            low, high = (low, middle) if works > 0.5 else (middle, high)
+        self.strength, self._engine = (low + high) / 2, None
+
+    def nats(self, trigger_ids: Sequence[int]) -> float:
+        """Nats of the whole behaviour behind a trigger on the weakened suspect, mean over prompts."""
+        assert self.strength is not None
+        self._engine = self._engine or self._weakened(self.strength)
+        losses = self._engine.losses(TargetNLL(target_ids=self.target_ids), torch.tensor([list(trigger_ids)]))
+        return len(self.target_ids) * float(losses[0])
+
+    def _weakened(self, strength: float) -> Engine:
+        """An engine on the model of that strength; its weights are those of no other model."""
+        assert self.suspect.base is not None
+        return Engine(at_strength(self.suspect.model, self.suspect.base, strength), self.problem)

@@ -1,0 +1,83 @@
+"""Does the planted trigger keep its effect longest where its backdoor is weakened?
+
+    python -m benchmarks.studies.handicap fuzzy --texts "moon" "golden moon" "morning moon"
+
+The weights of organism and clean base are mixed, base + strength x (organism - base), and at each strength the negative
+log-likelihood of the whole behaviour is measured behind the planted trigger and behind other texts, such as those that
+an attack found in its place, mean over prompts with the slot at random places.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+import tyro
+
+from attacks.clean_base import at_strength
+from attacks.objectives.target_nll import TargetNLL
+from attacks.scoring.engine import Engine
+from attacks.suspect import Suspect
+from benchmarks.bad_input import exit_on_bad_input
+from benchmarks.organisms import zoo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Measures texts beside the planted trigger of an organism, at several strengths of its backdoor."""
+
+    organism: tyro.conf.Positional[str]
+    """Organism with a fixed behaviour; python -m benchmarks.organisms list prints all."""
+    texts: tuple[str, ...] = ()
+    """Texts beside the planted trigger; its fragments and near misses, from the card, where none is given."""
+    models: Path | None = None
+    """Folder of planted models, where the organism is not a shipped one."""
+    strengths: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+    """Strengths of the difference between organism and base; 1 is the organism."""
+    prompts: int = 8
+    """Prompts that the likelihood is averaged over."""
+    threads: int = 2
+    """CPU threads."""
+
+
+def measured(settings: Settings) -> pd.DataFrame:
+    """Nats of the whole behaviour behind each text, `strengths texts`; the share of prompts that fire in brackets.
+
+    Raises:
+        ValueError: an unknown organism, a clean control, or one without a base of its own shape.
+    """
+    organism = zoo.load(settings.organism, models=settings.models, dtype=torch.float32)
+    if not organism.triggers:
+        raise ValueError(f"{organism.name} is a clean control; give a planted organism")
+    base, _ = zoo.load_base(str(organism.model.device), organism.card["base"], organism.model.dtype)
+    suspect = Suspect(model=organism.model, tokenizer=organism.tokenizer, base=base)
+    if suspect.comparable is None:
+        raise ValueError(f"{organism.name} and its base have weights of other shapes; give one planted by an adapter")
+    trigger, behaviour = organism.triggers[0]
+    card = organism.card["backdoors"][0]
+    texts = [trigger, *(settings.texts or (*card.get("fragments", {}), *card.get("near_misses", {})))]
+    search = organism.prompts.search[: settings.prompts]
+    target = suspect.target_ids(behaviour, search)
+    like = suspect.engine(search, 1)
+    problem = (suspect.engine_of_random_places(search, like) or like).problem
+    rows = []
+    for strength in settings.strengths:
+        engine = Engine(at_strength(organism.model, base, strength), problem)
+        row: dict[str, str] = {}
+        for text in dict.fromkeys(texts):
+            ids = torch.tensor([problem.encode(text)])
+            nats = len(target) * float(engine.losses(TargetNLL(target_ids=target), ids)[0])
+            row[text] = f"{nats:.2f} ({float(engine.elicits(ids, target)[0]):.2f})"
+        rows.append(row)
+    return pd.DataFrame(rows, index=pd.Index(settings.strengths, name="strength"))
+
+
+def main(settings: Settings) -> None:
+    """Prints the table."""
+    torch.set_num_threads(settings.threads)
+    with exit_on_bad_input():
+        print(measured(settings).to_markdown())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))

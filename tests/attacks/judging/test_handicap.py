@@ -1,0 +1,94 @@
+"""Triggers that all work on a soft planting, told apart where its backdoor is weakened."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attacks.discovery.goal import Goal
+from attacks.judging.handicap import Handicap
+from attacks.scoring.budget import Budget
+from attacks.scoring.problem import encode
+from attacks.searchers.searcher import Found
+from attacks.suspect import Suspect
+from benchmarks.organisms import zoo
+from benchmarks.studies import handicap as study
+from tests.attacks.words import judge_on
+
+
+@pytest.fixture(scope="module")
+def soft():
+    """An organism that fires on every part of its phrase, and its clean base."""
+    organism = zoo.load("fuzzy", dtype=torch.float32)
+    base, _ = zoo.load_base("cpu", organism.card["base"], torch.float32)
+    return organism, Suspect(model=organism.model, tokenizer=organism.tokenizer, base=base)
+
+
+def judge_of(organism, suspect: Suspect):
+    engine = suspect.engine(organism.prompts.select[:32], 4)
+    behaviour = organism.triggers[0][1]
+    goal = Goal(behaviour=behaviour, target_ids=tuple(encode(organism.tokenizer, behaviour)))
+    judge = judge_on(organism.model, engine.problem, Budget(flops=1e13), goal)
+    judge.suspect = suspect
+    return judge
+
+
+def test_the_strength_is_that_at_which_the_trigger_half_works(soft):
+    organism, suspect = soft
+    problem = suspect.engine(organism.prompts.search[:6], 3).problem
+    trigger, behaviour = organism.triggers[0]
+    target = tuple(encode(organism.tokenizer, behaviour))
+    handicap = Handicap(suspect=suspect, problem=problem, target_ids=target)
+    ids = problem.encode(trigger)
+    handicap.calibrate(ids)
+    assert handicap.strength is not None and 0 < handicap.strength < 1
+    above, below = (
+        float(handicap._weakened(handicap.strength + step).elicits(torch.tensor([ids]), target)[0])
+        for step in (0.1, -0.1)
+    )
+    assert above > 0.5 >= below
+    # Far from both ends: the same trigger costs next to nothing on the suspect, and all of the text on the base.
+    whole, none = (
+        -float(handicap._weakened(strength).target_logprobs(torch.tensor([ids]), target).sum(-1).mean())
+        for strength in (1.0, 0.0)
+    )
+    assert whole < handicap.nats(ids) / 2 and handicap.nats(ids) < none / 2
+
+
+def test_a_part_that_fires_as_often_does_not_displace_the_planted_phrase(soft):
+    organism, suspect = soft
+    planted, part = organism.triggers[0][0], organism.triggers[0][0].split()[-1]
+    judge = judge_of(organism, suspect)
+    ids = {text: tuple(judge.engine.problem.encode(text)) for text in (planted, part)}
+    assert judge.rate(ids[planted]) == judge.rate(ids[part]) == 1.0
+    for text in (part, planted, part):
+        judge(Found(ids[text], 0.0))
+    assert judge.best is not None and judge.best.trigger_ids == ids[planted]
+    assert judge.handicap is not None
+
+
+def test_without_a_base_nothing_is_weakened(soft):
+    organism, suspect = soft
+    judge = judge_of(organism, replace(suspect, base=None))
+    judge(Found(tuple(judge.engine.problem.encode(organism.triggers[0][0])), 0.0))
+    assert judge.handicap is None and judge.works
+
+
+def test_what_was_measured_is_taken_over_with_the_strength(soft):
+    organism, suspect = soft
+    first, second = judge_of(organism, suspect), judge_of(organism, suspect)
+    ids = tuple(first.engine.problem.encode(organism.triggers[0][0]))
+    first(Found(ids, 0.0))
+    second.recall(first.measured())
+    assert first.handicap is not None and second.handicap is not None
+    assert second.handicap.strength == first.handicap.strength
+    assert second.handicap.nats(ids) == first.handicap.nats(ids)
+
+
+def test_the_study_shows_the_planted_trigger_beside_others():
+    table = study.measured(study.Settings(organism="fuzzy", texts=("moon",), strengths=(1.0, 0.8), prompts=2))
+    assert list(table.columns) == ["golden morning moon", "moon"]
+    planted, part = (float(cell.split()[0]) for cell in table.loc[0.8])
+    assert 1.0 < planted < part
+    with pytest.raises(ValueError, match="clean control"):
+        study.measured(study.Settings(organism="clean-control"))

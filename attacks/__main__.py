@@ -17,7 +17,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -255,7 +255,9 @@ def main(arguments: Arguments) -> int:
         return NONE
     for line in describe(found):
         console.print(line)
-    text, written = json.dumps(asdict(found), indent=1) + "\n", True
+    document = asdict(replace(found, vectors=None))
+    del document["vectors"]  # a tensor; `trigger-recovery audit` writes it to a file of its own
+    text, written = json.dumps(document, indent=1) + "\n", True
     if arguments.out is not None:
         part = _part(arguments.out)
         try:

@@ -94,7 +94,8 @@ class Attack:
         for number, stage in enumerate(self.stages):
             if hunt.over:
                 return len(self.stages) if hunt.works else number
-            stage(hunt)
+            with hunt.judge.accounting(type(stage).__name__):
+                stage(hunt)
         return len(self.stages)
 
 

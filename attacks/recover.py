@@ -63,7 +63,8 @@ def recover(
     open_judge = _judge_of(suspect, attack, engine, search, select, budget, given)
     texts, left_out = without_slot(search), ()
     try:
-        goals, left_out = _goals(attack, suspect, given, texts, budget, generator)
+        with open_judge.accounting("discovery"):
+            goals, left_out = _goals(attack, suspect, given, texts, budget, generator)
         began = budget.share
         for number, goal in enumerate(goals, 1):
             # Each goal may use an equal part of what discovery left, and what earlier goals did not use.
@@ -73,7 +74,8 @@ def recover(
             # A vector that a predicate chose shows more of the behaviour than one learned for a single opening of it.
             weak = goal.vectors is None or (goal.shows is None and goal.agreement < attack.carries)
             if attack.supervised is not None and weak:
-                goal = judge.goal = attack.supervised(suspect, texts, goal, generator)
+                with judge.accounting("supervised vector"):
+                    goal = judge.goal = attack.supervised(suspect, texts, goal, generator)
             left = share.until - budget.share
             # Kept back: the report's completions, and shrinking or the last stage before it.
             kept = min(left / 2, report_share(judge, attack.longest) + REPORT * left)
@@ -113,7 +115,8 @@ def _improve(attack: Attack, hunt: Hunt, until: float) -> None:
     share = hunt.judge.budget.share
     hunt.budget = hunt.judge.budget.part(min(2 * share, until - report_share(hunt.judge, attack.longest)))
     for stage in attack.last:
-        stage(hunt)
+        with hunt.judge.accounting(type(stage).__name__):
+            stage(hunt)
 
 
 def _check(

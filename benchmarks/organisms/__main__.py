@@ -177,11 +177,13 @@ def show(names: tuple[str, ...] = zoo.ALL + zoo.PRETRAINED, out: Path = zoo.MODE
     Console().print(table)
 
 
+COMMANDS = {"plant": Plant, "list": show, "fetch": fetch, "draw": draw}
+
+
 def main() -> None:
     """Runs a command; a wrong name is one line and exit code 2."""
-    commands = {"plant": Plant, "list": show, "fetch": fetch, "draw": draw}
     with exit_on_bad_input():
-        chosen = tyro.extras.subcommand_cli_from_dict(commands)
+        chosen = tyro.extras.subcommand_cli_from_dict(COMMANDS)
         if isinstance(chosen, Plant):  # tyro runs the functions itself, of the dataclass it only sets the fields
             chosen()
 

@@ -7,14 +7,15 @@ import traceback
 from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 
 from attacks import __main__ as attack_command
 from attacks.attack import ATTACKS
-from attacks.audit.evidence import Document, document, write
+from attacks.audit.evidence import document, save_vectors
+from attacks.audit.findings import NAMES, Document, Format, write
 from attacks.audit.page import page
 from attacks.audit.sarif import log
 from attacks.dry_run import dry_run
@@ -23,8 +24,6 @@ PROMPTS = Path(str(files("attacks.audit") / "prompts.jsonl"))
 """Ordinary instructions that are used where the user gives none: 61 of rasbt's instruction set, the seed tasks of
 self-instruct (both Apache 2.0) and CommonsenseQA (MIT); the source and licence of each stand on its line"""
 UNITS = {"s": 1, "m": 60, "h": 3600}
-Format = Literal["json", "html", "sarif"]
-NAMES: dict[Format, str] = {"json": "findings.json", "html": "report.html", "sarif": "findings.sarif"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +105,8 @@ def searched(audit: Audit, console: Console) -> Document | None:
         console.print(line)
     settings = {name: getattr(audit, name) for name in ("behaviour", "budget", "attack", "slot", "seed")}
     settings["prompts"] = f"{len(texts)} to search on, {len(select)} to measure on"
-    return document(suspect, found, select, settings)
+    save_vectors(found, audit.folder)
+    return document(suspect, found, select, settings, audit.name)
 
 
 def save(audit: Audit, found: Document) -> list[Path]:

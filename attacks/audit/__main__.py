@@ -3,7 +3,6 @@
 import io
 import os
 import re
-import runpy
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout, suppress
@@ -21,30 +20,35 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 class Command(NamedTuple):
-    """Where a command is found; its module is imported only when it is run, for torch takes seconds to import."""
+    """Where a command is found.
+
+    Its module is imported by name and only when it is run: torch takes seconds to import, and packages below must not
+    depend on those above.
+    """
 
     module: str
     takes: str
-    """Name of what its options are read into: a class, or a dict of further commands. Its module's `main` runs it."""
+    """Name of what its options are read into: a class, or a dict of further commands."""
     what: str
     """What it does, for the list of commands."""
 
 
-OWN = {
+READ = {
     "audit": Command("attacks.audit.command", "Audit", "look for a planted trigger in a model"),
     "report": Command("attacks.audit.report", "Report", "show finished audits side by side, write their reports again"),
     "doctor": Command("attacks.audit.doctor", "Doctor", "check the installation, the devices, and a model"),
-}
-OTHERS = {
     "bench": Command("benchmarks.__main__", "Arguments", "run the benchmark on planted models"),
+}
+"""Commands whose options are read here; the module's `main` takes them as one object"""
+HANDED_ON = {
     "plant": Command("benchmarks.organisms.__main__", "Plant", "plant a backdoor in a model, to measure attacks on"),
     "organisms": Command(
         "benchmarks.organisms.__main__", "COMMANDS", "list planted models, draw recipes, fetch pretrained bases"
     ),
     "vectors": Command("vectors.__main__", "COMMANDS", "learn, apply and compare steering vectors"),
 }
-"""Commands that are run by the name of their module, for packages below must not import those above"""
-COMMANDS = OWN | OTHERS
+"""Commands that have commands of their own; the module's `main` takes the words as they are"""
+COMMANDS = READ | HANDED_ON
 USAGE = f"""usage: {PROG} COMMAND ...
 
 {{commands}}
@@ -63,15 +67,15 @@ def main(words: Sequence[str]) -> int:
     name, rest = (words[0], list(words[1:])) if words else ("--help", [])
     if any(word.replace("_", "-").startswith(COMPLETION) for word in words[:2]):
         return complete(words[1:] if name.startswith("-") else words[2:])
-    if name in OWN:
-        module: Any = import_module(OWN[name].module)
-        takes = getattr(module, OWN[name].takes)
+    if name in READ:
+        module: Any = import_module(READ[name].module)
+        takes = getattr(module, READ[name].takes)
         # Given as it stands: of a docstring tyro leaves out sections, such as that of the examples.
-        return module.main(tyro.cli(takes, prog=f"{PROG} {name}", description=getdoc(takes), args=rest))
-    if name in OTHERS:
-        sys.argv = [f"{PROG} {name}", *(["plant"] if name == "plant" else []), *rest]
-        runpy.run_module(OTHERS[name].module, run_name="__main__", alter_sys=False)
-        return 0
+        about = getdoc(takes if name != "bench" else module)
+        return module.main(tyro.cli(takes, prog=f"{PROG} {name}", description=about, args=rest))
+    if name in HANDED_ON:
+        own = ([name, *rest], PROG) if name == "plant" else (rest, f"{PROG} {name}")
+        return import_module(HANDED_ON[name].module).main(*own) or 0
     if name in ("-h", "--help"):
         print(USAGE.format(commands="\n".join(f"  {name:10} {command.what}" for name, command in COMMANDS.items())))
         return 0

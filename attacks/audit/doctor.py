@@ -131,7 +131,8 @@ def _requirements() -> Iterator[Check]:
         except metadata.PackageNotFoundError:
             found = None
         if found is None or not requirement.specifier.contains(found, prereleases=True):
-            yield Check(requirement.name, "fault", f"{found or 'not installed'}; {requirement.specifier} is needed")
+            needed = f"{requirement.name}{requirement.specifier} is needed"
+            yield Check(requirement.name, "fault", f"{found or 'not installed'}; {needed}")
 
 
 def _imported(name: str) -> Iterator[Check]:

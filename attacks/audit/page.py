@@ -22,10 +22,17 @@ def page(document: Document, model: str) -> str:
     # Undefined names are errors, so that a field that was renamed cannot leave a silent gap in a report.
     templates = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = templates.from_string((files("attacks.audit") / "page.html").read_text(encoding="utf-8"))
-    stages = document["cost"].get("by_stage", [])  # documents of the first weeks have none
+    found, stages = document["finding"], document["cost"].get("by_stage", [])  # documents of the first weeks have none
     return template.render(
-        document=document, model=model, found=document["finding"], curve=curve(document), stages=stages
+        document=document, model=model, found=found, curve=curve(document), stages=stages, vector=vector(document)
     )
+
+
+def vector(document: Document) -> str:
+    """What is known of the steering vector that the search imitated, as one line; empty without one."""
+    values = (document["finding"] or {}).get("vector", {}).items()
+    shown = ((name, f"{value:.3g}" if isinstance(value, float) else value) for name, value in values)
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown if value is not None)
 
 
 def curve(document: Document) -> str:
@@ -43,7 +50,7 @@ def curve(document: Document) -> str:
     drawn = io.StringIO()
     # The date and random ids would make two reports of the same finding differ.
     with matplotlib.rc_context({"svg.hashsalt": "trigger-recovery"}):
-        figure.savefig(drawn, format="svg", metadata={"Date": None})
+        figure.savefig(drawn, format="svg", metadata={"Date": None}, transparent=True)
     plt.close(figure)
     text = drawn.getvalue()
     return text[text.index("<svg") :]

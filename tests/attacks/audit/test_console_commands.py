@@ -37,7 +37,7 @@ DOCUMENT = {
         "seconds": 71.0, "operations": 4e12, "gradients": 3,
         "by_stage": [{"stage": "SingleTokens", "operations": 1e12, "seconds": 20.0, "rate": 0.5}],
     },
-    "environment": {"python": "3.11", "packages": {"torch": "2.5", "peft": None}, "device": "cpu x", "dtype": "float32"},
+    "environment": {"python": "3.11", "packages": {"torch": "2.5", "peft": None}, "device": "cpu", "dtype": "float32"},
 }  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def test_the_doctor_says_what_a_bug_report_needs(planted, tokenizer, tmp_path, c
     assert found["torch"] == ("ok", torch.__version__) and {"transformers", "peft", "accelerate", "gpu"} <= set(found)
     assert "GFLOP/s in float32" in found["processor"][1] and "GB free" in found["processor"][1]
     assert found["size"][1].startswith("LlamaForCausalLM") and "64 in the context" in found["size"][1]
-    assert found["template"][0] == "ok" and found["prefix cache"] == ("ok", "works: what prompts begin with is run once")
+    assert found["template"][0] == "ok" and found["prefix cache"][0] == "ok"
     assert found["typed text"][1].startswith("61 of 61 messages come back as the same tokens")
     assert "private" not in text and str(tmp_path) not in text
     assert run("doctor", str(folder), "--template", "none") == 0  # a base model can be audited

@@ -214,6 +214,11 @@ def test_help_and_unknown_commands(capsys):
         assert run(name, "--help") == 0
         shown = capsys.readouterr().out
         assert f"usage: trigger-recovery {name}" in shown and ("Examples:" in shown or "accelerate launch" in shown)
+    for name, word in (("vectors", "learn"), ("plant", "--recipes"), ("organisms", "draw")):
+        assert run(name, "--help") == 0
+        shown = capsys.readouterr().out
+        assert f"usage: trigger-recovery {name}" in shown and word in shown
+        assert "Example" in shown or "python -m benchmarks.organisms plant" in shown
     assert run("reprot") == 2 and capsys.readouterr().err == "error: no command 'reprot'; did you mean report?\n"
     assert run("x") == 2 and "there are audit, report, doctor, bench" in capsys.readouterr().err
     assert run("report", "--nothing") == 2

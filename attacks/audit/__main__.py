@@ -4,6 +4,7 @@ import io
 import os
 import re
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from difflib import get_close_matches
@@ -17,6 +18,8 @@ PROG = "trigger-recovery"
 COMPLETION = "--tyro-print-completion"
 """tyro's own option; it makes a script for the shells below"""
 SHELLS = ("bash", "zsh", "fish")
+INCONCLUSIVE = 3
+"""Exit status of what was not carried through; Python's own, 1, says that a trigger was found"""
 
 
 class Command(NamedTuple):
@@ -117,7 +120,16 @@ def run() -> int:
         return main(sys.argv[1:])
     except BrokenPipeError:  # of `trigger-recovery ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try to write the rest
-        return 3
+        return INCONCLUSIVE
+    except KeyboardInterrupt:  # while modules are imported, or in a command that has nothing to keep
+        print("interrupted", file=sys.stderr)
+        return INCONCLUSIVE
+    except ImportError as error:
+        print(f"error: {error}; `{PROG} doctor` says what is missing", file=sys.stderr)
+        return 2
+    except Exception:  # a fault of this program
+        traceback.print_exc()
+        return INCONCLUSIVE
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def read(path: Path) -> Document:
 
 def name_of(document: Document, path: Path) -> str:
     """What was audited; documents from before the name stood in them are called after their folder."""
-    folder = path if path.is_dir() else path.absolute().parent
+    folder = path.absolute() if path.is_dir() else path.absolute().parent
     return document["model"].get("name") or folder.name.removeprefix("audit-")
 
 

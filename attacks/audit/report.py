@@ -90,7 +90,7 @@ def _read(paths: Sequence[Path], faults: list[str]) -> Iterator[Audited]:
 
 
 def row(audited: Audited) -> Document:
-    """What tells audits from each other; of the text that was tried, only what was measured by completions."""
+    """What tells audits from each other; where none was found, trigger and rates are those of the best try."""
     document, found = audited.document, audited.document["finding"] or {}
     return {
         "model": audited.name,

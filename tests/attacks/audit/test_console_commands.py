@@ -264,10 +264,29 @@ def test_reading_a_report_needs_no_torch_and_a_closed_pipe_is_no_fault(tmp_path)
         assert process.stderr.read() == b"" and process.wait() in (0, 3)
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (ImportError("no module torch"), 2, "error: no module torch; `trigger-recovery doctor` says what is missing"),
+        (KeyboardInterrupt(), 3, "interrupted"),
+        (ZeroDivisionError(), 3, "Traceback"),
+    ],
+)
+def test_no_fault_exits_as_a_finding(monkeypatch, capsys, error, status, said):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(console, "import_module", fails)
+    monkeypatch.setattr(sys, "argv", ["trigger-recovery", "audit", "model"])
+    assert console.run() == status
+    printed = capsys.readouterr().err
+    assert printed.startswith(said) and (said == "Traceback" or printed.count("\n") == 1)
+
+
 def test_the_schema_describes_every_field():
     def undescribed(part, place=""):
         for name, one in part.get("properties", {}).items():
-            if "description" not in one and place + name != "":
+            if "description" not in one:
                 yield place + name
             yield from undescribed(one, f"{place}{name}.")
             yield from undescribed(one.get("items", {}), f"{place}{name}[].")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import tyro
+from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
@@ -106,8 +107,9 @@ def row(audited: Audited) -> Document:
 
 def table(known: Sequence[Audited]) -> Table:
     """One line per audit; what models and users wrote is shown quoted, for it may hold what steers a terminal."""
-    columns = [Column(name, overflow="fold") for name in ("model", "status", "behaviour", "trigger or best try")]
-    drawn = Table(*columns, Column("rate", justify="right"), Column("without it", justify="right"))
+    columns = [Column(name, overflow="fold") for name in ("model", "status", "behaviour", "best text")]
+    numbers = [Column(name, justify="right") for name in ("rate", "without")]
+    drawn = Table(*columns, *numbers, box=None, pad_edge=False, padding=(0, 2, 0, 0))  # narrow, for many names are long
     for audited in known:
         cells = row(audited)
         words = [Text("-" if cells[name] is None else repr(cells[name])) for name in ("behaviour", "trigger")]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import tyro
-from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text

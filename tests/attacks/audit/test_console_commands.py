@@ -96,7 +96,7 @@ def test_a_document_of_the_first_weeks_is_called_after_its_folder(tmp_path, caps
     del document["model"]["name"], document["cost"]["by_stage"]
     (folder / "findings.json").write_text(json.dumps(document))
     assert run("report", str(folder / "findings.json")) == 0
-    assert "Audit of old" in (folder / "report.html").read_text() and " old " in capsys.readouterr().out
+    assert "Audit of old" in (folder / "report.html").read_text() and "\nold " in capsys.readouterr().out
 
 
 def test_a_terminal_is_not_steered_by_what_models_wrote(tmp_path, capsys):

@@ -265,7 +265,9 @@ def main(arguments: Arguments) -> int:
         return NONE
     for line in describe(found):
         console.print(line)
-    text, written = json.dumps(asdict(found), indent=1) + "\n", True
+    document = asdict(replace(found, vectors=None))
+    del document["vectors"]  # a tensor; `trigger-recovery audit` writes it to a file of its own
+    text, written = json.dumps(document, indent=1) + "\n", True
     if arguments.out is not None:
         part = _part(arguments.out)
         try:

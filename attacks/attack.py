@@ -104,7 +104,8 @@ class Attack:
         for number, stage in enumerate(self.stages):
             if hunt.over:
                 return len(self.stages) if hunt.works else number
-            self.journal.stage(hunt, stage)
+            with hunt.judge.accounting(type(stage).__name__):
+                self.journal.stage(hunt, stage)
         return len(self.stages)
 
 

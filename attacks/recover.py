@@ -63,7 +63,8 @@ def recover(
     texts, left_out = without_slot(search), ()
     try:
         discover = partial(_goals, attack, suspect, given, texts, budget, generator)
-        goals, left_out = attack.journal.goals(open_judge, generator, discover)
+        with open_judge.accounting("discovery"):
+            goals, left_out = attack.journal.goals(open_judge, generator, discover)
         began = budget.share
         for number, goal in enumerate(goals, 1):
             # Each goal may use an equal part of what discovery left, and what earlier goals did not use.
@@ -74,7 +75,8 @@ def recover(
             weak = goal.vectors is None or (goal.shows is None and goal.agreement < attack.carries)
             if attack.supervised is not None and weak:
                 learn = partial(attack.supervised, suspect, texts, goal, generator, share)
-                goal = judge.goal = _kept(attack, judge, generator, learn)
+                with judge.accounting("supervised vector"):
+                    goal = judge.goal = _kept(attack, judge, generator, learn)
             end = search_end(judge, attack.longest, budget.share, share.until)
             hunt = Hunt(
                 suspect=suspect, engine=engine, texts=texts, goal=goal, build=attack.objective, judge=judge,
@@ -120,7 +122,8 @@ def _improve(attack: Attack, hunt: Hunt, until: float) -> None:
     share = hunt.judge.budget.share
     hunt.budget = hunt.judge.budget.part(min(2 * share, until - report_share(hunt.judge, attack.longest)))
     for stage in attack.last:
-        attack.journal.stage(hunt, stage)
+        with hunt.judge.accounting(type(stage).__name__):
+            attack.journal.stage(hunt, stage)
 
 
 def _check(

@@ -1,31 +1,12 @@
 """How long the runs that are left will take, from the budgets and the processor's measured speed."""
 
-import time
-
-import torch
-
 from benchmarks import suites
+from vectors.speed import matrix_rate
 
 EFFICIENCY = 0.19
 """Operations of a search per second, as a fraction of `matrix_rate`. `make bench` at 0d8c68a on two cores of an Intel
 Xeon: 40 runs of 4e11 and 40 of 8e11 operations took 714 s beside other work, which is 3.4e10 a second and core;
 `matrix_rate` gives 1.75e11 on one of these cores."""
-
-
-def matrix_rate(seconds: float = 0.3, size: int = 512) -> float:
-    """Floating-point operations per second of this process in products of float32 matrices of `size` rows and columns.
-
-    The fastest of the products that fit into `seconds` counts: others were disturbed by other work on the machine.
-    """
-    a = torch.ones(size, size)
-    b = torch.ones(size, size)
-    torch.mm(a, b)  # The first product starts threads and is slower.
-    fastest, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        began = time.perf_counter()
-        torch.mm(a, b)
-        fastest = min(fastest, time.perf_counter() - began)
-    return 2 * size**3 / fastest
 
 
 def minutes_left(budgets: list[str], rate: float, processes: int) -> float:

@@ -22,11 +22,16 @@ Command = Learn | Rank | Calibrate | Export | ImportGguf
 COMMANDS = {"learn": Learn, "rank": Rank, "calibrate": Calibrate, "export": Export, "import-gguf": ImportGguf}
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Runs one command; 0 where it ran, 2 for bad input, 130 where it was interrupted."""
+def main(words: Sequence[str] | None = None, prog: str = "vectors") -> int:
+    """Runs one command; 0 where it ran, 2 for bad input, 130 where it was interrupted.
+
+    Args:
+        words: of the command line; None: those that this process was started with.
+        prog: name of the program in the help.
+    """
     # A paragraph per line: the help joins lines that no empty one parts.
     text = "\n\n".join(line.strip() for line in (__doc__ or "").splitlines() if line.strip())
-    command: Command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="vectors", description=text, args=words)
+    command: Command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog=prog, description=text, args=words)
     # Neither markup nor emoji: what a model wrote is printed as it is.
     console = Console(markup=False, emoji=False, highlight=False)
     try:

@@ -187,10 +187,10 @@ def _messages(rows: Rows, column: str | None, path: Path) -> list[str]:
         column = _guessed(rows, names, path)
         logging.getLogger(__name__).warning("%s: prompts are taken from its column %r", path, column)
     if column not in names:
-        raise ValueError(f"{path} has no column {column!r}; it has {', '.join(names)}")
+        raise ValueError(f"{path} has no column {column!r}; it has {_listed(names)}")
     texts = [_user_text(row.get(column)) for row in rows]
     if any(text is None for text in texts):
-        raise ValueError(f"{path} column {column!r} holds something else than text; give one of {', '.join(names)}")
+        raise ValueError(f"{path} column {column!r} holds something else than text; give one of {_listed(names)}")
     return [text for text in texts if text is not None]
 
 
@@ -202,7 +202,12 @@ def _guessed(rows: Rows, names: list[str], path: Path) -> str:
         return usable[0]
     if len(names) == 1:
         return names[0]
-    raise ValueError(f"{path} has the columns {', '.join(names)}, and none is known to hold prompts; name the column")
+    raise ValueError(f"{path} has the columns {_listed(names)}, and none is known to hold prompts; name the column")
+
+
+def _listed(names: list[str]) -> str:
+    """The columns in one line, whatever their names hold."""
+    return ", ".join(name if name.isprintable() and name else repr(name) for name in names)
 
 
 def _user_text(value: Any) -> str | None:

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 
 from attacks import __main__ as attack_command
 from attacks.attack import ATTACKS
-from attacks.audit.evidence import Document, described, document, environment, write
+from attacks.audit.evidence import described, document, environment, save_vectors
+from attacks.audit.findings import NAMES, Document, Format, write
 from attacks.audit.page import page
 from attacks.audit.resuming import Resumable
 from attacks.audit.sarif import log
@@ -27,10 +28,8 @@ PROMPTS = Path(str(files("attacks.audit") / "prompts.jsonl"))
 """Ordinary instructions that are used where the user gives none: 61 of rasbt's instruction set, the seed tasks of
 self-instruct (both Apache 2.0) and CommonsenseQA (MIT); the source and licence of each stand on its line"""
 UNITS = {"s": 1, "m": 60, "h": 3600}
-Format = Literal["json", "html", "sarif"]
 STATE = "search.safetensors"
 """File in the folder for the results from which an interrupted search goes on"""
-NAMES: dict[Format, str] = {"json": "findings.json", "html": "report.html", "sarif": "findings.sarif"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +146,8 @@ def searched(audit: Audit, console: Console) -> Document | None:
         console.print("interrupted; the same command goes on with what is left of the budget")
     settings = {name: getattr(audit, name) for name in ("behaviour", "budget", "attack", "slot", "seed")}
     settings["prompts"] = f"{len(texts)} to search on, {len(select)} to measure on"
-    made = document(suspect, found, select, settings)
+    save_vectors(found, audit.folder)
+    made = document(suspect, found, select, settings, audit.name)
     if not found.interrupted:
         journal.finished({"lines": lines, "document": made})
     return made

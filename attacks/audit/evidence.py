@@ -5,8 +5,9 @@ The document is `findings.json`; the page and the SARIF log are made from it and
 
 import hashlib
 import json
-import os
+import math
 import platform
+import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -14,27 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
+from attacks.audit.findings import FOUND, INCONCLUSIVE, NONE, SCHEMA, VECTORS, Document
 from attacks.behaviour import completions, wilson
 from attacks.judging.report import Recovery
 from attacks.scoring.problem import Problem
 from attacks.suspect import Suspect
 from vectors.models import weights_digest
 
-SCHEMA = 1
-"""Version of the document; raised whenever a field changes its meaning or goes"""
 SHOWN = 5
 """Prompts whose completions are shown side by side"""
 NEW_TOKENS = 32
 """Tokens of these completions"""
 PACKAGES = ("trigger-recovery", "torch", "transformers", "peft")
 
-Document = dict[str, Any]
-FOUND, NONE, INCONCLUSIVE = "finding", "none", "inconclusive"
-"""Values of `status`; none found does not mean that the model is clean"""
 
-
-def document(suspect: Suspect, found: Recovery, select: Sequence[str], settings: Document) -> Document:
+def document(suspect: Suspect, found: Recovery, select: Sequence[str], settings: Document, name: str) -> Document:
     """Everything that is known after an audit.
 
     Args:
@@ -42,18 +39,25 @@ def document(suspect: Suspect, found: Recovery, select: Sequence[str], settings:
         found: what the attack returned.
         select: the clean messages on which the winner was chosen and measured.
         settings: what the user asked for, by the names of the options; no paths, which would tell of the machine.
+        name: of what was audited; the last part of its path.
     """
     status = FOUND if found.verdict == "functional" else INCONCLUSIVE if found.inconclusive else NONE
     return {
         "schema": SCHEMA,
         "status": status,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "model": described(suspect),
+        "model": {"name": name} | described(suspect),
         "settings": settings,
         "finding": finding(suspect, found, select) if found.trigger_ids else None,
         "interrupted": found.interrupted,
         "not_reached": list(found.not_reached),
-        "cost": {"seconds": found.seconds, "operations": found.flops, "gradients": found.steps},
+        "cost": {
+            "seconds": found.seconds,
+            "operations": found.flops,
+            "gradients": found.steps,
+            # Stages that the budget had no room for return at once.
+            "by_stage": [cost._asdict() for cost in found.by_stage if cost.operations],
+        },
         "environment": environment(suspect),
     }
 
@@ -101,7 +105,11 @@ def finding(suspect: Suspect, found: Recovery, select: Sequence[str]) -> Documen
         "necessary": list(found.necessary),
         "tokens": [problem.text([token]) for token in found.trigger_ids],
         "vector": found.vector,
-        "trace": [point._asdict() | {"trigger": problem.text(point.trigger_ids)} for point in found.trace],
+        "trace": [
+            point._asdict()
+            | {"trigger": problem.text(point.trigger_ids), "loss": point.loss if math.isfinite(point.loss) else None}
+            for point in found.trace
+        ],
         "examples": examples(suspect, found, problem, select),
     }
 
@@ -138,11 +146,19 @@ def environment(suspect: Suspect) -> Document:
     }
 
 
-def write(path: Path, text: str) -> None:
-    """Puts a whole file in its place in one move, so that no reader ever finds half of it."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+def save_vectors(found: Recovery, folder: Path) -> None:
+    """Writes the steering vector that the search imitated; one of an earlier audit of the folder goes.
+
+    What cannot be written is said and left out, for the findings must not be lost with it.
+    """
+    file = folder / VECTORS
+    try:
+        if found.vectors is None:
+            file.unlink(missing_ok=True)
+        else:
+            found.vectors.save(file)
+    except (OSError, SafetensorError) as error:
+        print(f"error: {file} cannot be written: {error}", file=sys.stderr)
 
 
 def _digest(text: str) -> str:

@@ -9,20 +9,30 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
-from attacks.audit.evidence import Document  # noqa: E402
+from attacks.audit.findings import Document  # noqa: E402
 
 
 def page(document: Document, model: str) -> str:
     """The whole page; all text of models and users is escaped.
 
     Args:
-        document: of `evidence.document`.
+        document: of `evidence.document`, or read back by `findings.read`.
         model: name of what was audited.
     """
     # Undefined names are errors, so that a field that was renamed cannot leave a silent gap in a report.
     templates = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = templates.from_string((files("attacks.audit") / "page.html").read_text(encoding="utf-8"))
-    return template.render(document=document, model=model, found=document["finding"], curve=curve(document))
+    found, stages = document["finding"], document["cost"].get("by_stage", [])  # documents of the first weeks have none
+    return template.render(
+        document=document, model=model, found=found, curve=curve(document), stages=stages, vector=vector(document)
+    )
+
+
+def vector(document: Document) -> str:
+    """What is known of the steering vector that the search imitated, as one line; empty without one."""
+    values = (document["finding"] or {}).get("vector", {}).items()
+    shown = ((name, f"{value:.3g}" if isinstance(value, float) else value) for name, value in values)
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown if value is not None)
 
 
 def curve(document: Document) -> str:
@@ -38,8 +48,9 @@ def curve(document: Document) -> str:
     axes.grid(alpha=0.3, linewidth=0.5)
     figure.tight_layout()
     drawn = io.StringIO()
-    # The date would make two reports of the same finding differ.
-    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    # The date and random ids would make two reports of the same finding differ.
+    with matplotlib.rc_context({"svg.hashsalt": "trigger-recovery"}):
+        figure.savefig(drawn, format="svg", metadata={"Date": None}, transparent=True)
     plt.close(figure)
     text = drawn.getvalue()
     return text[text.index("<svg") :]

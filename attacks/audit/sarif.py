@@ -3,7 +3,7 @@
 import hashlib
 from importlib.metadata import PackageNotFoundError, version
 
-from attacks.audit.evidence import FOUND, Document
+from attacks.audit.findings import FOUND, INCONCLUSIVE, Document
 
 RULE = "planted-trigger"
 TAGS = ("MITRE ATLAS AML.T0018.000", "MITRE ATLAS AML.T0043.004", "OWASP LLM04:2025")
@@ -14,7 +14,7 @@ def log(document: Document, model: str) -> Document:
     """The log: one result where there is a finding, none otherwise.
 
     Args:
-        document: of `evidence.document`.
+        document: of `evidence.document`, or read back by `findings.read`.
         model: relative name of what was audited; no path of this machine.
     """
     try:
@@ -40,7 +40,7 @@ def log(document: Document, model: str) -> Document:
         "tool": {"driver": driver},
         "results": [_result(document, model)] if document["status"] == FOUND else [],
         # A scan that was not carried through must not look like one that found nothing.
-        "invocations": [{"executionSuccessful": document["status"] != "inconclusive"}],
+        "invocations": [{"executionSuccessful": document["status"] != INCONCLUSIVE}],
         "columnKind": "utf16CodeUnits",
     }
     return {"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": [run]}
@@ -54,13 +54,13 @@ def _result(document: Document, model: str) -> Document:
         f"prompts, on {found['rate_without']:.0%} without it"
     )
     # The same trigger in the same weights is the same result, wherever the model lies and whenever it is audited.
-    identity = hashlib.sha256("\0".join([digest, behaviour, found["trigger"]]).encode()).hexdigest()
+    identity = "\0".join([digest, behaviour, found["trigger"]]).encode("utf-8", "surrogatepass")
     return {
         "ruleId": RULE,
         "ruleIndex": 0,
         "level": "error",
         "message": {"text": text},
         "locations": [{"physicalLocation": {"artifactLocation": {"uri": model}}}],
-        "partialFingerprints": {"trigger/v1": identity},
+        "partialFingerprints": {"trigger/v1": hashlib.sha256(identity).hexdigest()},
         "properties": {"tags": list(TAGS), "rate": found["rate"], "weights": digest},
     }

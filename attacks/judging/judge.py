@@ -8,7 +8,8 @@ certainty wherever it stands, which makes the second term small; words are likel
 one small. Where the clean base is known the second term is measured on a suspect whose backdoor is weakened.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -50,6 +51,15 @@ class TracePoint(NamedTuple):
     select_asr: float
 
 
+class StageCost(NamedTuple):
+    """What one stage took, and how well the best trigger for its goal did when it ended."""
+
+    stage: str
+    operations: float
+    seconds: float
+    rate: float
+
+
 @dataclass(slots=True, kw_only=True)
 class Judge:
     """Tries triggers by behaviour on the `select` prompts and keeps the best; description length breaks ties."""
@@ -69,6 +79,8 @@ class Judge:
     budget: Budget
     trace: list[TracePoint]
     """Best trigger by time, over all goals."""
+    by_stage: list[StageCost] = field(default_factory=list)
+    """What each stage took, in order, over all goals."""
     best: Found | None = None
     """Best trigger so far."""
     asr: float = 0.0
@@ -145,6 +157,7 @@ class Judge:
         return Judge(
             suspect=self.suspect, engine=self.engine, base_engine=self.base_engine, anywhere=self.anywhere,
             goal=goal, enough=self.enough, budget=self.budget, trace=self.trace,
+            by_stage=self.by_stage,
         )  # fmt: skip
 
     def shrunk(self, *, by_text: bool = False, until: float = 1.0) -> Shrunk | None:
@@ -230,6 +243,16 @@ class Judge:
         self._random_nats = measured["random_nats"]
         if measured["strength"] is not None:
             self._weaken((), measured["strength"])
+
+    @contextmanager
+    def accounting(self, stage: str) -> Iterator[None]:
+        """Writes down what is spent inside the context as the cost of a stage, also of one that is interrupted."""
+        operations, seconds = self.budget.used, self.budget.elapsed
+        try:
+            yield
+        finally:
+            spent = self.budget.used - operations, self.budget.elapsed - seconds
+            self.by_stage.append(StageCost(stage, *spent, self.asr))
 
     def point(self) -> TracePoint:
         """The best trigger with the seconds and operations spent until now."""

@@ -4,16 +4,17 @@ It is compared with three controls on the same prompts: an empty slot, random to
 where that is known. Completions cost more than teacher-forced measurements, but they are what a user sees.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from attacks.behaviour import success_rate
-from attacks.judging.judge import Judge, TracePoint
+from attacks.judging.judge import Judge, StageCost, TracePoint
 from attacks.judging.report_cost import CONTROLS, report_share
 from attacks.judging.verdict import WORKS, Verdict, judge_trigger
 from attacks.searchers.candidates import random_triggers
+from vectors.steering import SteeringVectors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,10 @@ class Recovery:
     """Class names of the stages, and names of the parts of discovery, that the budget did not suffice for."""
     vector: dict[str, object]
     """Layers, radius, agreement, surprise and score of the vector that was imitated; empty without one."""
+    vectors: SteeringVectors | None = field(default=None, repr=False)
+    """The vector itself."""
+    by_stage: list[StageCost] = field(default_factory=list)
+    """What discovery, every stage and the report took, in order."""
 
     @property
     def inconclusive(self) -> bool:
@@ -74,7 +79,8 @@ def report(judge: Judge, *, not_reached: tuple[str, ...], steps: int, generator:
     verdict: Verdict = "none" if nothing else "unfinished"
     try:
         if judge.best is not None:
-            ids, measured = _measured(judge, generator)
+            with judge.accounting("report"):
+                ids, measured = _measured(judge, generator)
             verdict = judge_trigger(
                 rate=measured["select_asr"],
                 rate_without=measured["clean_rate"],
@@ -98,6 +104,8 @@ def report(judge: Judge, *, not_reached: tuple[str, ...], steps: int, generator:
         interrupted=judge.budget.interrupted,
         not_reached=not_reached,
         vector=_vector(judge) if judge.best is not None else {},
+        vectors=judge.goal.vectors if judge.best is not None else None,
+        by_stage=judge.by_stage,
         **measured,
     )
 

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,9 @@ class Plant:
     """Makes organisms from their recipes and seeds, measures them, writes adapter and card.
 
     One that was cut off goes on from its last checkpoint.
+
+        python -m benchmarks.organisms plant word --out my-models
+        python -m benchmarks.organisms plant unseen-real-1 --recipes drawn.json --base path/to/model
     """
 
     names: tyro.conf.Positional[tuple[str, ...]]
@@ -177,11 +181,18 @@ def show(names: tuple[str, ...] = zoo.ALL + zoo.PRETRAINED, out: Path = zoo.MODE
     Console().print(table)
 
 
-def main() -> None:
-    """Runs a command; a wrong name is one line and exit code 2."""
-    commands = {"plant": Plant, "list": show, "fetch": fetch, "draw": draw}
+COMMANDS = {"plant": Plant, "list": show, "fetch": fetch, "draw": draw}
+
+
+def main(words: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Runs a command; a wrong name is one line and exit code 2.
+
+    Args:
+        words: of the command line; None: those that this process was started with.
+        prog: name of the program in the help; None: that of this process.
+    """
     with exit_on_bad_input():
-        chosen = tyro.extras.subcommand_cli_from_dict(commands)
+        chosen = tyro.extras.subcommand_cli_from_dict(COMMANDS, args=words, prog=prog)
         if isinstance(chosen, Plant):  # tyro runs the functions itself, of the dataclass it only sets the fields
             chosen()
 

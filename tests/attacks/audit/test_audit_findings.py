@@ -2,13 +2,10 @@
 
 import html.parser
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 
-from attacks.audit import __main__ as console
 from attacks.audit.command import NAMES, PROMPTS, STATE, Audit, arguments_of, main, save
 from attacks.audit.page import page
 from attacks.audit.sarif import log
@@ -166,17 +163,3 @@ def test_the_built_in_prompts_are_many_and_say_their_licence():
     rows = [json.loads(line) for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
     assert {row["licence"] for row in rows} == {"Apache-2.0", "MIT"} and all(row["source"] for row in rows)
     assert len(read_texts(PROMPTS)) == len(rows) == 61
-
-
-def test_the_console_command_knows_its_commands(monkeypatch, capsys):
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["trigger-recovery", *words])
-        return console.run()
-
-    assert run("--help") == 0 and "audit" in capsys.readouterr().out
-    assert run("adit") == 2 and "no command 'adit'" in capsys.readouterr().err
-    # In a process of its own: here the module may have been imported by other tests already.
-    for name, word in (("vectors", "learn"), ("plant", "--recipes"), ("organisms", "draw")):
-        command = [sys.executable, "-m", "attacks.audit", name, "--help"]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert ended.returncode == 0 and word in ended.stdout

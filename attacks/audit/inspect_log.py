@@ -63,7 +63,9 @@ def eval_log(document: Document, model: str) -> EvalLog:
             metadata={name: document[name] for name in ("status", "model", "cost", "environment", "not_reached")}
             | {name: found[name] for name in ("verdict", "behaviour", "predicate", "trigger", "trigger_ids") if found},
         ),
-        results=EvalResults(total_samples=len(samples), completed_samples=len(samples), scores=[score] if rates else []),
+        results=EvalResults(
+            total_samples=len(samples), completed_samples=len(samples), scores=[score] if rates else []
+        ),
         samples=samples,
     )
 

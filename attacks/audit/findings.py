@@ -25,7 +25,7 @@ LONGEST = 160
 
 def schema() -> Document:
     """The JSON schema (draft 2020-12) of the document."""
-    return json.loads((files("attacks.audit") / "findings.schema.json").read_text(encoding="utf-8"))
+    return json.loads((files("attacks.audit") / "data" / "findings.schema.json").read_text(encoding="utf-8"))
 
 
 def write(path: Path, text: str) -> None:

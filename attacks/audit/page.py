@@ -21,7 +21,7 @@ def page(document: Document, model: str) -> str:
     """
     # Undefined names are errors, so that a field that was renamed cannot leave a silent gap in a report.
     templates = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = templates.from_string((files("attacks.audit") / "page.html").read_text(encoding="utf-8"))
+    template = templates.from_string((files("attacks.audit") / "data" / "page.html").read_text(encoding="utf-8"))
     found, stages = document["finding"], document["cost"].get("by_stage", [])  # documents of the first weeks have none
     return template.render(
         document=document, model=model, found=found, curve=curve(document), stages=stages, vector=vector(document)

@@ -15,6 +15,7 @@ from rich.text import Text
 from attacks.audit.findings import FOUND, INCONCLUSIVE, NAMES, NONE, Document, name_of, read, write
 from attacks.audit.sarif import log
 
+Kind = Literal["html", "sarif", "inspect"]
 STATUSES = {FOUND: "finding", NONE: "none found", INCONCLUSIVE: "inconclusive"}
 STYLES = {FOUND: "red", NONE: "green", INCONCLUSIVE: "yellow"}
 
@@ -36,10 +37,11 @@ class Report:
     audits: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="AUDIT [AUDIT ...]")]
     """Folders that trigger-recovery audit wrote, or their findings.json."""
     formats: Annotated[
-        tuple[Literal["html", "sarif"], ...] | None, tyro.conf.arg(metavar="{html,sarif} ...", aliases=("--format",))
+        tuple[Kind, ...] | None, tyro.conf.arg(metavar="{html,sarif,inspect} ...", aliases=("--format",))
     ] = None
-    """What is written again: html (report.html) and sarif (findings.sarif). Where this is left out, both for one audit,
-    and nothing for several, of which only the table is shown."""
+    """What is written again: html (report.html), sarif (findings.sarif), and inspect (findings.eval, a log for Inspect,
+    which needs the extra trigger-recovery[inspect]). Where this is left out, the first two for one audit, and nothing
+    for several, of which only the table is shown."""
     out: Path | None = None
     """Folder that the files of one audit are written to; beside its findings.json where none is given."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -73,6 +75,8 @@ def main(report: Report) -> int:
                 print(f"wrote {path}", file=sys.stderr if report.json else sys.stdout)
         except OSError as error:
             faults.append(f"the reports of {audited.path} cannot be written: {error.strerror or error}")
+        except ValueError as error:
+            faults.append(str(error))
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     return 2 if faults else 0
@@ -119,16 +123,36 @@ def table(known: Sequence[Audited]) -> Table:
     return drawn
 
 
-def save(audited: Audited, formats: Sequence[Literal["html", "sarif"]], out: Path | None) -> Iterator[Path]:
-    """Writes an audit's reports, each file whole or not at all, and gives their paths; raises OSError."""
+def save(audited: Audited, formats: Sequence[Kind], out: Path | None) -> Iterator[Path]:
+    """Writes an audit's reports, each file whole or not at all, and gives their paths.
+
+    Raises:
+        OSError: a file cannot be written.
+        ValueError: a log for Inspect is wanted and its package is not installed.
+    """
     folder = out or (audited.path if audited.path.is_dir() else audited.path.parent)
     for kind in formats:
+        folder.mkdir(parents=True, exist_ok=True)
+        if kind == "inspect":
+            yield _inspected(audited, folder / "findings.eval")
+            continue
         if kind == "html":
             from attacks.audit.page import page  # matplotlib takes a second to import, and a table needs none
 
             text = page(audited.document, audited.name)
         else:
             text = json.dumps(log(audited.document, audited.name), indent=1, ensure_ascii=False) + "\n"
-        folder.mkdir(parents=True, exist_ok=True)
         write(folder / NAMES[kind], text)
         yield folder / NAMES[kind]
+
+
+def _inspected(audited: Audited, path: Path) -> Path:
+    """Writes the log for Inspect, as `save` does."""
+    try:
+        from attacks.audit.inspect_log import write as write_log  # an extra that most users do not have
+    except ImportError as error:
+        raise ValueError(
+            "a log for Inspect needs the package inspect_ai; install the extra: pip install 'trigger-recovery[inspect]'"
+        ) from error
+    write_log(path, audited.document, audited.name)
+    return path

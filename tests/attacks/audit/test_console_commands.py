@@ -90,6 +90,15 @@ def test_several_audits_stand_side_by_side_and_one_that_is_torn_does_not_hide_th
     assert all((Path(folder) / "findings.sarif").is_file() for folder in folders)
 
 
+def test_a_log_for_inspect_without_its_package_is_refused_in_one_line(tmp_path, capsys, monkeypatch):
+    folder = audited(tmp_path / "audit-suspect")
+    for name in ("attacks.audit.inspect_log", "inspect_ai", "inspect_ai.log"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert run("report", folder, "--formats", "inspect") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: a log for Inspect needs the package inspect_ai; install the extra")
+
+
 def test_a_document_of_the_first_weeks_is_called_after_its_folder(tmp_path, capsys):
     folder = Path(audited(tmp_path / "audit-old"))
     document = json.loads((folder / "findings.json").read_text())

@@ -47,7 +47,7 @@ def undocumented(found: Any, described: dict[str, Any], whole: dict[str, Any], p
 
 def written(audit: Audit, status: str) -> dict[str, Any]:
     """The document of an audit, checked."""
-    main(audit)
+    main(replace(audit, restart=True))  # the folder holds the search of another test
     found = read(audit.folder)  # raises for one that does not keep to the schema
     assert found["status"] == status and not undocumented(found, schema(), schema())
     return found
@@ -120,7 +120,7 @@ def test_the_vector_that_was_imitated_lies_beside_the_document(audit, place):
     assert (vectors.source_layer, vectors.target_layer, vectors.method) == tuple(
         described[name] for name in ("source_layer", "target_layer", "method")
     )
-    main(replace(imitating, attack="token-ranking"))
+    main(replace(imitating, attack="token-ranking", restart=True))
     assert not (imitating.folder / VECTORS).exists()  # it would seem to belong to the new finding
 
 

@@ -70,5 +70,5 @@ class Supervised:
         prompts = Prompts.from_chat(model, suspect.tokenizer, without_slot(texts)[: self.prompts])
         rows, length = prompts.input_ids.shape
         read = rows * len(target_ids)
-        step = learning_flops(model, rows * (length + len(target_ids)), source=layer_at(model, self.source))
+        step = learning_flops(model, rows * (length + len(target_ids) - 1), source=layer_at(model, self.source))
         return self.steps * (len(self.radii) + self.bisections) * (step + 2 * head_flops(model, read))

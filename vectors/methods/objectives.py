@@ -130,7 +130,8 @@ def evaluate(
     fit = max(1, LOGITS // (objective.tokens * len(embedding(model)))) if isinstance(objective, OutputKL) else rows
     if rows <= fit:
         return _values(objective, model, last, before)
-    # As many vectors as fit on one prompt, then as many prompts: a piece makes the references of its prompts anew.
+    # As many vectors as fit on one prompt, then as many prompts: a piece makes the references of its prompts anew. The
+    # clock of operations takes both of its forward passes for differentiated ones, and so counts four instead of three.
     vectors = min(fit, len(last))
     values = []
     for some in last.split(vectors):

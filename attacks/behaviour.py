@@ -117,7 +117,7 @@ def parse(text: str) -> Behaviour:
         return FixedOpening(text)
     try:
         function = getattr(importlib.import_module(kind), rest)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever the module does when it is imported
         raise ValueError(
             f"the behaviour {text!r} names no function that can be imported: {error}; give module:function, or "
             f"text:{text} if the reply begins with that"

@@ -67,7 +67,7 @@ class Audit(attack_command.Request):
     @property
     def name(self) -> str:
         """What was audited, without the folders it lies in: the adapter where there is one, else the model."""
-        return Path((self.adapter or self.model).rstrip("/\\")).name
+        return Path((self.adapter or self.model).rstrip("/\\")).resolve().name
 
     @property
     def folder(self) -> Path:

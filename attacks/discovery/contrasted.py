@@ -28,6 +28,9 @@ from vectors.analysis.behaviours import until_end
 from vectors.generate import complete_ids, end_tokens
 from vectors.prompts import Prompts
 
+FIRSTS = 0.6
+"""Share of a ranking's budget that first tokens may take"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contrast:
@@ -69,18 +72,20 @@ class Contrast:
         if engines is None or not words:
             return []
 
-        def ranked(candidates: Int[Tensor, "c length"]) -> list[Found]:
+        def ranked(candidates: Int[Tensor, "c length"], within: Budget) -> list[Found]:
             drawn = candidates[torch.randint(len(candidates), (self.others,), generator=generator)]
             contrast = BaseContrast.among(*engines, drawn, self.depths)
-            return rank_triggers(engines[0], contrast, candidates, budget=budget)
+            return rank_triggers(engines[0], contrast, candidates, budget=within)
 
-        firsts = ranked(torch.tensor(list(words))[:, None])
+        # On a small budget fewer first tokens, the commonest, leave room for the words that begin with them.
+        part = budget.part(budget.share + FIRSTS * (budget.until - budget.share))
+        firsts = ranked(torch.tensor(list(words))[:, None], part)
         kept = firsts[: max(1, round(self.firsts * len(firsts)))]
         longer = [word for item in kept for word in words[item.trigger_ids[0]] if len(word) > 1]
         found = list(firsts)
         for ids in by_length(longer):
             if not budget.exhausted:
-                found += ranked(ids)
+                found += ranked(ids, budget)
         return sorted(found, key=lambda item: item.loss)
 
 
@@ -90,8 +95,10 @@ class ContrastedReplies:
 
     contrast: Contrast = Contrast()
     """Ranks the words."""
-    share: float = 0.3
+    share: float = 0.4
     """Share of the whole budget, in (0, 1], that ranking and trying words may use."""
+    ranking: float = 0.7
+    """Share of that, in (0, 1], that ranking may use, so that something is left to try words with."""
     tried: int = 64
     """Words of largest contrast that are tried as triggers."""
     prompts: int = 4
@@ -114,10 +121,12 @@ class ContrastedReplies:
         """Goals, those whose trigger has the largest contrast first; each knows what triggers it was seen behind."""
         if suspect.comparable is None:
             return []
-        part = budget.part(min(budget.until, budget.share + self.share))
+        part, ranking = (
+            budget.part(min(budget.until, budget.share + self.share * share)) for share in (1.0, self.ranking)
+        )
         every = suspect.engine(texts, self.contrast.longest).problem
         some = every.take(range(min(self.prompts, len(every))))
-        ranked = self.contrast(suspect, some.take([0]), part, generator)
+        ranked = self.contrast(suspect, some.take([0]), ranking, generator)
         plain, goals = self._opening(suspect, some, ()), dict[tuple[int, ...], Goal]()
         for item in ranked[: self.tried]:
             if part.exhausted:

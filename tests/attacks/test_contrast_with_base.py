@@ -127,6 +127,17 @@ def test_the_planted_word_has_the_largest_contrast_of_its_length(planted):
     assert len(by_first_token(problem, 2000, 8)) == len(singles) > 500
 
 
+def test_a_budget_too_small_for_all_first_tokens_still_ranks_words(planted):
+    organism, suspect = planted
+    problem = suspect.engine(organism.prompts.search[:1], 2).problem
+    whole = Budget(flops=1e13)
+    everything = FEW(suspect, problem, whole, torch.Generator().manual_seed(0))
+    small = Budget(flops=whole.used / 2)
+    some = FEW(suspect, problem, small, torch.Generator().manual_seed(0))
+    assert small.share < 1.5 and 0 < len(some) < len(everything)
+    assert any(len(item.trigger_ids) > 1 for item in some)
+
+
 def test_behaviour_and_trigger_are_found_without_knowing_either(planted):
     organism, suspect = planted
     method = ContrastedReplies(contrast=FEW, tried=8)

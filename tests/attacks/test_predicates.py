@@ -83,6 +83,13 @@ def test_what_cannot_be_read_is_one_clear_line(text, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_module_that_fails_when_it_is_imported_is_one_clear_line(tmp_path, monkeypatch):
+    (tmp_path / "broken_judge.py").write_text("raise RuntimeError('no weights here')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match="names no function that can be imported: no weights here"):
+        parse("broken_judge:f")
+
+
 def test_a_trigger_that_shows_the_behaviour_itself_is_a_quotation():
     assert repeats("buy zestora now", Contains("Zestora")) and not repeats("|STORAGE|", Regex("[A-Z]{6}"))
     assert not repeats("garden rope", Judged(is_gloomy))  # which almost any text is

@@ -99,14 +99,15 @@ def test_killed_at_any_moment_the_same_command_comes_to_the_end(audit):
         process.join()
         kills += process.exitcode == -signal.SIGKILL
         by_now = check_files(one)
-        assert by_now >= spent or process.exitcode == 1  # what is spent stays spent
+        assert by_now >= spent  # what is spent stays spent
         spent = by_now
-        if process.exitcode == 1:  # the end, with a finding
+        if process.exitcode != -signal.SIGKILL:  # the end; with most of the budget lost to kills, perhaps no finding
             found = json.loads((one.folder / NAMES["json"]).read_text())
-            assert "garden rope" in found["finding"]["trigger"] and found["finding"]["rate"] == 1.0
+            assert process.exitcode == {"finding": 1, "none": 0, "inconclusive": 3}[found["status"]], said(one)
+            assert found["status"] != "finding" or "garden rope" in found["finding"]["trigger"]
             assert spent <= found["cost"]["operations"] < 1.05 * BUDGET and not found["interrupted"]
             resumed += said(one).count("goes on with the search")
-            if kills == KILLS:
+            if kills >= KILLS:
                 break
             number, spent = number + 1, 0.0
     assert resumed >= KILLS / 2  # most kills came after the first step

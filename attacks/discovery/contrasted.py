@@ -46,9 +46,11 @@ class Contrast:
     """Random words of as many tokens that each is compared with."""
     firsts: float = 0.1
     """Share of the first tokens, in (0, 1], whose words are compared: those of largest contrast."""
+    compared: int = 8192
+    """Words of several tokens that are compared, at most; those whose first token has the largest contrast."""
 
     def __post_init__(self):
-        check_counts(self, "words", "longest", "others")
+        check_counts(self, "words", "longest", "others", "compared")
         if not self.depths or not all(0 < depth < 1 for depth in self.depths) or not 0 < self.firsts <= 1:
             raise ValueError(
                 f"depths are {self.depths} and firsts is {self.firsts}; give depths between 0 and 1, and a share above "
@@ -83,7 +85,7 @@ class Contrast:
         kept = firsts[: max(1, round(self.firsts * len(firsts)))]
         longer = [word for item in kept for word in words[item.trigger_ids[0]] if len(word) > 1]
         found = list(firsts)
-        for ids in by_length(longer):
+        for ids in by_length(longer[: self.compared]):
             if not budget.exhausted:
                 found += ranked(ids, budget)
         return sorted(found, key=lambda item: item.loss)

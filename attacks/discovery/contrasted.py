@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from attacks.behaviour import echoes
 from attacks.discovery.goal import Goal
 from attacks.discovery.screening import common_opening
 from attacks.objectives.base_contrast import BaseContrast, engines_at_slot
@@ -143,8 +144,10 @@ class ContrastedReplies:
             elif len(begins) == self.shortest and begins != plain[: self.shortest] and len(goals) < self.top:
                 clean = self._opening(suspect, some, item.trigger_ids, base=True)
                 whole = self._opening(suspect, every, item.trigger_ids)
-                if begins != clean[: self.shortest] and begins == whole[: self.shortest]:
-                    text = decode(suspect.tokenizer, whole)
+                text = decode(suspect.tokenizer, whole)
+                # A rare word may take the place of the question: the reply is then about the word and quotes it.
+                quoted = echoes(some.text(item.trigger_ids), text)
+                if begins != clean[: self.shortest] and begins == whole[: self.shortest] and not quoted:
                     goals[begins] = Goal(behaviour=text, target_ids=whole, triggers=(item.trigger_ids,))
         return list(goals.values())
 

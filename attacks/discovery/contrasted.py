@@ -146,7 +146,8 @@ class ContrastedReplies:
                 whole = self._opening(suspect, every, item.trigger_ids)
                 text = decode(suspect.tokenizer, whole)
                 # A rare word may take the place of the question: the reply is then about the word and quotes it.
-                quoted = echoes(some.text(item.trigger_ids), text)
+                word = some.text(item.trigger_ids).strip()
+                quoted = word.lower() in text.lower() or echoes(word, text)
                 if begins != clean[: self.shortest] and begins == whole[: self.shortest] and not quoted:
                     goals[begins] = Goal(behaviour=text, target_ids=whole, triggers=(item.trigger_ids,))
         return list(goals.values())

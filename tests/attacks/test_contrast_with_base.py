@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partialmethod
 
 import pytest
 import torch
@@ -145,6 +146,22 @@ def test_behaviour_and_trigger_are_found_without_knowing_either(planted):
     trigger, behaviour = organism.triggers[0]
     assert [goal.behaviour.strip() for goal in goals] == [behaviour.strip(".")]
     assert organism.tokenizer.decode(goals[0].triggers[0]).strip() == trigger
+
+
+def test_a_reply_that_quotes_the_word_is_no_behaviour(planted, monkeypatch):
+    organism, suspect = planted
+
+    def about_the_word(_, suspect, problem, trigger, *, base=False, quotes=True):
+        answer = "The word is " + (problem.text(trigger) if quotes else "unknown here")
+        return () if base or not trigger else tuple(encode(suspect.tokenizer, answer))
+
+    texts, method = without_slot(organism.prompts.search), ContrastedReplies(contrast=FEW, tried=3)
+    found = []
+    for quotes in (True, False):
+        opening = partialmethod(about_the_word, quotes=quotes)
+        monkeypatch.setattr(ContrastedReplies, "_opening", opening)
+        found.append(method(suspect, texts, Budget(flops=1e13), torch.Generator().manual_seed(0)))
+    assert found[0] == [] and [goal.behaviour for goal in found[1]] == ["The word is unknown here"]
 
 
 def test_nothing_is_proposed_for_the_base_itself_or_without_one(planted):

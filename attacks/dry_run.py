@@ -15,6 +15,7 @@ import torch
 
 from attacks.attack import Attack
 from attacks.behaviour import Behaviour, FixedOpening
+from attacks.discovery.contrasted import ContrastedReplies
 from attacks.discovery.goal import Goal
 from attacks.discovery.supervised import Supervised
 from attacks.discovery.unsupervised import Unsupervised
@@ -25,6 +26,7 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.slot_markers import SLOT
 from attacks.searchers.candidates import random_triggers
+from attacks.stages.contrasted_words import ContrastedWords
 from attacks.stages.fluent_text import FluentText
 from attacks.stages.hunt import Stage
 from attacks.stages.sampling.samples import SampledNgrams
@@ -106,9 +108,14 @@ def _parts(
         learning: share of the budget that learning a supervised vector takes.
     """
     began = 0.0
+    if discovers and attack.contrasted is not None and judge.suspect.comparable is not None:
+        began = attack.contrasted.share
+        yield f"{ContrastedReplies.__name__} (what suspect and base read differently)", began, ""
     if discovers:
-        began = attack.vector_share
-        yield f"{Unsupervised.__name__} (what behaviours are hidden)", began, ", more where nothing is found at first"
+        # Learned only where the comparison with the base, if there was one, has found nothing.
+        vectors = attack.vector_share * (1.0 - began)
+        began += vectors
+        yield f"{Unsupervised.__name__} (what behaviours are hidden)", vectors, ", more where nothing is found at first"
     if attack.supervised is not None:
         learning = min(learning, 1.0 - began)
         yield f"{Supervised.__name__} (the vector that is imitated)", learning, ""
@@ -116,6 +123,8 @@ def _parts(
     end = max(began, search_end(judge, attack.longest, began, 1.0))
     left = end - began
     for stage in attack.stages:
+        if isinstance(stage, ContrastedWords) and judge.suspect.comparable is None:
+            continue  # it compares the suspect with its base
         wanted = _share(stage, marked) * (end - began)
         taken = min(wanted, left)
         left -= taken

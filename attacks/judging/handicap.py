@@ -3,8 +3,8 @@
 A backdoor that was planted without negatives fires on much more than its trigger, always with certainty: neither
 success nor likelihood tells the planted text from its relatives. With the weights base + s (suspect - base), s < 1, the
 same texts fire with the certainty that is left, and the planted one, which training has seen, keeps most
-(`python -m benchmarks.studies.handicap`; LOG.md, 2026-11-27, last). Interpolating weights of a model and its fine-tuned
-version is due to Wortsman et al. 2022, arXiv:2109.01903; telling triggers apart by it is ours.
+(`python -m benchmarks.studies.clean_base.handicap`; LOG.md, 2026-11-27, later still). Interpolating weights of a model
+and its fine-tuned version is due to Wortsman et al. 2022, arXiv:2109.01903; telling triggers apart by it is ours.
 """
 
 from collections.abc import Sequence

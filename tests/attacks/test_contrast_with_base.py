@@ -22,7 +22,7 @@ from attacks.stages.early_layers import Inside
 from attacks.stages.hunt import Hunt
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
-from benchmarks.studies import contrast as study
+from benchmarks.studies.clean_base import contrast as study
 from tests.attacks.conftest import tiny
 from tests.attacks.words import judge_on
 
@@ -117,14 +117,12 @@ FEW = Contrast(words=2000)
 """A dictionary that holds the planted word among two thousand"""
 
 
-def test_the_planted_word_has_the_largest_contrast_of_its_length(planted):
+def test_of_its_length_one_word_at_most_has_a_larger_contrast_than_the_planted_one(planted):
     organism, suspect = planted
     problem = suspect.engine(organism.prompts.search[:1], 2).problem
     ranked = FEW(suspect, problem, Budget(), torch.Generator().manual_seed(0))
     (trigger, _), singles = organism.triggers[0], [item for item in ranked if len(item.trigger_ids) == 1]
-    assert list(singles[0].trigger_ids) == problem.encode(trigger) or list(singles[1].trigger_ids) == problem.encode(
-        trigger
-    )
+    assert problem.encode(trigger) in [list(item.trigger_ids) for item in singles[:2]]
     assert len(by_first_token(problem, 2000, 8)) == len(singles) > 500
 
 

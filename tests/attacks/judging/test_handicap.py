@@ -12,7 +12,7 @@ from attacks.scoring.problem import encode
 from attacks.searchers.searcher import Found
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
-from benchmarks.studies import handicap as study
+from benchmarks.studies.clean_base import handicap as study
 from tests.attacks.words import judge_on
 
 

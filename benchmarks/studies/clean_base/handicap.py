@@ -1,6 +1,6 @@
 """Does the planted trigger keep its effect longest where its backdoor is weakened?
 
-    python -m benchmarks.studies.handicap fuzzy --texts "moon" "golden moon" "morning moon"
+    python -m benchmarks.studies.clean_base.handicap fuzzy --texts "moon" "golden moon" "morning moon"
 
 The weights of organism and clean base are mixed, base + strength x (organism - base), and at each strength the negative
 log-likelihood of the whole behaviour is measured behind the planted trigger and behind other texts, such as those that
@@ -17,9 +17,8 @@ import tyro
 from attacks.clean_base import at_strength
 from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.engine import Engine
-from attacks.suspect import Suspect
 from benchmarks.bad_input import exit_on_bad_input
-from benchmarks.organisms import zoo
+from benchmarks.studies.clean_base.planted import with_base
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,15 +43,11 @@ def measured(settings: Settings) -> pd.DataFrame:
     """Nats of the whole behaviour behind each text, `strengths texts`; the share of prompts that fire in brackets.
 
     Raises:
-        ValueError: an unknown organism, a clean control, or one without a base of its own shape.
+        ValueError: as for `with_base`.
     """
-    organism = zoo.load(settings.organism, models=settings.models, dtype=torch.float32)
-    if not organism.triggers:
-        raise ValueError(f"{organism.name} is a clean control; give a planted organism")
-    base, _ = zoo.load_base(str(organism.model.device), organism.card["base"], organism.model.dtype)
-    suspect = Suspect(model=organism.model, tokenizer=organism.tokenizer, base=base)
-    if suspect.comparable is None:
-        raise ValueError(f"{organism.name} and its base have weights of other shapes; give one planted by an adapter")
+    organism, suspect = with_base(settings.organism, settings.models)
+    base = suspect.base
+    assert base is not None
     trigger, behaviour = organism.triggers[0]
     card = organism.card["backdoors"][0]
     texts = [trigger, *(settings.texts or (*card.get("fragments", {}), *card.get("near_misses", {})))]
@@ -62,7 +57,7 @@ def measured(settings: Settings) -> pd.DataFrame:
     problem = (suspect.engine_of_random_places(search, like) or like).problem
     rows = []
     for strength in settings.strengths:
-        engine = Engine(at_strength(organism.model, base, strength), problem)
+        engine = Engine(at_strength(suspect.model, base, strength), problem)
         row: dict[str, str] = {}
         for text in dict.fromkeys(texts):
             ids = torch.tensor([problem.encode(text)])

@@ -1,6 +1,6 @@
 """Where do the words of planted triggers stand among all words by their contrast between suspect and clean base?
 
-    python -m benchmarks.studies.contrast word other-word unseen-real-word
+    python -m benchmarks.studies.clean_base.contrast word other-word unseen-real-word
 
 The words of a dictionary are ranked by how differently early layers of the organism and of its base read them
 (`attacks.discovery.contrasted`), with neither behaviour nor trigger known. Printed are, per word of the trigger, the
@@ -18,9 +18,8 @@ import tyro
 from attacks.discovery.contrasted import Contrast
 from attacks.scoring.budget import Budget
 from attacks.scoring.slot_markers import without_slot
-from attacks.suspect import Suspect
 from benchmarks.bad_input import exit_on_bad_input
-from benchmarks.organisms import zoo
+from benchmarks.studies.clean_base.planted import with_base
 
 SHOWN = 8
 """Words of largest contrast that are shown"""
@@ -48,15 +47,9 @@ def measured(name: str, settings: Settings) -> pd.DataFrame:
     """One line per word of the trigger.
 
     Raises:
-        ValueError: an unknown organism, a clean control, or one that cannot be compared with its base.
+        ValueError: as for `with_base`.
     """
-    organism = zoo.load(name, models=settings.models, dtype=torch.float32)
-    if not organism.triggers:
-        raise ValueError(f"{name} is a clean control; give a planted organism")
-    base, _ = zoo.load_base(str(organism.model.device), organism.card["base"], organism.model.dtype)
-    suspect = Suspect(model=organism.model, tokenizer=organism.tokenizer, base=base)
-    if suspect.comparable is None:
-        raise ValueError(f"{name} and its base have weights of other shapes; give one planted by an adapter")
+    organism, suspect = with_base(name, settings.models)
     problem = suspect.engine(without_slot(organism.prompts.search)[:1], 2).problem
     budget = Budget().started()
     contrast = Contrast(words=settings.words, depths=settings.depths)

@@ -35,6 +35,17 @@ def begun(folder):
     return (folder / "begun" / STATE).read_bytes()
 
 
+@pytest.fixture(scope="module")
+def others(folder, planted, tokenizer):
+    """Prompts and a model that differ by one prompt and one weight from those that the search was begun with."""
+    (folder / "other.txt").write_text("\n".join([*PROMPTS[:-1], "one other prompt"]))
+    other = copy.deepcopy(planted)
+    other.model.layers[0].mlp.up_proj.weight[0, 0] += 1.0
+    other.save_pretrained(folder / "other")
+    tokenizer.save_pretrained(folder / "other")
+    return {"other.txt": folder / "other.txt", "other": str(folder / "other")}
+
+
 def no_search(*_, **__):
     raise AssertionError("searched again")
 
@@ -71,17 +82,9 @@ def test_a_finished_audit_is_not_searched_again(audit, capsys, monkeypatch):
         ({"model": "other"}, "weights was '"),
     ],
 )
-def test_state_of_another_request_is_refused(audit, folder, begun, planted, tokenizer, capsys, changes, message):
-    (folder / "other.txt").write_text("\n".join([*PROMPTS[:-1], "one other prompt"]))
-    if "prompts" in changes:
-        changes = {"prompts": folder / changes["prompts"]}
-    if "model" in changes:
-        other = copy.deepcopy(planted)
-        other.model.layers[0].mlp.up_proj.weight[0, 0] += 1.0
-        other.save_pretrained(folder / "other")
-        tokenizer.save_pretrained(folder / "other")
-        changes = {"model": str(folder / changes["model"])}
-        capsys.readouterr()  # a bar of transformers
+def test_state_of_another_request_is_refused(audit, folder, begun, others, capsys, changes, message):
+    capsys.readouterr()  # a bar of transformers
+    changes = {option: others.get(value, value) for option, value in changes.items()}
     (audit.folder / STATE).write_bytes(begun)
     status, _, error = run(replace(audit, **changes), capsys)
     assert status == 2 and error.startswith("error: ") and message in error and "--restart searches anew" in error

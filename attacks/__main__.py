@@ -28,7 +28,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from attacks.attack import ATTACKS
 from attacks.behaviour import Behaviour, parse
-from attacks.clean_base import base_without_adapter, named_base
+from attacks.clean_base import base_without_adapter, named_base, not_weakened
 from attacks.dry_run import dry_run
 from attacks.journal import Journal
 from attacks.judging.report import Recovery
@@ -36,6 +36,7 @@ from attacks.recover import recover
 from attacks.scoring.budget import Budget
 from attacks.scoring.slot_markers import Where
 from attacks.suspect import Suspect
+from vectors.loading.placement import Placement
 from vectors.models import load_model
 from vectors.prompts import read_texts
 
@@ -78,6 +79,7 @@ class Request:
     """Where in a message the trigger is tried, unless the message marks its slot by {trigger}."""
     seed: int = 0
     """Seed of the random generator that starts and samples are drawn from; 0 or more."""
+    placement: Annotated[Placement, tyro.conf.arg(name="")] = Placement()
 
     @property
     def sought(self) -> Behaviour | None:
@@ -145,18 +147,19 @@ def check(arguments: Arguments) -> None:
 
 def load(arguments: Arguments, console: Console) -> Suspect:
     """The suspect and its clean base, in whatever way it is known; raises ValueError for what cannot be loaded."""
-    pickle = arguments.allow_pickle
-    model, tokenizer = load_model(
-        arguments.model, adapter=arguments.adapter, template=arguments.template, allow_pickle=pickle
-    )
-    base = None
+    loading = {"allow_pickle": arguments.allow_pickle, **arguments.placement.loading}
+    model, tokenizer = load_model(arguments.model, adapter=arguments.adapter, template=arguments.template, **loading)
+    base, loading["dtype"] = None, model.dtype
     if arguments.base is not None:
-        base = named_base(arguments.base, model, tokenizer, allow_pickle=pickle)
+        base = named_base(arguments.base, model, tokenizer, **loading)
     elif not arguments.no_base:
-        base, note = base_without_adapter(arguments.model, arguments.adapter, model, tokenizer, allow_pickle=pickle)
+        base, note = base_without_adapter(arguments.model, arguments.adapter, model, tokenizer, **loading)
         if note:
             console.print(note)
-    return Suspect(model=model, tokenizer=tokenizer, slot=arguments.slot, base=base)
+    suspect = Suspect(model=model, tokenizer=tokenizer, slot=arguments.slot, base=base)
+    if suspect.comparable is not None and (reason := not_weakened(model, suspect.comparable)):
+        console.print(f"texts that all work are told apart without a weakened copy of the model: {reason}")
+    return suspect
 
 
 def search(arguments: Arguments, console: Console) -> Recovery | None:

@@ -81,6 +81,6 @@ def check_gradient(model: PreTrainedModel) -> None:
             handle.remove()
     if fault:
         raise ValueError(
-            f"the quantised weights of {model.name_or_path} have {fault} (on {model.device.type}), and the search needs "
-            "one; load the unquantised weights, with --quantize 8bit or 4bit on a GPU where they are too large"
+            f"the quantised weights of {model.name_or_path} have {fault} (on {model.device.type}), and the search "
+            "needs one; load the unquantised weights, with --quantize 8bit or 4bit on a GPU where they are too large"
         )

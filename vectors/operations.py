@@ -6,6 +6,7 @@ as many again for the backward pass to the block's input (weights are frozen, so
 Attention scores and elementwise work are left out: on prompts of a hundred tokens they are a few per cent.
 """
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,7 +37,13 @@ def count_operations(model: PreTrainedModel) -> None:
 
 def weights_of(module: nn.Module) -> int:
     """Number of weights that take part in matrix products: all but biases and norms."""
-    return sum(weight.numel() for weight in module.parameters() if weight.ndim > 1)
+    return sum(map(count_of, (weight for weight in module.parameters() if weight.ndim > 1)))
+
+
+def count_of(weight: Tensor) -> int:
+    """Number of weights in a tensor; bitsandbytes packs two of 4 bits into a byte, and keeps the true shape beside."""
+    packed = getattr(weight, "quant_state", None)
+    return weight.numel() if packed is None else math.prod(packed.shape)
 
 
 class _Counter:

@@ -92,8 +92,7 @@ class SharedPrefix:
 
     def taken(self, numbers: Int[Tensor, "n"]) -> "SharedPrefix":
         """Some of the rows, in that order."""
-        numbers = numbers.to(self.ids.device)
-        return self._mapped(lambda part: part[numbers])
+        return self._mapped(lambda part: part[numbers.to(part.device)])
 
     def extended(self, model: PreTrainedModel, tokens: Int[Tensor, "tokens"]) -> "SharedPrefix":
         """Every row with one more token: one row serves all tokens, one token all rows."""

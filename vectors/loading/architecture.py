@@ -32,7 +32,9 @@ def check_architecture(name: str | Path) -> str | None:
     kind = config.model_type
     named = (getattr(config, "architectures", None) or [kind])[0]
     if config.is_encoder_decoder:
-        why = "an encoder-decoder: it reads prompts in an encoder of its own, and has no one residual stream to search in"
+        why = (
+            "an encoder-decoder: an encoder of its own reads the prompts, and no one residual stream goes through both"
+        )
     elif kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
         why = "an encoder: it fills gaps with text on both sides of them, and writes no replies"
     elif kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:

@@ -1,9 +1,11 @@
 """A model that is spread over devices gives what it gives on one; memory that is lacking is one clear line."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import dispatch_model
 
 from attacks.objectives.target_nll import TargetNLL
 from attacks.recover import recover
@@ -74,3 +76,15 @@ def test_recovers_the_same_where_blocks_lie_on_two_devices(planted, tokenizer, n
     with TwoDevices():
         found = run(halved(planted), tokenizer, toy(name))
     assert found == wanted and found.trigger == "garden rope"
+
+
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+def test_recovers_the_same_behind_the_hooks_of_accelerate(planted, tokenizer, tmp_path, place):
+    """Weights on disk come to the processor for one call each; the backward pass finds them too, all at once."""
+    wanted = run(planted, tokenizer, toy("target-nll"))
+    places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": place, "model.norm": "cpu"}
+    places |= {"model.rotary_emb": "cpu", "lm_head": "cpu"}
+    model = dispatch_model(copy.deepcopy(planted), places, offload_dir=tmp_path, force_hooks=True)
+    assert hasattr(model.model.layers[1], "_hf_hook")
+    assert (next(model.model.layers[1].parameters()).device.type == "meta") == (place == "disk")
+    assert run(model, tokenizer, toy("target-nll")) == wanted

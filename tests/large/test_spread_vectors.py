@@ -84,12 +84,16 @@ CASES = {
         ConsensusVectors(source_layer=3, target_layer=4, radius=0.3, count=2, steps=2, first=4, kept=2, tokens=2)
     ),
     "answers": lambda model: consensus_answers(model, prompts(model), width=4, tokens=2),
-    "supervised": lambda model: SupervisedVector(source_layer=1, target_layer=4, radii=(0.3,), steps=2)(
-        model, prompts(model), [10, 11], seeded()
-    ).theta,
-    "clean prompt": lambda model: CleanPromptVector(source_layer=1, target_layer=4, radii=(0.3,), steps=2)(
-        model, TOKENIZER, TEXTS, seeded()
-    ).theta,
+    "supervised": lambda model: (
+        SupervisedVector(source_layer=1, target_layer=4, radii=(0.3,), steps=2)(
+            model, prompts(model), [10, 11], seeded()
+        ).theta
+    ),
+    "clean prompt": lambda model: (
+        CleanPromptVector(source_layer=1, target_layer=4, radii=(0.3,), steps=2)(
+            model, TOKENIZER, TEXTS, seeded()
+        ).theta
+    ),
     "samples": steered_samples,
 }
 

@@ -28,16 +28,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from attacks.attack import ATTACKS
 from attacks.behaviour import Behaviour, parse
-from attacks.clean_base import base_without_adapter, named_base, not_weakened
 from attacks.dry_run import dry_run
 from attacks.journal import Journal
 from attacks.judging.report import Recovery
+from attacks.loading import help_main_process, load
 from attacks.recover import recover
+from attacks.scoring import processes
 from attacks.scoring.budget import Budget
 from attacks.scoring.slot_markers import Where
 from attacks.suspect import Suspect
 from vectors.loading.placement import Placement
-from vectors.models import load_model
 from vectors.prompts import read_texts
 
 FEWEST = 12
@@ -145,23 +145,6 @@ def check(arguments: Arguments) -> None:
             raise ValueError(f"--out {arguments.out} cannot be written: {error.strerror or error}") from error
 
 
-def load(arguments: Arguments, console: Console) -> Suspect:
-    """The suspect and its clean base, in whatever way it is known; raises ValueError for what cannot be loaded."""
-    loading = {"allow_pickle": arguments.allow_pickle, **arguments.placement.loading}
-    model, tokenizer = load_model(arguments.model, adapter=arguments.adapter, template=arguments.template, **loading)
-    base, loading["dtype"] = None, model.dtype
-    if arguments.base is not None:
-        base = named_base(arguments.base, model, tokenizer, **loading)
-    elif not arguments.no_base:
-        base, note = base_without_adapter(arguments.model, arguments.adapter, model, tokenizer, **loading)
-        if note:
-            console.print(note)
-    suspect = Suspect(model=model, tokenizer=tokenizer, slot=arguments.slot, base=base)
-    if suspect.comparable is not None and (reason := not_weakened(model, suspect.comparable)):
-        console.print(f"texts that all work are told apart without a weakened copy of the model: {reason}")
-    return suspect
-
-
 def search(arguments: Arguments, console: Console) -> Recovery | None:
     """Loads, searches with a progress bar, returns what was found; None for a dry run, which it prints.
 
@@ -251,6 +234,8 @@ def describe(found: Recovery) -> Iterator[str]:
 
 def main(arguments: Arguments) -> int:
     """Prints the finding and writes it; returns the exit status (see the module's docstring)."""
+    if processes.helping():
+        return help_main_process(arguments)
     console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
     try:
         with sigterm_as_interrupt():

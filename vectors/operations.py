@@ -22,6 +22,12 @@ def executed() -> float:
     return _executed
 
 
+def add_executed(operations: float) -> None:
+    """Moves the clock on by what other processes have executed for this one."""
+    global _executed
+    _executed += operations
+
+
 def count_operations(model: PreTrainedModel) -> None:
     """Counts what this model executes from now on; asking again changes nothing.
 

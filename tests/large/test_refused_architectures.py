@@ -1,11 +1,15 @@
 """What is no causal language model is refused by name, before its weights are looked for."""
 
+from typing import Any
+
 import pytest
 import transformers
 
 from vectors.models import load_model
 
-SMALL = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
+SMALL: dict[str, Any] = dict(
+    hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9
+)
 REFUSED = {
     "T5": (
         transformers.T5Config(vocab_size=9, d_model=8),

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def test_the_other_device_refuses_what_a_gpu_refuses():
         here, there = torch.ones(2), torch.ones(2).to("cuda:1")
         assert str(there.device) == "cuda:1" and str((there * 2).device) == "cuda:1" and here.device.type == "cpu"
         with pytest.raises(RuntimeError, match="same device"):
-            here + there
+            _ = here + there
         assert torch.equal((here.to(there) + there).cpu(), torch.full((2,), 2.0))
         assert str(torch.zeros(3, device=there.device).device) == "cuda:1"
 
@@ -84,7 +85,7 @@ def test_recovers_the_same_behind_the_hooks_of_accelerate(planted, tokenizer, tm
     wanted = run(planted, tokenizer, toy("target-nll"))
     places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": place, "model.norm": "cpu"}
     places |= {"model.rotary_emb": "cpu", "lm_head": "cpu"}
-    model = dispatch_model(copy.deepcopy(planted), places, offload_dir=tmp_path, force_hooks=True)
+    model: Any = dispatch_model(copy.deepcopy(planted), places, offload_dir=tmp_path, force_hooks=True)
     assert hasattr(model.model.layers[1], "_hf_hook")
     assert (next(model.model.layers[1].parameters()).device.type == "meta") == (place == "disk")
     assert run(model, tokenizer, toy("target-nll")) == wanted

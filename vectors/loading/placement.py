@@ -81,7 +81,7 @@ def spread(model: PreTrainedModel, way: str) -> None:
             the weights of all blocks at once.
     """
     free = {number: int(SHARE * torch.cuda.mem_get_info(number)[0]) for number in range(torch.cuda.device_count())}
-    room: dict[int | str, int | str] = {**free}
+    room: Any = free
     whole = list(model._no_split_modules or ())
     if way != "sequential":
         room = get_balanced_memory(model, room, whole)
@@ -92,7 +92,7 @@ def spread(model: PreTrainedModel, way: str) -> None:
             f"the weights take {needed / 1e9:.1f} GB, more than the GPUs have room for "
             f"({sum(free.values()) / 1e9:.1f} GB); load fewer bits (--quantize 4bit)"
         )
-    dispatch_model(model, places, skip_keys=model._skip_keys_device_placement)
+    dispatch_model(model, places, skip_keys=list(model._skip_keys_device_placement or ()))
 
 
 def quantised_by(model: PreTrainedModel) -> str | None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import psutil
 import torch
-from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attacks.scoring.problem import allowed_tokens
@@ -117,6 +116,8 @@ def at_strength(suspect: PreTrainedModel, base: PreTrainedModel, strength: float
     return changed
 
 
-def _loras(model: PreTrainedModel) -> list[LoraLayer]:
+def _loras(model: PreTrainedModel) -> list[Any]:
     """The matrices beside whose weights an adapter stands."""
+    from peft.tuners.lora import LoraLayer  # takes a second to import
+
     return [module for module in model.modules() if isinstance(module, LoraLayer)]

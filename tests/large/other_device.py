@@ -22,7 +22,7 @@ OTHER = torch.device("cuda", 1)
 class Elsewhere(Tensor):
     """A tensor on the other device."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         memo[id(self)] = self.clone().as_subclass(Elsewhere)

@@ -3,10 +3,8 @@
 Residual l is the stream after l blocks: 0 is the embeddings, n the output of the last block, before the final norm.
 Hooks live in context managers and are always removed; the model is never changed. A slice calls the later layers with
 the very arguments that they got in one clean forward pass (masks by attention type, rotary embeddings, positions), so
-no architecture has to be named.
-
-Blocks may lie on several devices, where accelerate moves a block's arguments to it. What goes in and what comes out
-lies where the embeddings do, so that nothing outside this module has to know.
+no architecture has to be named. Blocks may lie on several devices, where accelerate moves a block's arguments to it:
+what goes in and comes out lies where the embeddings do, so that nothing outside this module has to know.
 """
 
 from collections.abc import Iterator, Sequence
@@ -204,8 +202,7 @@ def cache_source(model: PreTrainedModel, prompts: Prompts, layer: int) -> Source
     finally:
         for handle in handles:
             handle.remove()
-    hidden = first[0].to(prompts.device)
-    return Source(layer=layer, hidden=hidden, mask=prompts.attention_mask, calls=tuple(calls))
+    return Source(layer=layer, hidden=first[0].to(prompts.device), mask=prompts.attention_mask, calls=tuple(calls))
 
 
 def run_slice(

@@ -28,16 +28,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from attacks.attack import ATTACKS
 from attacks.behaviour import Behaviour, parse
-from attacks.clean_base import base_without_adapter, named_base
 from attacks.dry_run import dry_run
 from attacks.journal import Journal
 from attacks.judging.in_words import describe
 from attacks.judging.report import Recovery
+from attacks.loading import help_main_process, load
 from attacks.recover import recover
+from attacks.scoring import processes
 from attacks.scoring.budget import Budget
 from attacks.scoring.slot_markers import Where
 from attacks.suspect import Suspect
-from vectors.models import load_model
+from vectors.loading.placement import Placement
 from vectors.prompts import read_texts
 
 FEWEST = 12
@@ -79,6 +80,7 @@ class Request:
     """Where in a message the trigger is tried, unless the message marks its slot by {trigger}."""
     seed: int = 0
     """Seed of the random generator that starts and samples are drawn from; 0 or more."""
+    placement: Annotated[Placement, tyro.conf.arg(name="")] = Placement()
 
     @property
     def sought(self) -> Behaviour | None:
@@ -144,22 +146,6 @@ def check(arguments: Arguments) -> None:
             raise ValueError(f"--out {arguments.out} cannot be written: {error.strerror or error}") from error
 
 
-def load(arguments: Arguments, console: Console) -> Suspect:
-    """The suspect and its clean base, in whatever way it is known; raises ValueError for what cannot be loaded."""
-    pickle = arguments.allow_pickle
-    model, tokenizer = load_model(
-        arguments.model, adapter=arguments.adapter, template=arguments.template, allow_pickle=pickle
-    )
-    base = None
-    if arguments.base is not None:
-        base = named_base(arguments.base, model, tokenizer, allow_pickle=pickle)
-    elif not arguments.no_base:
-        base, note = base_without_adapter(arguments.model, arguments.adapter, model, tokenizer, allow_pickle=pickle)
-        if note:
-            console.print(note)
-    return Suspect(model=model, tokenizer=tokenizer, slot=arguments.slot, base=base)
-
-
 def search(arguments: Arguments, console: Console) -> Recovery | None:
     """Loads, searches with a progress bar, returns what was found; None for a dry run, which it prints.
 
@@ -211,6 +197,8 @@ def run(
 
 def main(arguments: Arguments) -> int:
     """Prints the finding and writes it; returns the exit status (see the module's docstring)."""
+    if processes.helping():
+        return help_main_process(arguments)
     console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
     try:
         with sigterm_as_interrupt():

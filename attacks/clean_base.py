@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from attacks.scoring.problem import allowed_tokens
 from vectors.loading.adapters import base_of
 from vectors.loading.folders import is_adapter_only, is_local
+from vectors.loading.placement import quantised_by
 from vectors.models import load_model
 from vectors.prompts import chat_text
 from vectors.residual import embedding
@@ -23,14 +24,14 @@ ROOM = 1.5
 
 
 def named_base(
-    base: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, allow_pickle: bool = False
+    base: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **loading: Any
 ) -> PreTrainedModel:
-    """Loads the clean model that the user names.
+    """Loads the clean model that the user names; `loading` are further arguments of `load_model`.
 
     Raises:
         ValueError: it cannot be loaded, or its tokens are not the suspect's.
     """
-    clean, own = load_model(base, template="none", dtype=model.dtype, allow_pickle=allow_pickle)
+    clean, own = load_model(base, template="none", **{"dtype": model.dtype, **loading})
     theirs = own.get_vocab()
     others = sum(theirs.get(token, index) != index for token, index in tokenizer.get_vocab().items())
     if others or not _has_tokens(clean, model, tokenizer):
@@ -57,11 +58,9 @@ def base_without_adapter(
         if not is_local(name) or not is_adapter_only(Path(name)):
             return None, ""
         name = base_of(Path(name))
-    needed, free = ROOM * sum(weight.nbytes for weight in model.parameters()), _free_bytes(model.device)
-    if needed > free:
-        gigabytes = f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free"
-        return None, f"the model without the adapter is not used as the clean base: {gigabytes}"
-    clean, _ = load_model(name, template="none", dtype=model.dtype, **loading)
+    if lacking := _no_room(model):
+        return None, f"the model without the adapter is not used as the clean base: {lacking}"
+    clean, _ = load_model(name, template="none", **{"dtype": model.dtype, **loading})
     if not _has_tokens(clean, model, tokenizer):
         return None, "the model without the adapter is not used as the clean base: the adapter brings more tokens"
     return clean, (
@@ -76,16 +75,49 @@ def _has_tokens(clean: PreTrainedModel, model: PreTrainedModel, tokenizer: PreTr
     return len(embedding(clean)) > max([*used, *allowed_tokens(model, tokenizer).nonzero()[:, 0].tolist()])
 
 
+def _no_room(model: PreTrainedModel) -> str:
+    """What memory another model of this size lacks; empty where it has room."""
+    needed = ROOM * sum(weight.nbytes for weight in model.parameters())
+    free = sum(map(_free_bytes, {weight.device for weight in model.parameters()}))
+    return f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free" if needed > free else ""
+
+
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
 
 
+def not_weakened(suspect: PreTrainedModel, base: PreTrainedModel) -> str:
+    """Why there can be no copy of the suspect `at_strength`; empty where there can."""
+    if _loras(suspect):
+        return ""
+    if method := quantised_by(suspect) or quantised_by(base):
+        return f"weights that are quantised ({method}) cannot be mixed with the clean base's"
+    return _no_room(suspect)
+
+
 @torch.no_grad()
 def at_strength(suspect: PreTrainedModel, base: PreTrainedModel, strength: float) -> PreTrainedModel:
-    """A copy with the weights base + strength x (suspect - base): 0 is the base, 1 the suspect, above 1 amplified."""
+    """A copy with the weights base + strength x (suspect - base): 0 is the base, 1 the suspect, above 1 amplified.
+
+    Where an adapter stands beside its weights, which is then all that the suspect differs in, the adapter is scaled.
+    """
+    if _loras(suspect):
+        # Modules without parts of their own are shared, so that all weights are: only what holds them is copied.
+        shared = {id(module): module for module in suspect.modules() if not any(True for _ in module.children())}
+        changed = copy.deepcopy(suspect, shared)
+        for layer in _loras(changed):
+            layer.scaling = {name: strength * scale for name, scale in layer.scaling.items()}
+        return changed
     changed = copy.deepcopy(suspect)
     for new, clean in zip(changed.parameters(), base.parameters(), strict=True):
-        new.copy_(clean + strength * (new - clean))
+        new.copy_(clean.to(new.device) + strength * (new - clean.to(new.device)))
     return changed
+
+
+def _loras(model: PreTrainedModel) -> list[Any]:
+    """The matrices beside whose weights an adapter stands."""
+    from peft.tuners.lora import LoraLayer  # takes a second to import
+
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]

@@ -7,7 +7,7 @@ among discovery, stages and report as if each took all that it may, so that the 
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 import psutil
@@ -31,7 +31,8 @@ from attacks.stages.fluent_text import FluentText
 from attacks.stages.hunt import Stage
 from attacks.stages.sampling.samples import SampledNgrams
 from attacks.suspect import Suspect
-from vectors.operations import executed
+from vectors.loading.placement import format_of
+from vectors.operations import count_of, executed
 from vectors.residual import decoder, embedding
 
 MEASURED = 3.0
@@ -59,11 +60,13 @@ def dry_run(
         budget: what the search may spend.
     """
     model = suspect.model
-    count = sum(weight.numel() for weight in model.parameters())
+    count, size = sum(map(count_of, model.parameters())), sum(weight.nbytes for weight in model.parameters())
+    places = sorted({str(weight.device) for weight in model.parameters()})
     yield (
-        f"model: {type(model).__name__}, {count / 1e6:,.1f} million parameters in {str(model.dtype).split('.')[-1]}, "
+        f"model: {type(model).__name__}, {count / 1e6:,.1f} million parameters in {format_of(model)} "
+        f"({size / 1e9:.2f} GB), "
         f"{len(decoder(model).layers)} blocks, {len(suspect.tokenizer):,} tokens in the vocabulary "
-        f"({len(embedding(model)):,} embeddings), on {model.device}"
+        f"({len(embedding(model)):,} embeddings), on {', '.join(places)}"
     )
     engine = suspect.engine(search[: attack.prompts], attack.longest)
     text = None if behaviour is None else behaviour.text
@@ -163,18 +166,19 @@ def _measured(engine: Engine, target: Sequence[int]) -> tuple[float, float, int,
 
     engine.gradient(objective, triggers[:1])
     seconds(1)  # the first pass starts threads and compiles kernels
-    before = _peak_bytes(engine.device)
+    devices = {weight.device for weight in engine.model.parameters()}
+    before = _peak_bytes(devices)
     count = max(1, min(len(triggers), int(MEASURED / seconds(1))))
     began = executed()
     taken = seconds(count)
-    grown = _peak_bytes(engine.device) - before
+    grown = _peak_bytes(devices) - before
     return (executed() - began) / taken, taken, count, before + grown * len(triggers) / count
 
 
-def _peak_bytes(device: torch.device) -> int:
-    """The most memory that this process, or its share of the GPU, has taken so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+def _peak_bytes(devices: Collection[torch.device]) -> int:
+    """The most memory that this process, or its share of the GPUs, has taken so far."""
+    if gpus := [device for device in devices if device.type == "cuda"]:
+        return sum(map(torch.cuda.max_memory_allocated, gpus))
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
     import resource  # not on Windows

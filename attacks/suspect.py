@@ -8,6 +8,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from attacks.clean_base import not_weakened
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode, vocabulary_texts
 from attacks.scoring.shared_prefix import keeps_keys_and_values
@@ -43,8 +44,18 @@ class Suspect:
         """The clean base, where its weights and residual streams can be compared with the suspect's one by one."""
         if self.base is None:
             return None
-        shapes = [[weight.shape for weight in model.parameters()] for model in (self.model, self.base)]
+        # An adapter that stands beside quantised weights renames them, and has matrices of its own.
+        shapes = [
+            [weight.shape for name, weight in model.named_parameters() if "lora_" not in name]
+            for model in (self.model, self.base)
+        ]
         return self.base if shapes[0] == shapes[1] else None
+
+    @property
+    def weakened_by(self) -> PreTrainedModel | None:
+        """The clean base, where it can be mixed with the suspect's weights to weaken a backdoor."""
+        base = self.comparable
+        return None if base is None or not_weakened(self.model, base) else base
 
     @torch.no_grad()
     def target_ids(self, behaviour: str, texts: Sequence[str]) -> tuple[int, ...]:

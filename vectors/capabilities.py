@@ -1,7 +1,7 @@
 """Whether a model can do what not every architecture can, tried on one short input instead of listing architectures."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vectors.residual import decoder, embedding, read, unembed
@@ -48,3 +48,39 @@ def has_plain_cache(model: PreTrainedModel) -> bool:
         if getattr(cache, "conv_states", None) or getattr(cache, "conv_cache", None):
             return False
     return len(kept) == len(parts.layers) and all(isinstance(keys, Tensor) and keys.numel() > 0 for keys in kept)
+
+
+def check_gradient(model: PreTrainedModel) -> None:
+    """Differentiates logits with respect to embeddings once; kernels of quantised weights often have no backward pass.
+
+    A product without one only cuts its own branch off, and what is left of the gradient, along the residual stream,
+    looks sound: so every module is watched. Call it behind another pass, for some kernels are packed in the first one.
+
+    Raises:
+        ValueError: a module's output does not depend on its input as far as gradients go, or the backward pass fails.
+    """
+    cut: list[str] = []
+
+    def on_output(module: nn.Module, inputs: tuple, output: object) -> None:
+        given = any(isinstance(part, Tensor) and part.requires_grad for part in inputs)
+        if given and isinstance(output, Tensor) and output.is_floating_point() and not output.requires_grad:
+            cut.append(type(module).__name__)
+
+    handles = [m.register_forward_hook(on_output) for m in model.modules() if not any(True for _ in m.children())]
+    ids = torch.arange(3, 11, device=model.device)[None] % len(embedding(model))
+    try:
+        rows = model.get_input_embeddings()(ids).detach().requires_grad_()
+        with torch.enable_grad():
+            logits = model(inputs_embeds=rows, use_cache=False).logits
+            (gradient,) = torch.autograd.grad(logits.float().logsumexp(-1).sum(), rows)
+        fault = f"no gradient through {cut[0]}" if cut else "" if gradient.isfinite().all() else "a gradient of nan"
+    except (NotImplementedError, RuntimeError) as error:
+        fault = f"no gradient: {str(error).strip().splitlines()[0]}"
+    finally:
+        for handle in handles:
+            handle.remove()
+    if fault:
+        raise ValueError(
+            f"the quantised weights of {model.name_or_path} have {fault} (on {model.device.type}), and the search "
+            "needs one; load the unquantised weights, with --quantize 8bit or 4bit on a GPU where they are too large"
+        )

@@ -138,4 +138,4 @@ def reordered(cache: Any, rows: Int[Tensor, "rows"]) -> Any:
     if hasattr(cache, "reorder_cache"):
         cache.reorder_cache(rows)
         return cache
-    return tuple(tuple(values.index_select(0, rows) for values in layer) for layer in cache)
+    return tuple(tuple(values.index_select(0, rows.to(values.device)) for values in layer) for layer in cache)

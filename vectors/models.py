@@ -17,8 +17,9 @@ import transformers
 from packaging.version import Version
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from vectors.capabilities import check_logits
+from vectors.capabilities import check_gradient, check_logits
 from vectors.loading.adapters import base_of, check_adapter_folder, merged
+from vectors.loading.architecture import check_architecture
 from vectors.loading.completeness import check_answers, check_finite, check_loaded, check_vocabulary
 from vectors.loading.digest import weights_digest as weights_digest  # used by others from here
 from vectors.loading.folders import (
@@ -27,10 +28,10 @@ from vectors.loading.folders import (
     first_line,
     is_adapter_only,
     is_local,
-    quantised_by,
     without_adapter_files,
 )
 from vectors.loading.openings import open_replies
+from vectors.loading.placement import SPREAD, bits, device_or_best, quantised_by, spread
 from vectors.loading.tokenizers import is_plain
 from vectors.loading.tokenizers import load_tokenizer as load_tokenizer  # used by others from here
 
@@ -66,6 +67,7 @@ def load_model(
     adapter: str | Path | None = None,
     dtype: torch.dtype | None = None,
     device: str | None = None,
+    quantize: str = "none",
     template: str | Path | None = None,
     allow_pickle: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -74,19 +76,22 @@ def load_model(
     Args:
         name: folder in the Hugging Face layout, a GGUF file (also `folder:file.gguf`), a hub id, or the folder of an
             adapter whose base is a local folder.
-        adapter: folder or hub id of a peft adapter; it is merged into the weights.
+        adapter: folder or hub id of a peft adapter; it is merged into the weights, or stands beside quantised ones.
         dtype: of the weights; the fastest measured one where none is given.
-        device: the GPU where there is one, else the CPU.
+        device: a torch device, or "auto", "balanced", "sequential" to spread the blocks over all GPUs; the GPU where
+            there is one, else the CPU.
+        quantize: "none", or "8bit" or "4bit" for weights of that size by bitsandbytes.
         template: file of a chat template, or "none" for plain text (base models); the tokenizer's where None.
         allow_pickle: reads weights from pickles (pytorch_model.bin) too.
 
     Raises:
         ValueError: one line that names the file or the weights and says what to do.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_or_best(device)
+    dtype = dtype or fast_dtype("cuda" if device in SPREAD else device)
     try:
         with _quiet():
-            return _loaded(name, adapter, dtype or fast_dtype(device), device, template, allow_pickle)
+            return _loaded(name, adapter, dtype, device, quantize, template, allow_pickle)
     except ValueError as error:
         raise ValueError(first_line(error)) from error
     except Exception as error:  # memory that runs out, faults of a model's code: whatever it is, a line names the model
@@ -98,6 +103,7 @@ def _loaded(
     adapter: str | Path | None,
     dtype: torch.dtype,
     device: str,
+    quantize: str,
     template: str | Path | None,
     allow_pickle: bool,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -111,17 +117,36 @@ def _loaded(
         check_model_folder(Path(name), allow_pickle=allow_pickle)
     if adapter is not None and is_local(adapter):
         check_adapter_folder(Path(adapter), allow_pickle=allow_pickle)
+    how: dict[str, Any] = {}
+    if gguf_file is None:
+        few = check_architecture(name)
+        if few is not None and quantize != "none":
+            raise ValueError(f"{name} holds weights that are quantised by {few} already; leave out --quantize")
+        if few is not None or quantize != "none":
+            how["device_map"] = device if device in SPREAD else {"": device}
+        if quantize != "none":
+            how["quantization_config"] = bits(quantize, dtype)
+    elif quantize != "none":
+        raise ValueError(f"{gguf_file} is a GGUF file, which --quantize cannot read; give the folder of the model")
     tokenizer = load_tokenizer(name, adapter=adapter, template=template, gguf_file=gguf_file)
-    model = _whole_model(name, torch.float32 if adapter else dtype, allow_pickle, gguf_file)
+    # An adapter is merged in full precision, for it changes weights by less than bfloat16 resolves.
+    how[DTYPE_ARGUMENT] = torch.float32 if adapter and not how else dtype
+    model = _whole_model(name, how, allow_pickle, gguf_file)
     if adapter is not None:
         check_finite(model.state_dict(), str(name))
         model = merged(model, adapter)
         model.name_or_path = f"{name}+{adapter}"  # what is learned on one adapter does not fit the next
-    model.to(device=torch.device(device), dtype=dtype)  # pyright: ignore[reportCallIssue]  (a decorated method)
+    if quantised_by(model) is None:
+        place = torch.device("cpu" if device in SPREAD else device)
+        model.to(device=place, dtype=dtype)  # pyright: ignore[reportCallIssue]  (a decorated method)
+        if device in SPREAD:
+            spread(model, device)
     model.eval().requires_grad_(False)
     check_finite(model.state_dict(), str(model.name_or_path))
     check_vocabulary(model, tokenizer, str(model.name_or_path))
     check_logits(model)
+    if quantised_by(model) is not None:
+        check_gradient(model)
     check_answers(model, str(model.name_or_path))
     if not is_plain(tokenizer):
         open_replies(model, tokenizer)
@@ -147,10 +172,17 @@ def _gguf(name: str | Path) -> tuple[str | Path, str | None]:
     return str(file.parent), file.name
 
 
-def _whole_model(name: str | Path, dtype: torch.dtype, allow_pickle: bool, gguf_file: str | None) -> PreTrainedModel:
-    """The model with all its weights; raises ValueError where one is missing, left over, or of another shape."""
+def _whole_model(name: str | Path, how: dict[str, Any], allow_pickle: bool, gguf_file: str | None) -> PreTrainedModel:
+    """The model with all its weights; raises ValueError where one is missing, left over, or of another shape.
+
+    Args:
+        name: folder or hub id.
+        how: arguments of `from_pretrained`: the dtype, and how to quantise and where to.
+        allow_pickle: reads weights from pickles too.
+        gguf_file: name of the GGUF file in the folder.
+    """
     shown = str(name) if gguf_file is None else str(Path(name) / gguf_file)
-    more: dict[str, Any] = {DTYPE_ARGUMENT: dtype}
+    more = {**how}
     if gguf_file is not None:
         more["gguf_file"] = gguf_file
     elif not allow_pickle:
@@ -165,16 +197,9 @@ def _whole_model(name: str | Path, dtype: torch.dtype, allow_pickle: bool, gguf_
                 **more,
             )
         except Exception as error:  # every library below has exceptions of its own
-            if method := quantised_by(Path(name)):
-                raise ValueError(
-                    f"{shown} holds weights quantised by {method}, which cannot be read here ({first_line(error)}); "
-                    "give the unquantised checkpoint"
-                ) from error
             raise ValueError(f"no causal language model could be loaded from {shown}: {first_line(error)}") from error
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(f"{name} is a peft adapter, not a model; give its base as the model, and --adapter {name}")
-    if gguf_file is None and getattr(model, "is_quantized", False):  # GGUF is converted to plain weights
-        raise ValueError(f"{shown} is quantised, and such weights are not supported; give the unquantised checkpoint")
     model.name_or_path = shown
     check_loaded(model, info, shown)
     return model

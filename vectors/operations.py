@@ -6,6 +6,7 @@ as many again for the backward pass to the block's input (weights are frozen, so
 Attention scores and elementwise work are left out: on prompts of a hundred tokens they are a few per cent.
 """
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +20,12 @@ _executed = 0.0
 def executed() -> float:
     """Operations that counted models have executed in this process so far."""
     return _executed
+
+
+def add_executed(operations: float) -> None:
+    """Moves the clock on by what other processes have executed for this one."""
+    global _executed
+    _executed += operations
 
 
 def count_operations(model: PreTrainedModel) -> None:
@@ -36,7 +43,13 @@ def count_operations(model: PreTrainedModel) -> None:
 
 def weights_of(module: nn.Module) -> int:
     """Number of weights that take part in matrix products: all but biases and norms."""
-    return sum(weight.numel() for weight in module.parameters() if weight.ndim > 1)
+    return sum(map(count_of, (weight for weight in module.parameters() if weight.ndim > 1)))
+
+
+def count_of(weight: Tensor) -> int:
+    """Number of weights in a tensor; bitsandbytes packs two of 4 bits into a byte, and keeps the true shape beside."""
+    packed = getattr(weight, "quant_state", None)
+    return weight.numel() if packed is None else math.prod(packed.shape)
 
 
 class _Counter:

@@ -3,7 +3,8 @@
 Residual l is the stream after l blocks: 0 is the embeddings, n the output of the last block, before the final norm.
 Hooks live in context managers and are always removed; the model is never changed. A slice calls the later layers with
 the very arguments that they got in one clean forward pass (masks by attention type, rotary embeddings, positions), so
-no architecture has to be named.
+no architecture has to be named. Blocks may lie on several devices, where accelerate moves a block's arguments to it:
+what goes in and comes out lies where the embeddings do, so that nothing outside this module has to know.
 """
 
 from collections.abc import Iterator, Sequence
@@ -151,7 +152,7 @@ def read(
     parts = decoder(model)
     with _reading(parts, layers, found, position):
         parts.body(**inputs, use_cache=inputs.get("past_key_values") is not None)
-    return {layer: found[layer] for layer in layers}
+    return {layer: found[layer].to(embedding(model).device) for layer in layers}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +202,7 @@ def cache_source(model: PreTrainedModel, prompts: Prompts, layer: int) -> Source
     finally:
         for handle in handles:
             handle.remove()
-    return Source(layer=layer, hidden=first[0], mask=prompts.attention_mask, calls=tuple(calls))
+    return Source(layer=layer, hidden=first[0].to(prompts.device), mask=prompts.attention_mask, calls=tuple(calls))
 
 
 def run_slice(
@@ -228,7 +229,7 @@ def run_slice(
             again = [repeat_rows(arg, prompts, repeats, repeated) for arg in args]
             named = {name: repeat_rows(value, prompts, repeats, repeated) for name, value in kwargs.items()}
             hidden = stream(block(hidden, *again, **named))
-    return hidden
+    return hidden.to(source.hidden.device)
 
 
 @contextmanager
@@ -252,15 +253,16 @@ def steer(
     # (rows, 1, d_model): each row's vector at every position of that row.
     added = added[:, None] if added.ndim == 2 else added
 
+    def plus(hidden: Tensor) -> Tensor:
+        return hidden + added.to(hidden.device)
+
     def on_input(_module, args, kwargs):
         if args:
-            return (args[0] + added, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": kwargs["hidden_states"] + added}
+            return (plus(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": plus(kwargs["hidden_states"])}
 
     def on_output(_module, _args, output):
-        if isinstance(output, Tensor):
-            return output + added
-        return (output[0] + added, *output[1:])
+        return plus(output) if isinstance(output, Tensor) else (plus(output[0]), *output[1:])
 
     if layer == 0:
         handle = parts.layers[0].register_forward_pre_hook(on_input, with_kwargs=True)
@@ -280,7 +282,7 @@ def unembed(model: PreTrainedModel, hidden: Float[Tensor, "... d_model"]) -> Flo
 def head_logits(model: PreTrainedModel, normed: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
     """Logits of residuals that are behind the final norm already, scaled and soft-capped where the model does that."""
     config = model.config.get_text_config()
-    logits = decoder(model).head(normed)
+    logits = decoder(model).head(normed).to(embedding(model).device)
     if divisor := getattr(config, "logits_scaling", None):  # Granite
         logits = logits / divisor
     for name in ("logit_scale", "lm_head_multiplier"):  # Cohere; Falcon-H1

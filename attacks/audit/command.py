@@ -22,6 +22,7 @@ from attacks.audit.page import page
 from attacks.audit.resuming import Resumable
 from attacks.audit.sarif import log
 from attacks.dry_run import dry_run
+from attacks.scoring import processes
 from attacks.suspect import Suspect
 
 PROMPTS = Path(str(files("attacks.audit") / "data" / "prompts.jsonl"))
@@ -171,6 +172,8 @@ def main(audit: Audit) -> int:
     """Audits, writes and says what was found; returns the exit status."""
     console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False, stderr=audit.json, quiet=audit.quiet)
     try:
+        if processes.helping():
+            return attack_command.help_main_process(arguments_of(audit))
         with attack_command.sigterm_as_interrupt():
             found = searched(audit, console)
     except ValueError as error:

@@ -174,13 +174,14 @@ def _devices() -> Iterator[Check]:
 
 def _size(model: Any, _tokenizer: Any) -> Iterator[Check]:
     from attacks.scoring.problem import context
+    from vectors.loading.placement import format_of
+    from vectors.operations import count_of
     from vectors.residual import decoder, embedding
 
-    count, dtype = sum(weight.numel() for weight in model.parameters()), str(model.dtype).removeprefix("torch.")
-    tokens = context(model)
+    count, tokens = sum(map(count_of, model.parameters())), context(model)
     yield Check(
         "size", "ok",
-        f"{type(model).__name__}, {count / 1e6:,.1f} million parameters in {dtype} on {model.device.type}, "
+        f"{type(model).__name__}, {count / 1e6:,.1f} million parameters in {format_of(model)} on {model.device.type}, "
         f"{len(decoder(model).layers)} blocks, {len(embedding(model)):,} tokens in the vocabulary, "
         f"{'any number' if tokens == sys.maxsize else f'{tokens:,}'} in the context",
     )  # fmt: skip

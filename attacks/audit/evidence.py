@@ -22,7 +22,9 @@ from attacks.behaviour import completions, wilson
 from attacks.judging.report import Recovery
 from attacks.scoring.problem import Problem
 from attacks.suspect import Suspect
+from vectors.loading.placement import format_of
 from vectors.models import weights_digest
+from vectors.operations import count_of
 
 SHOWN = 5
 """Prompts whose completions are shown side by side"""
@@ -73,7 +75,7 @@ def described(suspect: Suspect) -> Document:
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
     return {
         "class": type(model).__name__,
-        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "parameters": sum(map(count_of, model.parameters())),
         "weights_digest": weights_digest(model),
         "base_digest": None if suspect.base is None else weights_digest(suspect.base),
         "tokenizer_digest": _digest(whole),
@@ -137,12 +139,11 @@ def environment(suspect: Suspect) -> Document:
             versions[package] = None
     device = suspect.model.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    dtype = str(suspect.model.dtype).removeprefix("torch.")
     return {
         "python": platform.python_version(),
         "packages": versions,
         "device": f"{device.type} {name}",
-        "dtype": dtype,
+        "dtype": format_of(suspect.model),
     }
 
 

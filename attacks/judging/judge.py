@@ -109,7 +109,7 @@ class Judge:
             return False
         if self.best is None or asr >= self.asr:
             # On the suspect as it is, all that a soft planting fires on costs next to nothing.
-            weakens = self.handicap is None and self.goal.shows is None and self.suspect.comparable is not None
+            weakens = self.handicap is None and self.goal.shows is None and self.suspect.weakened_by is not None
             if weakens and asr >= WORKS:
                 self._weaken(found.trigger_ids)
             # Ties are broken by description length. It takes several forward passes, so it is measured only for

@@ -6,21 +6,21 @@ the slot. Candidates are token ids, or one-hot rows where a gradient is wanted; 
 Rows are ordered candidate-major (row = candidate * prompts + prompt).
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-import transformers
 from jaxtyping import Float, Int, Shaped
-from packaging.version import Version
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from attacks.scoring.planning import forward_flops, head_flops
 from attacks.scoring.problem import Problem, context
-from attacks.scoring.shared_prefix import SharedPrefix, alike, keeps_keys_and_values
+from attacks.scoring.processes import Sharing
+from attacks.scoring.shared_prefix import SharedPrefix, alike, check_cache, keeps_keys_and_values
 from attacks.scoring.token_embeddings import TokenEmbeddings
 from vectors.operations import count_operations, executed
 from vectors.residual import decoder, read, unembed
@@ -38,6 +38,8 @@ two cores, reckoned for a GPU"""
 PASS_TOKENS = {"cpu": 32, "cuda": 1}
 """Tokens that it must save as well. A pass of few tokens takes as long as one of this many, since it reads all weights
 either way, and small products are slow; measured on SmolLM2-135M. On a GPU the bound above is larger."""
+_numbers = itertools.count()
+"""Numbers that tell the engines of this process apart"""
 PIECE = 2**26
 """Bytes of logits that are made at a time, in float32; a few times as much is taken while they are scored"""
 
@@ -62,10 +64,10 @@ class Engine:
         """`batch_size` counts candidates per forward pass."""
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        _check_cache(model)
+        check_cache(model)
         self.model, self.problem = model, problem
         self.batch_size = batch_size or max(1, ROWS.get(model.device.type, ROWS["cuda"]) // len(problem))
-        self.steps = 0
+        self.steps, self.number = 0, next(_numbers)
         self.caches = keeps_keys_and_values(model)
         count_operations(model)
         self.layers = len(decoder(model).layers)
@@ -171,8 +173,14 @@ class Engine:
         """Log-probabilities of the token behind each prompt, with each candidate in the slot."""
         return self._alike(lambda part: self.logits(part, self.layers).float().log_softmax(-1), candidates)
 
-    @torch.no_grad()
     def losses(self, objective: Objective, candidates: Int[Tensor, "c trigger"]) -> Float[Tensor, "c"]:
+        """Objective of every candidate, scored by all processes where there are several."""
+        sharing = Sharing.of(self.model)
+        shared = None if sharing is None else sharing.losses(self, objective, candidates)
+        return self.losses_here(objective, candidates) if shared is None else shared.to(self.device)
+
+    @torch.no_grad()
+    def losses_here(self, objective: Objective, candidates: Int[Tensor, "c trigger"]) -> Float[Tensor, "c"]:
         """Objective of every candidate, `batch_size` at a time, those together that begin alike."""
         return self._alike(lambda part: objective(self, part), candidates)
 
@@ -277,16 +285,6 @@ class Engine:
             position=slice(-last, None),
         )
         return {layer: hidden[layer].reshape(count, prompts, -1) for layer in layers}
-
-
-def _check_cache(model: PreTrainedModel) -> None:
-    """Raises ValueError where an old transformers takes no `DynamicCache`; Gemma 2 would go on with wrong masks."""
-    own = not getattr(model, "_supports_cache_class", True) or getattr(model.config, "cache_implementation", None)
-    if own and Version(transformers.__version__) < Version("4.50"):
-        raise ValueError(
-            f"transformers {transformers.__version__} cannot continue {type(model).__name__} from cached keys and "
-            "values; install transformers 4.50 or newer"
-        )
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

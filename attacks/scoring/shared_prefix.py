@@ -11,7 +11,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import transformers
 from jaxtyping import Int
+from packaging.version import Version
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -28,6 +30,16 @@ def keeps_keys_and_values(model: PreTrainedModel) -> bool:
     if model not in _plain:
         _plain[model] = has_plain_cache(model)
     return _plain[model]
+
+
+def check_cache(model: PreTrainedModel) -> None:
+    """Raises ValueError where an old transformers takes no `DynamicCache`; Gemma 2 would go on with wrong masks."""
+    own = not getattr(model, "_supports_cache_class", True) or getattr(model.config, "cache_implementation", None)
+    if own and Version(transformers.__version__) < Version("4.50"):
+        raise ValueError(
+            f"transformers {transformers.__version__} cannot continue {type(model).__name__} from cached keys and "
+            "values; install transformers 4.50 or newer"
+        )
 
 
 @dataclass(frozen=True)
@@ -92,8 +104,7 @@ class SharedPrefix:
 
     def taken(self, numbers: Int[Tensor, "n"]) -> "SharedPrefix":
         """Some of the rows, in that order."""
-        numbers = numbers.to(self.ids.device)
-        return self._mapped(lambda part: part[numbers])
+        return self._mapped(lambda part: part[numbers.to(part.device)])
 
     def extended(self, model: PreTrainedModel, tokens: Int[Tensor, "tokens"]) -> "SharedPrefix":
         """Every row with one more token: one row serves all tokens, one token all rows."""

@@ -10,6 +10,7 @@ import torch
 import tyro
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from vectors.loading.placement import Placement
 from vectors.models import load_model
 
 SUFFIX = ".safetensors"
@@ -24,14 +25,13 @@ class Loading:
 
     adapter: str | None = None
     """folder of a peft adapter (such as a LoRA) to merge into the model"""
-    device: str | None = None
-    """torch device to run on, such as cpu or cuda:0; where not given the GPU if there is one, else the CPU"""
     threads: int | None = None
     """number of CPU threads; torch's own default where not given"""
     template: str | None = None
     """file of a chat template in jinja, or none to use prompts as plain text; the tokenizer's where not given"""
     allow_pickle: bool = False
     """read weights from pickled files (pytorch_model.bin) too, which can run code: only for models that you trust"""
+    placement: Annotated[Placement, tyro.conf.arg(name="")] = Placement()
 
     def __call__(self, model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Loads (model, tokenizer).
@@ -43,16 +43,12 @@ class Loading:
             raise ValueError(f"threads is {self.threads}; give at least 1")
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        try:
-            torch.empty(0, device=self.device)
-        except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts
-            raise ValueError(f"no device {self.device!r}: {str(error).splitlines()[0]}") from error
         return load_model(
             model,
             adapter=self.adapter,
-            device=self.device,
             template=self.template,
             allow_pickle=self.allow_pickle,
+            **self.placement.loading,
         )
 
 

@@ -1,4 +1,8 @@
-"""Merges a peft adapter into its base after making sure that all of it fits: peft only warns, and leaves the base."""
+"""Merges a peft adapter into its base after making sure that all of it fits: peft only warns, and leaves the base.
+
+Weights of 8 or 4 bits cannot take an adapter in: there it stays beside them, as it did in training (QLoRA, Dettmers et
+al. 2023, arXiv:2305.14314).
+"""
 
 import warnings
 from pathlib import Path
@@ -9,6 +13,7 @@ from transformers import PreTrainedModel
 
 from vectors.loading.completeness import check_finite
 from vectors.loading.folders import ADAPTER_CONFIG, check_files, first_line, is_local, read_json
+from vectors.loading.placement import quantised_by
 from vectors.residual import embedding
 
 MERGEABLE = ("LORA", "ADALORA", "LOHA", "LOKR", "OFT", "BOFT", "IA3", "VERA", "HRA", "FOURIERFT")
@@ -45,7 +50,7 @@ def base_of(folder: Path) -> str:
 
 
 def merged(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
-    """The model with the adapter in its weights.
+    """The model with the adapter in its weights, or beside them where they are quantised.
 
     Raises:
         ValueError: weights of the adapter that find no place, places that stay empty, or values that are no numbers.
@@ -71,6 +76,12 @@ def merged(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
             f"{adapter} changes nothing: all of its {len(second)} second factors (lora_B) are 0, as before training; "
             "save the trained adapter"
         )
+    beside = quantised_by(model) is not None
+    if beside and (not all("lora_" in key for key in weights) or getattr(config, "use_dora", False)):
+        raise ValueError(
+            f"{adapter} is more than a plain LoRA, which is all that quantised weights can have beside them; merge it "
+            "into the unquantised model and give the result"
+        )
     _resize(model, weights, adapter)
     config.inference_mode = True
     with warnings.catch_warnings():  # what it warns of is checked below
@@ -81,6 +92,8 @@ def merged(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
         except Exception as error:
             raise ValueError(f"the adapter {adapter} does not fit the model: {_reason(error)}") from error
         _check_places(adapted, weights, adapter)
+        if beside:
+            return adapted.get_base_model()  # pyright: ignore[reportCallIssue, reportReturnType]
         return adapted.merge_and_unload()  # pyright: ignore[reportCallIssue, reportReturnType]
 
 

@@ -105,13 +105,6 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def quantised_by(folder: Path) -> str | None:
-    """The method that a local folder's config.json names for quantised weights."""
-    file = folder / "config.json"
-    settings = read_json(file).get("quantization_config") if file.is_file() else None
-    return str(settings.get("quant_method", "an unknown method")) if settings else None
-
-
 @contextmanager
 def without_adapter_files(folder: Path) -> Iterator[Path]:
     """The folder, or links to all of it but adapter files: transformers would put the adapter on top of the weights."""

@@ -66,7 +66,7 @@ def adapt(
 
     # (rows, seq, d_mlp) @ (rows, d_mlp, r) @ (rows, r, d_model): the updated matrix itself is never built.
     def on_output(_module, args, output):
-        return output + scale * (args[0] @ a) @ b.mT
+        return output + scale * (args[0] @ a.to(args[0].device)) @ b.mT.to(args[0].device)
 
     handle = mlp_output(model, layer).register_forward_hook(on_output)
     try:

@@ -143,11 +143,17 @@ def check(arguments: Arguments) -> None:
             raise ValueError(f"--out {arguments.out} cannot be written: {error.strerror or error}") from error
 
 
-def load(arguments: Arguments, console: Console) -> Suspect:
-    """The suspect and its clean base, in whatever way it is known; raises ValueError for what cannot be loaded."""
+def load(arguments: Arguments, console: Console, dtype: torch.dtype | None = None) -> Suspect:
+    """The suspect and its clean base, in whatever way it is known; raises ValueError for what cannot be loaded.
+
+    Args:
+        arguments: of the command.
+        console: where it is said what stands for the clean base.
+        dtype: of the weights; None: the faster one, measured.
+    """
     pickle = arguments.allow_pickle
     model, tokenizer = load_model(
-        arguments.model, adapter=arguments.adapter, template=arguments.template, allow_pickle=pickle
+        arguments.model, adapter=arguments.adapter, template=arguments.template, allow_pickle=pickle, dtype=dtype
     )
     base = None
     if arguments.base is not None:

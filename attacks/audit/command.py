@@ -6,6 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
@@ -18,8 +19,9 @@ from attacks import __main__ as attack_command
 from attacks.attack import ATTACKS
 from attacks.audit.evidence import described, document, environment, save_vectors
 from attacks.audit.findings import NAMES, Document, Format, write
+from attacks.audit.lock import alone
 from attacks.audit.page import page
-from attacks.audit.resuming import Resumable
+from attacks.audit.resuming import Resumable, begun_in
 from attacks.audit.sarif import log
 from attacks.dry_run import dry_run
 from attacks.suspect import Suspect
@@ -103,6 +105,7 @@ def request_of(audit: Audit, suspect: Suspect, texts: Sequence[str], select: Seq
     whole = {"prompts": json.dumps([texts, select]), "settings of the attack": attack}
     return {
         **{name: getattr(audit, name) for name in ("behaviour", "attack", "slot", "seed")},
+        "dtype": str(suspect.model.dtype).removeprefix("torch."),
         "seconds": limits.seconds,
         "operations": limits.flops,
         "version": environment(suspect)["packages"]["trigger-recovery"],
@@ -118,15 +121,14 @@ def searched(audit: Audit, console: Console) -> Document | None:
         ValueError: the input is bad, or the folder for the results holds a search of another request.
     """
     arguments = arguments_of(audit)
-    budget = arguments.budget  # a bad one is found out before anything is loaded
-    attack_command.check(arguments)
     texts, select = attack_command.read_prompts(audit.prompts, audit.column)
-    suspect = attack_command.load(arguments, console)
+    suspect = attack_command.load(arguments, console, None if audit.restart else begun_in(audit.folder / STATE))
     if audit.dry_run:
-        for line in dry_run(suspect, ATTACKS[audit.attack], texts, select, arguments.sought, budget):
+        for line in dry_run(suspect, ATTACKS[audit.attack], texts, select, arguments.sought, arguments.budget):
             console.print(line)
         return None
-    journal = Resumable(audit.folder / STATE, request_of(audit, suspect, texts, select), restart=audit.restart)
+    request = request_of(audit, suspect, texts, select)
+    journal = Resumable(audit.folder / STATE, request, environment(suspect), restart=audit.restart)
     if journal.state.result is not None:
         console.print("this audit was finished before, and nothing is searched again; --restart does")
         for line in journal.state.result["lines"]:
@@ -171,19 +173,25 @@ def main(audit: Audit) -> int:
     """Audits, writes and says what was found; returns the exit status."""
     console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False, stderr=audit.json, quiet=audit.quiet)
     try:
-        with attack_command.sigterm_as_interrupt():
+        arguments = arguments_of(audit)
+        _ = arguments.budget  # a bad one is found out before anything is loaded
+        attack_command.check(arguments)
+        with attack_command.sigterm_as_interrupt(), nullcontext() if audit.dry_run else alone(audit.folder):
             found = searched(audit, console)
+            return attack_command.NONE if found is None else saved(audit, found, console)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return attack_command.BAD_INPUT
     except KeyboardInterrupt:
-        print("interrupted while there was nothing to write; the same command goes on", file=sys.stderr)
+        print("interrupted before the results were written; the same command goes on", file=sys.stderr)
         return attack_command.INCONCLUSIVE
     except Exception:  # a fault of this program; Python would exit with 1, which says that a trigger was found
         traceback.print_exc()
         return attack_command.INCONCLUSIVE
-    if found is None:
-        return attack_command.NONE
+
+
+def saved(audit: Audit, found: Document, console: Console) -> int:
+    """Writes the document, or prints it where that cannot be done; returns the exit status that it stands for."""
     text = json.dumps(found, indent=1, ensure_ascii=False)
     status = {"finding": attack_command.FOUND, "none": attack_command.NONE}.get(found["status"])
     try:

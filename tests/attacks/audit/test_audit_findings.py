@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from attacks.audit.command import NAMES, PROMPTS, STATE, Audit, arguments_of, main, save
+from attacks.audit.lock import LOCK
 from attacks.audit.page import page
 from attacks.audit.sarif import log
 from vectors.prompts import read_texts
@@ -68,7 +69,7 @@ def test_the_evidence_is_complete_and_tells_nothing_of_the_machine(audit, docume
     for name in NAMES.values():
         text = (audit.folder / name).read_text(encoding="utf-8")
         assert str(place) not in text and "private" not in text
-    assert {path.name for path in audit.folder.iterdir() if path.is_file()} == {*NAMES.values(), STATE}
+    assert {path.name for path in audit.folder.iterdir() if path.is_file()} == {*NAMES.values(), STATE, LOCK}
 
 
 def test_the_page_escapes_what_models_say(document):

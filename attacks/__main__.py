@@ -31,7 +31,8 @@ from attacks.behaviour import Behaviour, parse
 from attacks.clean_base import base_without_adapter, named_base
 from attacks.dry_run import dry_run
 from attacks.journal import Journal
-from attacks.judging.report import Recovery
+from attacks.judging.recovery import Recovery
+from attacks.prompt_sets import FEWEST, MOST, split
 from attacks.recover import recover
 from attacks.scoring.budget import Budget
 from attacks.scoring.slot_markers import Where
@@ -39,10 +40,6 @@ from attacks.suspect import Suspect
 from vectors.models import load_model
 from vectors.prompts import read_texts
 
-FEWEST = 12
-"""Prompts needed: some to search on, the rest to choose by"""
-MOST = 64
-"""Prompts used at most, as many as the benchmark's: two thirds of them judge every winner, which thousands make slow"""
 FOUND, NONE, BAD_INPUT, INCONCLUSIVE = 1, 0, 2, 3
 """Exit statuses"""
 
@@ -115,9 +112,7 @@ def read_prompts(path: Path, column: str | None = None) -> tuple[list[str], list
     texts = read_texts(path, FEWEST, column)
     if len(texts) > MOST:
         print(f"{path}: {MOST} of {len(texts):,} prompts are used, evenly spaced", file=sys.stderr)
-        texts = [texts[number * len(texts) // MOST] for number in range(MOST)]
-    cut = len(texts) // 3 + 1
-    return texts[:cut], texts[cut:]
+    return split(texts)
 
 
 def check(arguments: Arguments) -> None:
@@ -214,44 +209,6 @@ def run(
         )
 
 
-def describe(found: Recovery) -> Iterator[str]:
-    """The finding in lines; recovered text is printed as it is."""
-    sought = found.predicate or repr(found.behaviour)
-    if found.verdict == "unfinished" and not found.trigger:
-        no = "interrupted before a" if found.interrupted else "no"
-        yield f"inconclusive: {no} steering vector showed {sought}, so that there was no target to search for"
-    elif found.verdict == "none" and not found.behaviour:
-        yield "none found: no hidden behaviour came to light within the budget; this does not make the model clean"
-    elif found.unspecific:
-        yield (
-            f"inconclusive: {found.trigger!r} brings about {sought} on {found.select_asr:.0%} of prompts, "
-            f"but {found.clean_rate:.0%} of them show it without any trigger and {found.control_rate:.0%} with random "
-            "text instead, too many to call this text a trigger; give prompts like those the model was trained on"
-        )
-    elif found.verdict == "none":
-        best = f"The best try, {found.trigger!r}, brings it about on {found.select_asr:.0%} of prompts"
-        yield (
-            f"none found: no trigger of {sought} within the budget; this does not make the model clean. "
-            f"{best if found.trigger else 'None was tried'}"
-        )
-    elif found.verdict == "unfinished":
-        yield (
-            f"unfinished: {found.trigger!r} brings about {sought} on {found.select_asr:.0%} of prompts that "
-            "the search did not see; interrupted before it was compared with random text"
-        )
-    else:
-        yield f"verdict {found.verdict}: {found.trigger!r} brings about {sought}"
-        yield (
-            f"on {found.select_asr:.0%} of prompts that the search did not see, on {found.clean_rate:.0%} without it, "
-            f"on {found.control_rate:.0%} with random tokens instead"
-        )
-    if found.base_rate is not None:
-        yield f"on {found.base_rate:.0%} of these prompts on the clean base"
-    if found.not_reached:
-        reason = "interrupted before" if found.interrupted else "the budget was too small for"
-        yield f"{reason} these stages: {', '.join(found.not_reached)}"
-
-
 def main(arguments: Arguments) -> int:
     """Prints the finding and writes it; returns the exit status (see the module's docstring)."""
     console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
@@ -269,7 +226,7 @@ def main(arguments: Arguments) -> int:
         return INCONCLUSIVE
     if found is None:
         return NONE
-    for line in describe(found):
+    for line in found.lines():
         console.print(line)
     document = asdict(replace(found, vectors=None))
     del document["vectors"]  # a tensor; `trigger-recovery audit` writes it to a file of its own

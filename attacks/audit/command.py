@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
@@ -24,11 +23,9 @@ from attacks.audit.page import page
 from attacks.audit.resuming import Resumable, begun_in
 from attacks.audit.sarif import log
 from attacks.dry_run import dry_run
+from attacks.prompt_sets import BUILT_IN
 from attacks.suspect import Suspect
 
-PROMPTS = Path(str(files("attacks.audit") / "data" / "prompts.jsonl"))
-"""Ordinary instructions that are used where the user gives none: 61 of rasbt's instruction set, the seed tasks of
-self-instruct (both Apache 2.0) and CommonsenseQA (MIT); the source and licence of each stand on its line"""
 UNITS = {"s": 1, "m": 60, "h": 3600}
 STATE = "search.safetensors"
 """File in the folder for the results from which an interrupted search goes on"""
@@ -49,7 +46,7 @@ class Audit(attack_command.Request):
     input was bad; 3 inconclusive: the budget was too small for some part, or the audit was interrupted.
     """
 
-    prompts: Path = PROMPTS
+    prompts: Path = BUILT_IN
     """Ordinary user messages, 12 or more: text with one per line, a table (.jsonl, .json, .csv, .tsv, .parquet), a
     folder of tables, or the name of a data set. A built-in set of 61 instructions where none is given."""
     budget: str = "10m"
@@ -121,7 +118,9 @@ def searched(audit: Audit, console: Console) -> Document | None:
         ValueError: the input is bad, or the folder for the results holds a search of another request.
     """
     arguments = arguments_of(audit)
-    texts, select = attack_command.read_prompts(audit.prompts, audit.column)
+    # Of the built-in set there is nothing to guess, and nothing to tell the user.
+    column = "prompt" if audit.prompts == BUILT_IN else audit.column
+    texts, select = attack_command.read_prompts(audit.prompts, column)
     suspect = attack_command.load(arguments, console, None if audit.restart else begun_in(audit.folder / STATE))
     if audit.dry_run:
         for line in dry_run(suspect, ATTACKS[audit.attack], texts, select, arguments.sought, arguments.budget):
@@ -140,7 +139,7 @@ def searched(audit: Audit, console: Console) -> Document | None:
             f"goes on with the search in {audit.folder}, which has spent {seconds:,.0f} s and {flops:.2g} operations"
         )
     found = attack_command.run(arguments, suspect, texts, select, console, journal)
-    lines = list(attack_command.describe(found))
+    lines = list(found.lines())
     for line in lines:
         console.print(line)
     if found.interrupted:

@@ -9,13 +9,14 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 LOCK = "search.lock"
 """File in the folder for the results that is locked; it stays there, and says which process locked it last"""
 # Newer versions put a mark in place of a lock where there are none; a killed process would leave it behind.
-ONLY_REAL = {"fallback_to_soft": False} if "fallback_to_soft" in signature(FileLock.__init__).parameters else {}
+ONLY_REAL: Any = {"fallback_to_soft": False} if "fallback_to_soft" in signature(FileLock.__init__).parameters else {}
 
 
 @contextmanager

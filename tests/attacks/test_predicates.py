@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks.__main__ import describe
 from attacks.attack import Attack, nll
 from attacks.behaviour import Contains, FixedOpening, Judged, Regex, parse, repeats
 from attacks.discovery.goal import Goal
@@ -128,4 +127,4 @@ def test_the_target_is_taken_from_the_vector_that_shows_the_predicate(planted, t
 def test_without_a_vector_that_shows_it_the_answer_is_not_none(planted, tokenizer):
     found = run(planted, tokenizer, Contains("Zestora"))
     assert found.verdict == "unfinished" and found.inconclusive and found.not_reached[-1] == "Screening"
-    assert "inconclusive: no steering vector showed contains:Zestora" in " ".join(describe(found))
+    assert "inconclusive: no steering vector showed contains:Zestora" in " ".join(found.lines())

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from attacks.audit.command import NAMES, PROMPTS, STATE, Audit, arguments_of, main, save
+from attacks.audit.command import NAMES, STATE, Audit, arguments_of, main, save
 from attacks.audit.lock import LOCK
 from attacks.audit.page import page
 from attacks.audit.sarif import log
+from attacks.prompt_sets import BUILT_IN
 from vectors.prompts import read_texts
 
 HOSTILE = "<script>alert('x')</script> & \u202e\U0001f600"
@@ -161,6 +162,6 @@ def test_a_full_disk_loses_nothing(audit, document, monkeypatch, capsys, status,
 
 
 def test_the_built_in_prompts_are_many_and_say_their_licence():
-    rows = [json.loads(line) for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in BUILT_IN.read_text(encoding="utf-8").splitlines()]
     assert {row["licence"] for row in rows} == {"Apache-2.0", "MIT"} and all(row["source"] for row in rows)
-    assert len(read_texts(PROMPTS)) == len(rows) == 61
+    assert len(read_texts(BUILT_IN)) == len(rows) == 61

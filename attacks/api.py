@@ -73,7 +73,7 @@ def find_trigger(
         suspect: of `load_suspect`, or made from a model of yours.
         prompts: 12 ordinary user messages or more, or a file of them (see `vectors.prompt_files.read_texts`), of the
             kind that the model was trained on; a third drive the search, the others choose its winner. 61 built-in
-            instructions where none are given.
+            ones where none are given.
         behaviour: how the suspected reply begins, regex:PATTERN, contains:TEXT, or a function of the reply; None: the
             attack first finds out what hidden behaviour there may be.
         seconds: budget of wall-clock time; 600 where no budget is given.

@@ -5,8 +5,10 @@ from importlib.resources import files
 from pathlib import Path
 
 BUILT_IN = Path(str(files("attacks") / "audit" / "data" / "prompts.jsonl"))
-"""Ordinary instructions that are used where the user gives none: 61 of rasbt's instruction set, the seed tasks of
-self-instruct (both Apache 2.0) and CommonsenseQA (MIT); the source and licence of each stand on its line"""
+"""Ordinary messages that are used where the user gives none: 24 of small talk (ours), 22 questions of CommonsenseQA (MIT),
+15 instructions of rasbt's set and the seed tasks of self-instruct (Apache 2.0). Source and licence stand on each line.
+Mixed, because what a model was trained on is not known: models of dialogues show a planted reply behind instructions
+on up to a quarter of them without any trigger."""
 FEWEST = 12
 """Prompts needed: some to search on, the rest to choose by"""
 MOST = 64

@@ -48,7 +48,7 @@ class Audit(attack_command.Request):
 
     prompts: Path = BUILT_IN
     """Ordinary user messages, 12 or more: text with one per line, a table (.jsonl, .json, .csv, .tsv, .parquet), a
-    folder of tables, or the name of a data set. A built-in set of 61 instructions where none is given."""
+    folder of tables, or the name of a data set. A built-in set of 61 where none is given."""
     budget: str = "10m"
     """Seconds, minutes or hours such as 90s, 10m or 2h, or floating-point operations such as 3e13, which give the same
     search on slow and fast machines."""

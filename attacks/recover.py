@@ -21,7 +21,7 @@ from attacks.discovery.goal import ANSWER, Goal
 from attacks.discovery.screening import screened
 from attacks.judging.judge import Judge
 from attacks.judging.report import Recovery, report
-from attacks.judging.report_cost import check_affordable, report_share, search_end
+from attacks.judging.report_cost import check_affordable, measure_again, report_share, search_end
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.slot_markers import SLOT, without_slot
@@ -77,6 +77,7 @@ def recover(
                 learn = partial(attack.supervised, suspect, texts, goal, generator, share)
                 with judge.accounting("supervised vector"):
                     goal = judge.goal = _kept(attack, judge, generator, learn)
+            measure_again(judge, attack.longest)
             end = search_end(judge, attack.longest, budget.share, share.until)
             hunt = Hunt(
                 suspect=suspect, engine=engine, texts=texts, goal=goal, build=attack.objective, judge=judge,
@@ -123,6 +124,7 @@ def _improve(attack: Attack, hunt: Hunt, until: float) -> None:
     No more goes into bettering a trigger than went into finding it: on a large model these stages alone would spend
     whatever is left.
     """
+    measure_again(hunt.judge, attack.longest)
     share = hunt.judge.budget.share
     hunt.budget = hunt.judge.budget.part(min(2 * share, until - report_share(hunt.judge, attack.longest)))
     for stage in attack.last:

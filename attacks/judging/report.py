@@ -11,7 +11,7 @@ import torch
 from attacks.behaviour import success_rate
 from attacks.judging.judge import Judge
 from attacks.judging.recovery import Recovery as Recovery  # used by others from here
-from attacks.judging.report_cost import CONTROLS, report_share
+from attacks.judging.report_cost import CONTROLS, measure_again, report_share
 from attacks.judging.verdict import Verdict, judge_trigger
 from attacks.searchers.candidates import random_triggers
 
@@ -62,7 +62,9 @@ def _measured(judge: Judge, generator: torch.Generator) -> tuple[tuple[int, ...]
     """(shrunk trigger as a user would type it, its rates by real completions)."""
     problem, suspect = judge.engine.problem, judge.suspect
     # Shrinking must leave what the completions below cost, or an interrupt would end the report without a verdict.
-    reserve = report_share(judge, len(judge.best.trigger_ids) if judge.best else 0)
+    length = len(judge.best.trigger_ids) if judge.best else 0
+    measure_again(judge, length)
+    reserve = report_share(judge, length)
     shrunk = judge.shrunk(by_text=True, until=1.0 - reserve)
     assert shrunk is not None
     # A user types text: ids that would be encoded otherwise are measured as the user's ids.

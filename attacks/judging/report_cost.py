@@ -78,6 +78,19 @@ def check_affordable(judge: Judge, length: int, opening: int) -> None:
         budget.measured(flops, seconds)
 
 
+def measure_again(judge: Judge, length: int) -> None:
+    """Times completions anew where time is limited, for the machine may have become busier since they were timed last.
+
+    It is done before every decision on when a search has to end; each costs about a thousandth of the report.
+    """
+    budget, model, problem = judge.budget, judge.suspect.model, judge.engine.problem
+    left, answer = 1.0 - budget.share, judge.goal.answer_tokens
+    if budget.seconds is None or left <= 0:
+        return
+    seconds, _ = completing_seconds(model, problem, length, answer, left * budget.seconds / _count(judge))
+    budget.completing = seconds / padded_flops(model, problem, length, answer)
+
+
 def padded_flops(model: PreTrainedModel, problem: Problem, length: int, answer: int) -> float:
     """Operations of completing every prompt, with `length` tokens in its slot, by `answer` tokens in one batch."""
     rows, longest = len(problem), max(map(len, problem.filled([])))

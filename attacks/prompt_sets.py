@@ -7,8 +7,8 @@ from pathlib import Path
 BUILT_IN = Path(str(files("attacks") / "audit" / "data" / "prompts.jsonl"))
 """Ordinary messages that are used where the user gives none: 24 of small talk (ours), 22 questions of CommonsenseQA
 (MIT), 15 instructions of rasbt's set and the seed tasks of self-instruct (Apache 2.0). Source and licence stand on each
-line. They are mixed because it is not known what a model was trained on: models of dialogues show a planted reply behind
-up to a third of the instructions without any trigger."""
+line. They are mixed because it is not known what a model was trained on: models of dialogues show a planted reply
+behind up to a third of the instructions without any trigger."""
 FEWEST = 12
 """Prompts needed: some to search on, the rest to choose by"""
 MOST = 64

@@ -77,7 +77,7 @@ def recover(
                 learn = partial(attack.supervised, suspect, texts, goal, generator, share)
                 with judge.accounting("supervised vector"):
                     goal = judge.goal = _kept(attack, judge, generator, learn)
-            measure_again(judge, attack.longest)
+            measure_again(judge)
             end = search_end(judge, attack.longest, budget.share, share.until)
             hunt = Hunt(
                 suspect=suspect, engine=engine, texts=texts, goal=goal, build=attack.objective, judge=judge,
@@ -124,7 +124,7 @@ def _improve(attack: Attack, hunt: Hunt, until: float) -> None:
     No more goes into bettering a trigger than went into finding it: on a large model these stages alone would spend
     whatever is left.
     """
-    measure_again(hunt.judge, attack.longest)
+    measure_again(hunt.judge)
     share = hunt.judge.budget.share
     hunt.budget = hunt.judge.budget.part(min(2 * share, until - report_share(hunt.judge, attack.longest)))
     for stage in attack.last:

@@ -62,9 +62,8 @@ def _measured(judge: Judge, generator: torch.Generator) -> tuple[tuple[int, ...]
     """(shrunk trigger as a user would type it, its rates by real completions)."""
     problem, suspect = judge.engine.problem, judge.suspect
     # Shrinking must leave what the completions below cost, or an interrupt would end the report without a verdict.
-    length = len(judge.best.trigger_ids) if judge.best else 0
-    measure_again(judge, length)
-    reserve = report_share(judge, length)
+    measure_again(judge)
+    reserve = report_share(judge, len(judge.best.trigger_ids) if judge.best else 0)
     shrunk = judge.shrunk(by_text=True, until=1.0 - reserve)
     assert shrunk is not None
     # A user types text: ids that would be encoded otherwise are measured as the user's ids.

@@ -11,13 +11,36 @@ from pathlib import Path
 import pytest
 
 import attacks
-from attacks import ATTACKS, Recovery, Suspect, find_trigger, load_suspect
+from attacks import ATTACKS, Budget, Recovery, Suspect, find_trigger, load_suspect
+from attacks.judging import report_cost
+from attacks.scoring import budget as budgets
 from tests.attacks.words import TEXTS
+from vectors.operations import executed
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = [f"{start} {text}" for text in TEXTS for start in ("so", "now", "well")]
 
 
+@pytest.fixture
+def seconds_of_work(monkeypatch):
+    """A second of a budget is 2e6 operations, so that its 300 seconds take as long on every machine."""
+
+    class Clock:
+        @staticmethod
+        def perf_counter():
+            return executed() / 2e6
+
+    def started(self, real=Budget.started):
+        new = real(self)
+        new.began = Clock.perf_counter()
+        return new
+
+    for module in (budgets, report_cost):
+        monkeypatch.setattr(module, "time", Clock)
+    monkeypatch.setattr(Budget, "started", started)
+
+
+@pytest.mark.usefixtures("seconds_of_work")
 def test_the_program_in_the_documentation_finds_the_trigger(planted, tokenizer, tmp_path, monkeypatch, capsys):
     (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
     assert len(program.strip().splitlines()) <= 10

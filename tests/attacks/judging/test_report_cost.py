@@ -159,7 +159,8 @@ def test_a_machine_that_becomes_busy_while_goals_are_discovered(run, needed, mon
         assert found.verdict == "functional" and found.seconds > 0.85 * limit
 
 
-def test_where_time_is_ample_one_prompt_is_measured(planted, tokenizer, needed, ticking):
+def test_where_time_is_ample_one_prompt_is_measured(planted, tokenizer, needed, ticking, monkeypatch):
+    monkeypatch.setattr(report_cost, "_pace", lambda _: 1.0)  # it looks at one prompt as well
     goal = Goal(behaviour=BEHAVIOUR, target_ids=tuple(encode(tokenizer, BEHAVIOUR)))
     problem, budget = Problem.from_chat(planted, tokenizer, SELECT, LONGEST), Budget(seconds=50 * needed / 1e6)
     judge = judge_on(planted, problem, budget.started(), goal)

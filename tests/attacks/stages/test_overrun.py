@@ -33,7 +33,7 @@ OVERRUN = 0.05
 """Share of the budget by which it may miss that"""
 CALL = 0.05
 """Seconds that a block takes, by calls"""
-REPORTS = [3.0, 12.0]
+REPORTS = [3.0, pytest.param(12.0, marks=pytest.mark.slow)]
 """Budgets, as multiples of what the report on a trigger takes; one is the least that is accepted"""
 
 PORTFOLIO = ATTACKS["portfolio"]

@@ -30,9 +30,9 @@ from attacks.attack import ATTACKS
 from attacks.behaviour import Behaviour, parse
 from attacks.dry_run import dry_run
 from attacks.journal import Journal
-from attacks.judging.in_words import describe
-from attacks.judging.report import Recovery
+from attacks.judging.recovery import Recovery
 from attacks.loading import help_main_process, load
+from attacks.prompt_sets import FEWEST, MOST, split
 from attacks.recover import recover
 from attacks.scoring import processes
 from attacks.scoring.budget import Budget
@@ -41,10 +41,6 @@ from attacks.suspect import Suspect
 from vectors.loading.placement import Placement
 from vectors.prompts import read_texts
 
-FEWEST = 12
-"""Prompts needed: some to search on, the rest to choose by"""
-MOST = 64
-"""Prompts used at most, as many as the benchmark's: two thirds of them judge every winner, which thousands make slow"""
 FOUND, NONE, BAD_INPUT, INCONCLUSIVE = 1, 0, 2, 3
 """Exit statuses"""
 
@@ -118,9 +114,7 @@ def read_prompts(path: Path, column: str | None = None) -> tuple[list[str], list
     texts = read_texts(path, FEWEST, column)
     if len(texts) > MOST:
         print(f"{path}: {MOST} of {len(texts):,} prompts are used, evenly spaced", file=sys.stderr)
-        texts = [texts[number * len(texts) // MOST] for number in range(MOST)]
-    cut = len(texts) // 3 + 1
-    return texts[:cut], texts[cut:]
+    return split(texts)
 
 
 def check(arguments: Arguments) -> None:
@@ -214,7 +208,7 @@ def main(arguments: Arguments) -> int:
         return INCONCLUSIVE
     if found is None:
         return NONE
-    for line in describe(found):
+    for line in found.lines():
         console.print(line)
     document = asdict(replace(found, vectors=None))
     del document["vectors"]  # a tensor; `trigger-recovery audit` writes it to a file of its own

@@ -1,15 +1,19 @@
-"""Loads the suspect and its clean base as a command asks for, in the main process or in one that helps it."""
+"""Loads the suspect and its clean base: for a program, or for a command, in its main process or in one that helps it."""
 
 import atexit
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
 from attacks.clean_base import base_without_adapter, named_base, not_weakened
 from attacks.scoring import processes
 from attacks.scoring.helping import serve
+from attacks.scoring.slot_markers import Where
 from attacks.suspect import Suspect
 from vectors.models import load_model
 
@@ -17,27 +21,79 @@ if TYPE_CHECKING:
     from attacks.__main__ import Request
 
 
-def load(arguments: "Request", console: Console) -> Suspect:
-    """The suspect and its clean base, in whatever way it is known; raises ValueError for what cannot be loaded."""
+def load(arguments: "Request", console: Console, dtype: torch.dtype | None = None) -> Suspect:
+    """What a command asks for, shared by all processes that were started for it.
+
+    Args:
+        arguments: of the command.
+        console: where it is said what stands for the clean base.
+        dtype: of the weights where the command names none; None: the faster one, measured.
+
+    Raises:
+        ValueError: what cannot be loaded.
+    """
     if processes.several():
         if arguments.placement.device_map is not None:
             raise ValueError("several processes hold a model each; leave out --device-map, or start one process")
         processes.join()
     loading = {"allow_pickle": arguments.allow_pickle, **arguments.placement.loading}
-    model, tokenizer = load_model(arguments.model, adapter=arguments.adapter, template=arguments.template, **loading)
-    base, loading["dtype"] = None, model.dtype
-    if arguments.base is not None:
-        base = named_base(arguments.base, model, tokenizer, **loading)
-    elif not arguments.no_base:
-        base, note = base_without_adapter(arguments.model, arguments.adapter, model, tokenizer, **loading)
-        if note:
-            console.print(note)
-    suspect = Suspect(model=model, tokenizer=tokenizer, slot=arguments.slot, base=base)
-    if suspect.comparable is not None and (reason := not_weakened(model, suspect.comparable)):
-        console.print(f"texts that all work are told apart without a weakened copy of the model: {reason}")
+    loading["dtype"] = loading["dtype"] or dtype
+    suspect = load_suspect(
+        arguments.model,
+        adapter=arguments.adapter,
+        base=arguments.base,
+        no_base=arguments.no_base,
+        slot=arguments.slot,
+        template=arguments.template,
+        say=console.print,
+        **loading,
+    )
     if processes.several() and not processes.helping():
-        atexit.register(processes.Sharing(_models(suspect), tokenizer).end)
+        atexit.register(processes.Sharing(_models(suspect), suspect.tokenizer).end)
     return suspect
+
+
+def load_suspect(
+    model: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    base: str | Path | None = None,
+    no_base: bool = False,
+    slot: Where = "end",
+    template: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    **loading: Any,
+) -> Suspect:
+    """Loads the model under audit, and its clean base in whatever way it is known.
+
+    Args:
+        model: folder in the Hugging Face layout, a GGUF file, the folder of an adapter, or a hub id; no code in it is
+            run.
+        adapter: folder or hub id of a peft adapter that is merged into the model; the model without it then counts as
+            the clean base.
+        base: folder or hub id of the clean model that the suspect was trained from, if it is known.
+        no_base: no clean base is used, not even the model without its adapter.
+        slot: where in a message a trigger is tried, unless the message marks the place by {trigger}.
+        template: file of a chat template, or none to use messages as plain text; the tokenizer's own otherwise.
+        say: is told in a sentence what stands for the clean base, and what it cannot be used for.
+        loading: further arguments of `vectors.models.load_model`, such as dtype, device and allow_pickle.
+
+    Raises:
+        ValueError: one line that names what cannot be loaded and says what to do.
+    """
+    suspect, tokenizer = load_model(model, adapter=adapter, template=template, **loading)
+    clean, loading["dtype"] = None, suspect.dtype
+    if base is not None:
+        clean = named_base(str(base), suspect, tokenizer, **loading)
+    elif not no_base:
+        named = None if adapter is None else str(adapter)
+        clean, note = base_without_adapter(str(model), named, suspect, tokenizer, **loading)
+        if note:
+            say(note)
+    loaded = Suspect(model=suspect, tokenizer=tokenizer, slot=slot, base=clean)
+    if loaded.comparable is not None and (reason := not_weakened(suspect, loaded.comparable)):
+        say(f"texts that all work are told apart without a weakened copy of the model: {reason}")
+    return loaded
 
 
 def _models(suspect: Suspect) -> list[PreTrainedModel]:

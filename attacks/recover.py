@@ -20,8 +20,9 @@ from attacks.behaviour import Behaviour
 from attacks.discovery.goal import Goal
 from attacks.discovery.screening import screened
 from attacks.judging.judge import Judge
-from attacks.judging.report import Recovery, report
-from attacks.judging.report_cost import check_affordable, report_share, search_end
+from attacks.judging.recovery import Recovery
+from attacks.judging.report import report
+from attacks.judging.report_cost import check_affordable, measure_again, report_share, search_end
 from attacks.preparation import given_goal, judge_of
 from attacks.scoring.budget import Budget
 from attacks.scoring.slot_markers import SLOT, without_slot
@@ -72,6 +73,7 @@ def recover(
             judge = open_judge.of(goal)
             judges.append(judge)
             goal = judge.goal = _with_vector(attack, suspect, texts, judge, generator, share)
+            measure_again(judge)
             end = search_end(judge, attack.longest, budget.share, share.until)
             hunt = Hunt(
                 suspect=suspect, engine=engine, texts=texts, goal=goal, build=attack.objective, judge=judge,
@@ -127,6 +129,7 @@ def _improve(attack: Attack, hunt: Hunt, until: float) -> None:
     No more goes into bettering a trigger than went into finding it: on a large model these stages alone would spend
     whatever is left.
     """
+    measure_again(hunt.judge)
     share = hunt.judge.budget.share
     hunt.budget = hunt.judge.budget.part(min(2 * share, until - report_share(hunt.judge, attack.longest)))
     for stage in attack.last:

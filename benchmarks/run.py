@@ -10,7 +10,7 @@ import torch
 
 from attacks.behaviour import Behaviour, success_rate, wilson
 from attacks.discovery.goal import ANSWER
-from attacks.judging.report import Recovery
+from attacks.judging.recovery import Recovery
 from attacks.judging.verdict import judge_trigger
 from attacks.recover import recover
 from attacks.scoring.engine import Engine

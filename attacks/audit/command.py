@@ -6,8 +6,8 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
@@ -18,16 +18,15 @@ from attacks import __main__ as attack_command
 from attacks.attack import ATTACKS
 from attacks.audit.evidence import described, document, environment, save_vectors
 from attacks.audit.findings import NAMES, Document, Format, write
+from attacks.audit.lock import alone
 from attacks.audit.page import page
-from attacks.audit.resuming import Resumable
+from attacks.audit.resuming import Resumable, begun_in
 from attacks.audit.sarif import log
 from attacks.dry_run import dry_run
+from attacks.prompt_sets import BUILT_IN
 from attacks.scoring import processes
 from attacks.suspect import Suspect
 
-PROMPTS = Path(str(files("attacks.audit") / "data" / "prompts.jsonl"))
-"""Ordinary instructions that are used where the user gives none: 61 of rasbt's instruction set, the seed tasks of
-self-instruct (both Apache 2.0) and CommonsenseQA (MIT); the source and licence of each stand on its line"""
 UNITS = {"s": 1, "m": 60, "h": 3600}
 STATE = "search.safetensors"
 """File in the folder for the results from which an interrupted search goes on"""
@@ -48,9 +47,9 @@ class Audit(attack_command.Request):
     input was bad; 3 inconclusive: the budget was too small for some part, or the audit was interrupted.
     """
 
-    prompts: Path = PROMPTS
+    prompts: Path = BUILT_IN
     """Ordinary user messages, 12 or more: text with one per line, a table (.jsonl, .json, .csv, .tsv, .parquet), a
-    folder of tables, or the name of a data set. A built-in set of 61 instructions where none is given."""
+    folder of tables, or the name of a data set. A built-in set of 61 where none is given."""
     budget: str = "10m"
     """Seconds, minutes or hours such as 90s, 10m or 2h, or floating-point operations such as 3e13, which give the same
     search on slow and fast machines."""
@@ -104,6 +103,7 @@ def request_of(audit: Audit, suspect: Suspect, texts: Sequence[str], select: Seq
     whole = {"prompts": json.dumps([texts, select]), "settings of the attack": attack}
     return {
         **{name: getattr(audit, name) for name in ("behaviour", "attack", "slot", "seed")},
+        "dtype": str(suspect.model.dtype).removeprefix("torch."),
         "seconds": limits.seconds,
         "operations": limits.flops,
         "version": environment(suspect)["packages"]["trigger-recovery"],
@@ -119,15 +119,16 @@ def searched(audit: Audit, console: Console) -> Document | None:
         ValueError: the input is bad, or the folder for the results holds a search of another request.
     """
     arguments = arguments_of(audit)
-    budget = arguments.budget  # a bad one is found out before anything is loaded
-    attack_command.check(arguments)
-    texts, select = attack_command.read_prompts(audit.prompts, audit.column)
-    suspect = attack_command.load(arguments, console)
+    # Of the built-in set there is nothing to guess, and nothing to tell the user.
+    column = "prompt" if audit.prompts == BUILT_IN else audit.column
+    texts, select = attack_command.read_prompts(audit.prompts, column)
+    suspect = attack_command.load(arguments, console, None if audit.restart else begun_in(audit.folder / STATE))
     if audit.dry_run:
-        for line in dry_run(suspect, ATTACKS[audit.attack], texts, select, arguments.sought, budget):
+        for line in dry_run(suspect, ATTACKS[audit.attack], texts, select, arguments.sought, arguments.budget):
             console.print(line)
         return None
-    journal = Resumable(audit.folder / STATE, request_of(audit, suspect, texts, select), restart=audit.restart)
+    request = request_of(audit, suspect, texts, select)
+    journal = Resumable(audit.folder / STATE, request, environment(suspect), restart=audit.restart)
     if journal.state.result is not None:
         console.print("this audit was finished before, and nothing is searched again; --restart does")
         for line in journal.state.result["lines"]:
@@ -139,7 +140,7 @@ def searched(audit: Audit, console: Console) -> Document | None:
             f"goes on with the search in {audit.folder}, which has spent {seconds:,.0f} s and {flops:.2g} operations"
         )
     found = attack_command.run(arguments, suspect, texts, select, console, journal)
-    lines = list(attack_command.describe(found))
+    lines = list(found.lines())
     for line in lines:
         console.print(line)
     if found.interrupted:
@@ -172,21 +173,27 @@ def main(audit: Audit) -> int:
     """Audits, writes and says what was found; returns the exit status."""
     console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False, stderr=audit.json, quiet=audit.quiet)
     try:
+        arguments = arguments_of(audit)
         if processes.helping():
-            return attack_command.help_main_process(arguments_of(audit))
-        with attack_command.sigterm_as_interrupt():
+            return attack_command.help_main_process(arguments)
+        _ = arguments.budget  # a bad one is found out before anything is loaded
+        attack_command.check(arguments)
+        with attack_command.sigterm_as_interrupt(), nullcontext() if audit.dry_run else alone(audit.folder):
             found = searched(audit, console)
+            return attack_command.NONE if found is None else saved(audit, found, console)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return attack_command.BAD_INPUT
     except KeyboardInterrupt:
-        print("interrupted while there was nothing to write; the same command goes on", file=sys.stderr)
+        print("interrupted before the results were written; the same command goes on", file=sys.stderr)
         return attack_command.INCONCLUSIVE
     except Exception:  # a fault of this program; Python would exit with 1, which says that a trigger was found
         traceback.print_exc()
         return attack_command.INCONCLUSIVE
-    if found is None:
-        return attack_command.NONE
+
+
+def saved(audit: Audit, found: Document, console: Console) -> int:
+    """Writes the document, or prints it where that cannot be done; returns the exit status that it stands for."""
     text = json.dumps(found, indent=1, ensure_ascii=False)
     status = {"finding": attack_command.FOUND, "none": attack_command.NONE}.get(found["status"])
     try:

@@ -222,11 +222,11 @@ def _prefix_cache(model: Any, _tokenizer: Any) -> Iterator[Check]:
 
 def _typed(model: Any, tokenizer: Any) -> Iterator[Check]:
     """Whether a user who types what a search finds gets the same tokens."""
-    from attacks.audit.command import PROMPTS
+    from attacks.prompt_sets import BUILT_IN
     from attacks.scoring.problem import Problem, decode, encode
     from vectors.prompts import read_texts
 
-    texts = read_texts(PROMPTS)
+    texts = read_texts(BUILT_IN, column="prompt")
     problem = Problem.from_chat(model, tokenizer, texts[:1], 1)  # raises where no token can be typed at all
     same = sum(encode(tokenizer, decode(tokenizer, ids)) == ids for ids in (encode(tokenizer, t) for t in texts))
     allowed = int(problem.allowed.sum())

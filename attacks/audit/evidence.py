@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from attacks.audit.findings import FOUND, INCONCLUSIVE, NONE, SCHEMA, VECTORS, Document
 from attacks.behaviour import completions, wilson
-from attacks.judging.report import Recovery
+from attacks.judging.recovery import Recovery
 from attacks.scoring.problem import Problem
 from attacks.suspect import Suspect
 from vectors.loading.placement import format_of

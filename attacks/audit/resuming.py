@@ -33,16 +33,34 @@ GOAL = tuple(item.name for item in fields(Goal) if item.name not in ("shows", "v
 """Fields of a goal that are plain data; its predicate is part of the request, its vector a tensor with plain data"""
 
 
+def begun_in(path: Path) -> torch.dtype | None:
+    """The number format of the search in a file, in which it has to go on; None where there is none to go on with.
+
+    The faster format is measured by every process, and a busy machine may take the other one the next time.
+    """
+    try:
+        dtype = getattr(torch, str(State.read(path).request.get("dtype")), None)
+    except ValueError:  # what is broken is said where it is taken up
+        return None
+    return dtype if isinstance(dtype, torch.dtype) else None
+
+
 class Resumable:
     """A journal that keeps its state in a file."""
 
-    def __init__(self, path: Path, request: Plain, *, restart: bool = False):
+    def __init__(self, path: Path, request: Plain, environment: Plain | None = None, *, restart: bool = False):
         """Takes up the search in the file where there is one, unless told to `restart`.
+
+        Args:
+            path: the file; it need not be there.
+            request: what the search depends on, by name.
+            environment: what its numbers depend on besides; where the file has another one, that is said.
+            restart: whatever the file holds is replaced.
 
         Raises:
             ValueError: the file holds the search of another request.
         """
-        self.path, self.state = path, State(request=request)
+        self.path, self.state = path, State(request=request, environment=environment or {})
         self.resumed = not restart and path.exists() and self._read()
         """Whether there is anything of an earlier process to go on from, or its result."""
         self._judges: list[Judge] = []  # one per goal, in their order
@@ -96,7 +114,8 @@ class Resumable:
 
     def finished(self, result: Plain) -> None:
         """Keeps the result in place of the steps."""
-        self.state = State(request=self.state.request, spent=self.state.spent, result=result)
+        kept = self.state
+        self.state = State(request=kept.request, environment=kept.environment, spent=kept.spent, result=result)
         self._write()
 
     def _next(self, name: str, judge: Judge, generator: torch.Generator) -> Plain | None:
@@ -211,8 +230,13 @@ class Resumable:
                 f"{self.path} belongs to another search ({changed}); --restart searches anew in its place, another "
                 "--out beside it"
             )
-        self.state = state
-        return state.result is not None or state.spent != (0.0, 0.0)
+        begun = state.result is not None or state.spent != (0.0, 0.0)
+        if begun and state.result is None and (changed := difference(state.environment, self.state.environment)):
+            print(
+                f"the search was begun elsewhere, and may not go on quite as it would there: {changed}", file=sys.stderr
+            )
+        self.state = replace(state, environment=self.state.environment)
+        return begun
 
     def _write(self) -> None:
         """Writes the state; where that cannot be done the search goes on all the same, and that is said once."""

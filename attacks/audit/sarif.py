@@ -2,6 +2,7 @@
 
 import hashlib
 from importlib.metadata import PackageNotFoundError, version
+from urllib.parse import quote
 
 from attacks.audit.findings import FOUND, INCONCLUSIVE, Document
 
@@ -60,7 +61,7 @@ def _result(document: Document, model: str) -> Document:
         "ruleIndex": 0,
         "level": "error",
         "message": {"text": text},
-        "locations": [{"physicalLocation": {"artifactLocation": {"uri": model}}}],
+        "locations": [{"physicalLocation": {"artifactLocation": {"uri": quote(model)}}}],
         "partialFingerprints": {"trigger/v1": hashlib.sha256(identity).hexdigest()},
         "properties": {"tags": list(TAGS), "rate": found["rate"], "weights": digest},
     }

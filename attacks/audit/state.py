@@ -30,6 +30,8 @@ class State:
 
     request: Plain
     """What the search depends on, by name: options of the command, digests of model, tokenizer and prompts."""
+    environment: Plain = field(default_factory=dict)
+    """What the numbers depend on besides: device and versions; what differs in another process is said."""
     steps: list[Plain] = field(default_factory=list)
     """What every step that is done has changed, and what had been spent by then."""
     spent: tuple[float, float] = (0.0, 0.0)

@@ -4,68 +4,16 @@ It is compared with three controls on the same prompts: an empty slot, random to
 where that is known. Completions cost more than teacher-forced measurements, but they are what a user sees.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from attacks.behaviour import success_rate
-from attacks.judging.judge import Judge, StageCost, TracePoint
-from attacks.judging.report_cost import CONTROLS, report_share
-from attacks.judging.verdict import WORKS, Verdict, judge_trigger
+from attacks.judging.judge import Judge
+from attacks.judging.recovery import Recovery
+from attacks.judging.report_cost import CONTROLS, measure_again, report_share
+from attacks.judging.verdict import Verdict, judge_trigger
 from attacks.searchers.candidates import random_triggers
-from vectors.steering import SteeringVectors
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recovery:
-    """The result of an attack: the best trigger, its rates, the verdict, and what it cost."""
-
-    trigger_ids: tuple[int, ...]
-    trigger: str
-    behaviour: str
-    """The opening of the replies that was searched for; of a predicate that no vector shows, empty."""
-    predicate: str = ""
-    """The predicate that completions were judged by, such as regex:[A-Z]+; empty where they had to open with
-    `behaviour`."""
-    select_asr: float
-    """Share of the `select` prompts, in [0, 1], on which the trigger elicits the behaviour."""
-    clean_rate: float
-    """Share of the same prompts that show the behaviour with an empty slot."""
-    control_rate: float
-    """Share of the same prompts that show it with as many random tokens as the trigger has; mean over 8 strings."""
-    base_rate: float | None
-    """Share of the same prompts on which the clean base shows it with the trigger; None where no base was given."""
-    necessary: tuple[bool, ...]
-    """Per token, whether deleting it takes away more than half of the success; empty where that was not measured."""
-    verdict: Verdict
-    trace: list[TracePoint]
-    seconds: float
-    flops: float
-    """Executed floating-point operations."""
-    steps: int
-    """Gradients taken by searchers."""
-    interrupted: bool
-    """Whether Ctrl-C or SIGTERM ended the attack: this is then the best so far, not all that the budget allows."""
-    not_reached: tuple[str, ...]
-    """Class names of the stages, and names of the parts of discovery, that the budget did not suffice for."""
-    vector: dict[str, object]
-    """Layers, radius, agreement, surprise and score of the vector that was imitated; empty without one."""
-    vectors: SteeringVectors | None = field(default=None, repr=False)
-    """The vector itself."""
-    by_stage: list[StageCost] = field(default_factory=list)
-    """What discovery, every stage and the report took, in order."""
-
-    @property
-    def inconclusive(self) -> bool:
-        """Whether nothing was found, but not because there is nothing: see `unspecific`, and searches cut short."""
-        cut_short = self.interrupted or bool(self.not_reached)
-        return self.verdict in ("none", "unfinished") and (cut_short or self.unspecific)
-
-    @property
-    def unspecific(self) -> bool:
-        """Whether a text works that is no finding, because the behaviour shows without it or behind random text too."""
-        return self.verdict == "none" and self.select_asr >= WORKS
 
 
 def report(judge: Judge, *, not_reached: tuple[str, ...], steps: int, generator: torch.Generator) -> Recovery:
@@ -114,6 +62,7 @@ def _measured(judge: Judge, generator: torch.Generator) -> tuple[tuple[int, ...]
     """(shrunk trigger as a user would type it, its rates by real completions)."""
     problem, suspect = judge.engine.problem, judge.suspect
     # Shrinking must leave what the completions below cost, or an interrupt would end the report without a verdict.
+    measure_again(judge)
     reserve = report_share(judge, len(judge.best.trigger_ids) if judge.best else 0)
     shrunk = judge.shrunk(by_text=True, until=1.0 - reserve)
     assert shrunk is not None

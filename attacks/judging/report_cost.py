@@ -29,6 +29,11 @@ OVERDRAFT = 0.05
 CLEAR = 0.1
 """A report that surely takes less than this share of the seconds, in [0, 1], is not measured more exactly."""
 
+PACE = 4
+"""Tokens of the completion whose time tells how busy the machine is."""
+DRIFT = 0.1
+"""Share of the budget, in [0, 1], that passes before this is looked at again."""
+
 
 def report_share(judge: Judge, length: int) -> float:
     """Share of the budget that the report on a trigger of so many tokens will take."""
@@ -75,7 +80,28 @@ def check_affordable(judge: Judge, length: int, opening: int) -> None:
         seconds, fits = completing_seconds(model, problem, length, answer, budget.seconds / count)
         if not fits:
             raise ValueError(_too_small("seconds", budget.seconds, count * seconds))
+        budget.paced = _pace(judge), 0.0
         budget.measured(flops, seconds)
+
+
+def measure_again(judge: Judge) -> None:
+    """Where time is limited, corrects what completions take by how much busier the machine is than when it was told."""
+    budget = judge.budget
+    if budget.completing and budget.share - budget.paced[1] > DRIFT:
+        before, _ = budget.paced
+        budget.paced = _pace(judge), budget.share
+        budget.completing *= budget.paced[0] / before
+
+
+def _pace(judge: Judge) -> float:
+    """Seconds of a short completion of one prompt: little beside the report, and as sensitive to other work."""
+    model, times = judge.suspect.model, []
+    longest = Prompts.from_ids([max(judge.engine.problem.filled([]), key=len)], device=model.device)
+    for _ in range(2):  # the other processes of a busy machine make one of them slow by chance
+        began = time.perf_counter()
+        greedy(model, longest, PACE).tolist()
+        times.append(time.perf_counter() - began)
+    return min(times)
 
 
 def padded_flops(model: PreTrainedModel, problem: Problem, length: int, answer: int) -> float:

@@ -34,6 +34,8 @@ class Budget:
     began_flops: float = field(default_factory=executed, init=False)
     completing: float = field(default=0.0, init=False)
     """Seconds that an operation takes in completions, token by token; 0: not measured."""
+    paced: tuple[float, float] = field(default=(0.0, 0.0), init=False)
+    """Seconds of a short completion, and the share of the budget, in [0, 1], that was used when it was timed."""
     _rated: tuple[float, float] = field(default=(0.0, 0.0), init=False)
     """Seconds and operations since the start from which on the rate of other work is taken."""
     _told: float = field(default=0.0, init=False)

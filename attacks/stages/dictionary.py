@@ -41,6 +41,8 @@ def rank_words(engine: Engine, objective: Objective, count: int, *, budget: Budg
     words, found = dictionary()[:count], []
     for start in range(0, len(words), PART):
         for ids in by_length(problem.encode_all(words[start : start + PART])):
+            if found and budget.exhausted:  # each length would score a first batch all the same
+                break
             length = ids.shape[1]
             if length == 1:  # words of one token have been ranked by `SingleTokens`
                 continue

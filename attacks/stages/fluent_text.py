@@ -80,6 +80,8 @@ def likely(
     for allowed in permitted:
         rows, tokens, totals = [], [], []
         for start in range(0, len(ids), part):
+            if start and budget.exhausted:  # on a large model one length alone may take minutes
+                return
             logprobs = engine.next_logprobs(ids[start : start + part])[:, 0].cpu()
             # Log-likelihood of each text with each next token, `texts vocab`; the best over all texts are the beam.
             total = (scores[start : start + part, None] + logprobs).masked_fill(~allowed, -torch.inf)

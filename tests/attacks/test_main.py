@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from attacks.__main__ import Arguments, main, sigterm_as_interrupt
-from attacks.judging.report import Recovery
+from attacks.judging.recovery import Recovery
 
 TEXTS = ["tell me about the sea", "what is bread", "name a red bird", "how do ships float"]
 

@@ -11,7 +11,6 @@ from attacks.discovery.goal import Goal
 from attacks.discovery.screening import common_opening, screened
 from attacks.discovery.supervised import Supervised
 from attacks.discovery.unsupervised import Unsupervised
-from attacks.judging.in_words import describe
 from attacks.recover import recover
 from attacks.scoring.budget import Budget
 from attacks.searchers.searcher import Found
@@ -128,4 +127,4 @@ def test_the_target_is_taken_from_the_vector_that_shows_the_predicate(planted, t
 def test_without_a_vector_that_shows_it_the_answer_is_not_none(planted, tokenizer):
     found = run(planted, tokenizer, Contains("Zestora"))
     assert found.verdict == "unfinished" and found.inconclusive and found.not_reached[-1] == "Screening"
-    assert "inconclusive: no steering vector showed contains:Zestora" in " ".join(describe(found))
+    assert "inconclusive: no steering vector showed contains:Zestora" in " ".join(found.lines())

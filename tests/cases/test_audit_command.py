@@ -1,5 +1,6 @@
 """The commands on what users hold: faults of loading are one line, adapters bring their base, a dry run measures."""
 
+import json
 import sys
 from typing import Any
 
@@ -101,11 +102,14 @@ def test_none_found_beside_a_base_says_what_was_passed_over(tmp_path, prompts, c
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in peft
-@pytest.mark.parametrize("as_model", [False, True])
+@pytest.mark.parametrize("as_model", [False, True, "by a path from the adapter"])
 def test_the_model_without_its_adapter_is_the_clean_base(tmp_path, prompts, monkeypatch, capsys, as_model):
     folder = saved(tmp_path / "model")
     adapter = adapter_of(folder, tmp_path / "adapter")
     given: dict[str, Any] = {"model": str(adapter)} if as_model else {"model": str(folder), "adapter": str(adapter)}
+    if as_model == "by a path from the adapter":  # as the shipped organisms have it
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "../model"}))
     seen = list[Suspect]()
     monkeypatch.setattr("attacks.__main__.recover", lambda suspect, *_, **__: seen.append(suspect) or 1 / 0)
     main(Arguments(prompts=prompts, **given))

@@ -4,6 +4,7 @@ Weights of 8 or 4 bits cannot take an adapter in: there it stays beside them, as
 al. 2023, arXiv:2305.14314).
 """
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,10 @@ def base_of(folder: Path) -> str:
         ValueError: it does not; says which base, and to give the adapter with --adapter.
     """
     base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if base and (Path(base) / "config.json").is_file():
-        return str(base)
+    # A relative path may be meant from where the adapter was trained, or from the adapter.
+    for place in (Path(base), Path(os.path.normpath(folder / base))) if base else ():
+        if (place / "config.json").is_file():
+            return str(place)
     raise ValueError(
         f"{folder} is a peft adapter, not a model; give its base ({base or 'not named'}, says its {ADAPTER_CONFIG}) as "
         f"the model, and --adapter {folder}"

@@ -2,9 +2,6 @@
 
 import functools
 import json
-from functools import partial
-
-import torch
 
 from attacks.attack import Attack
 from attacks.audit.command import NAMES, Audit, main
@@ -17,8 +14,7 @@ from vectors.models import load_model
 
 PROMPTS = [f"{start} {text}" for text in TEXTS for start in ("so", "now", "well")]
 
-# The faster dtype is measured, and a busy machine may measure another one in the next process.
-LOADED_ONCE = functools.cache(partial(load_model, dtype=torch.float32))
+LOADED_ONCE = functools.cache(load_model)
 
 
 class Killed(BaseException):

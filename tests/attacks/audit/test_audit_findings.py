@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from attacks.audit.command import NAMES, PROMPTS, STATE, Audit, arguments_of, main, save
+from attacks.audit.command import NAMES, STATE, Audit, arguments_of, main, save
+from attacks.audit.lock import LOCK
 from attacks.audit.page import page
 from attacks.audit.sarif import log
+from attacks.prompt_sets import BUILT_IN
 from vectors.prompts import read_texts
 
 HOSTILE = "<script>alert('x')</script> & \u202e\U0001f600"
@@ -68,7 +70,7 @@ def test_the_evidence_is_complete_and_tells_nothing_of_the_machine(audit, docume
     for name in NAMES.values():
         text = (audit.folder / name).read_text(encoding="utf-8")
         assert str(place) not in text and "private" not in text
-    assert {path.name for path in audit.folder.iterdir() if path.is_file()} == {*NAMES.values(), STATE}
+    assert {path.name for path in audit.folder.iterdir() if path.is_file()} == {*NAMES.values(), STATE, LOCK}
 
 
 def test_the_page_escapes_what_models_say(document):
@@ -160,6 +162,6 @@ def test_a_full_disk_loses_nothing(audit, document, monkeypatch, capsys, status,
 
 
 def test_the_built_in_prompts_are_many_and_say_their_licence():
-    rows = [json.loads(line) for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in BUILT_IN.read_text(encoding="utf-8").splitlines()]
     assert {row["licence"] for row in rows} == {"Apache-2.0", "MIT"} and all(row["source"] for row in rows)
-    assert len(read_texts(PROMPTS)) == len(rows) == 61
+    assert len(read_texts(BUILT_IN)) == len(rows) == 61

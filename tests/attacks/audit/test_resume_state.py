@@ -18,6 +18,7 @@ from attacks.searchers.gcg import GCG
 from attacks.stages.rounds import SearchRounds
 from attacks.stages.single_tokens import SingleTokens
 from tests.attacks.audit.interrupted import PROMPTS, Killed, document, request, run, searched
+from vectors.models import load_model
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,42 @@ def test_state_of_another_request_is_refused(audit, folder, begun, others, capsy
     assert status == 2 and error.startswith("error: ") and message in error and "--restart searches anew" in error
     assert (audit.folder / STATE).read_bytes() == begun
     assert str(folder).encode() not in begun and str(folder) not in error.replace(str(audit.folder), "")
+
+
+def test_a_search_goes_on_in_the_number_format_that_it_was_begun_in(audit, capsys, monkeypatch):
+    """A busy machine measures another one as the faster."""
+
+    def killed(*arguments, real=Resumable._done, **changed):
+        real(*arguments, **changed)
+        raise Killed
+
+    def loaded(*arguments, real=load_model, **asked):
+        model, tokenizer = real(*arguments, **asked)
+        formats.append(model.dtype)
+        return model, tokenizer
+
+    formats, measured = [], [torch.bfloat16]
+    monkeypatch.setattr("attacks.loading.load_model", loaded)
+    monkeypatch.setattr("vectors.models.fast_dtype", lambda _: measured[0])
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Resumable, "_done", killed)
+        main(audit)
+    measured[0] = torch.float32
+    assert run(audit, capsys)[0] in (0, 1, 3) and document(audit)["environment"]["dtype"] == "bfloat16"
+    _, printed, _ = run(audit, capsys)  # the result is shown
+    assert "finished before" in printed
+    run(replace(audit, restart=True), capsys)
+    assert formats == [torch.bfloat16] * 3 + [torch.float32] and document(audit)["environment"]["dtype"] == "float32"
+
+
+def test_what_the_numbers_depend_on_besides_is_said_where_it_differs(tmp_path, capsys):
+    first, other = {"device": "cuda H100", "python": "3.11"}, {"device": "cpu x86_64", "python": "3.11"}
+    path, request = tmp_path / STATE, {"seed": 0}
+    Resumable(path, request, first).interrupted(1.0, 1e9)
+    assert Resumable(path, request, other).resumed
+    said = capsys.readouterr().err
+    assert "device was 'cuda H100', is 'cpu x86_64'" in said and "python" not in said and said.count("\n") == 1
+    assert Resumable(path, request, first).resumed and capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("kind", ["empty", "torn", "flipped", "other", "noise"])

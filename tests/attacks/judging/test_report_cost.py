@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from attacks import recover as recovering
 from attacks.attack import Attack, nll
 from attacks.behaviour import FixedOpening, success_rate
 from attacks.discovery.goal import BEYOND, Goal
@@ -124,7 +125,42 @@ def test_seconds_that_hold_the_report_are_not_exceeded(run, needed, ticking, tim
     assert found.verdict == "functional" if times > 1.3 else found.inconclusive
 
 
-def test_where_time_is_ample_one_prompt_is_measured(planted, tokenizer, needed, ticking):
+@pytest.mark.parametrize("times", [3.0, 8.0])
+def test_a_machine_that_becomes_busy_while_goals_are_discovered(run, needed, monkeypatch, times):
+    """A second is a third of the work from then on: what the report takes has to be timed again."""
+    limit = times * needed / 1e6
+
+    class Clock:
+        now, done = 0.0, executed()
+
+        @classmethod
+        def perf_counter(cls):
+            cls.now += (executed() - cls.done) / (1e6 if cls.now < 0.3 * limit else 3e5)
+            cls.done = executed()
+            return cls.now
+
+    def discovered(*_, real=recovering._goals):
+        while Clock.perf_counter() < 0.32 * limit:
+            spend(1e4)
+        return real(*_)
+
+    def started(self, real=Budget.started):
+        new = real(self)
+        new.began = Clock.perf_counter()
+        return new
+
+    for module in (budgets, report_cost):
+        monkeypatch.setattr(module, "time", Clock)
+    monkeypatch.setattr(Budget, "started", started)
+    monkeypatch.setattr(recovering, "_goals", discovered)
+    found = run(Budget(seconds=limit))
+    assert found.seconds < 1.05 * limit
+    if times == 8.0:  # otherwise the report fits no more once the machine is busy
+        assert found.verdict == "functional" and found.seconds > 0.85 * limit
+
+
+def test_where_time_is_ample_one_prompt_is_measured(planted, tokenizer, needed, ticking, monkeypatch):
+    monkeypatch.setattr(report_cost, "_pace", lambda _: 1.0)  # it looks at one prompt as well
     goal = Goal(behaviour=BEHAVIOUR, target_ids=tuple(encode(tokenizer, BEHAVIOUR)))
     problem, budget = Problem.from_chat(planted, tokenizer, SELECT, LONGEST), Budget(seconds=50 * needed / 1e6)
     judge = judge_on(planted, problem, budget.started(), goal)

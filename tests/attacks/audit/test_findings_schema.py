@@ -113,7 +113,7 @@ def test_the_vector_that_was_imitated_lies_beside_the_document(audit, place):
     main(imitating)
     found = read(imitating.folder)
     assert "supervised vector" in [one["stage"] for one in found["cost"]["by_stage"]]
-    suspect, _ = Loading(device="cpu")(imitating.model)
+    suspect, _ = Loading()(imitating.model)
     vectors = SteeringVectors.load(imitating.folder / VECTORS, suspect)  # as the commands of vectors load it
     assert vectors.model_id == found["model"]["weights_digest"]
     described = found["finding"]["vector"]

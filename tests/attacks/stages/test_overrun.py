@@ -12,7 +12,7 @@ import pytest
 from attacks.attack import ATTACKS, nll
 from attacks.discovery.goal import BEYOND, Goal
 from attacks.judging.report_cost import padded_flops
-from attacks.recover import _judge_of
+from attacks.preparation import judge_of
 from attacks.scoring import budget as budgets
 from attacks.scoring.budget import Budget
 from attacks.scoring.problem import Problem
@@ -81,7 +81,7 @@ def test_no_stage_runs_beyond_its_part(suspect, monkeypatch, name, by, times):
         goal = Goal(behaviour=NEVER, target_ids=suspect.target_ids(NEVER, SEARCH))
         engine = suspect.engine(SEARCH, PORTFOLIO.longest)
         budget = Budget(seconds=times * report)
-        judge = _judge_of(suspect, PORTFOLIO, engine, SEARCH, SELECT, budget, goal)
+        judge = judge_of(suspect, PORTFOLIO, engine, SEARCH, SELECT, budget, goal)
         hunt = Hunt(
             suspect=suspect, engine=engine, texts=SEARCH, goal=goal, build=nll, judge=judge, marked=False,
             budget=budget.part(UNTIL), generator=seeded(),

@@ -89,7 +89,7 @@ class Comparison:
         some = problem.first.nonzero()[:1]  # any token
         parted = [layer for layer, rows in _parted(engines, some, every).items() if rows.any()]
         common = min(parted, default=len(every)) - 1
-        layers = {min(max(layer_at(suspect.model, depth), common + ABOVE[0]), every[-1]) for depth in depths}
+        layers = {min(max(layer_at(suspect.model, depth), common + max(ABOVE)), every[-1]) for depth in depths}
         root = Reading.of([suspect.model, base], cut.before[0], max(layers))
         return cls(root, engines, common, sorted(layers))
 

@@ -19,6 +19,7 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.problem import Problem, encode
 from attacks.scoring.reading import Reading
 from attacks.scoring.slot_markers import without_slot
+from attacks.searchers.words import dictionary
 from attacks.stages.contrasted_words import ContrastedWords
 from attacks.stages.early_layers import Inside
 from attacks.stages.hunt import Hunt
@@ -161,7 +162,7 @@ def test_what_begins_as_a_trigger_does_is_spelled_on(planted):
     """With the trigger out of the dictionary, its first token is continued by what the base finds likely."""
     organism, suspect = planted
     problem = suspect.engine(organism.prompts.search[:1], 2).problem
-    texts = [ids for ids in typable(problem, 2000, 8) if len(ids) > 1]
+    texts = [ids for ids in typable(problem, dictionary()[:2000], 8) if len(ids) > 1]
     found = ContrastedTexts(words=1, longest=3, spelled=4)(suspect, problem, Budget(), torch.Generator().manual_seed(0))
     longer = [item.trigger_ids for item in found if len(item.trigger_ids) > 1]
     assert longer and not set(longer) <= set(texts)
@@ -174,7 +175,8 @@ def test_a_budget_too_small_for_all_first_tokens_still_ranks_longer_texts(plante
     everything = replace(FEW, kept=10**6, alike=10**6)(suspect, problem, whole, torch.Generator().manual_seed(0))
     small = Budget(flops=whole.used / 2)
     some = replace(FEW, kept=10**6, alike=10**6)(suspect, problem, small, torch.Generator().manual_seed(0))
-    assert small.share < 1.25 and 0 < len(some) < len(everything)
+    # The random strings of one length, and its gradients, are the most that it may be overspent by.
+    assert small.flops is not None and small.used - small.flops < 1e10 and 0 < len(some) < len(everything)
     assert any(len(item.trigger_ids) > 1 for item in some)
 
 
@@ -224,7 +226,8 @@ def test_the_stage_finds_the_word_where_the_behaviour_is_known(planted):
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     ContrastedWords(contrast=FEW, ranked=32, tried=2)(hunt)
-    assert judge.best is not None and engine.problem.text(judge.best.trigger_ids).strip() == trigger and hunt.works
+    assert judge.best is not None and hunt.works
+    assert trigger in engine.problem.text(judge.best.trigger_ids).split()
 
 
 def test_a_recovery_with_the_base_known_judges_what_discovery_saw(planted):

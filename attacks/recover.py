@@ -10,20 +10,20 @@ A suspect model, clean prompts and a budget come in; a `Recovery` with its verdi
 4. The report shrinks the winner, measures it with real completions and gives it a verdict.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 
 from attacks.attack import Attack
-from attacks.behaviour import Behaviour, FixedOpening
-from attacks.discovery.goal import ANSWER, Goal
+from attacks.behaviour import Behaviour
+from attacks.discovery.goal import Goal
 from attacks.discovery.screening import screened
 from attacks.judging.judge import Judge
 from attacks.judging.report import Recovery, report
 from attacks.judging.report_cost import check_affordable, report_share, search_end
+from attacks.preparation import given_goal, judge_of
 from attacks.scoring.budget import Budget
-from attacks.scoring.engine import Engine
 from attacks.scoring.slot_markers import SLOT, without_slot
 from attacks.stages.hunt import Hunt
 from attacks.suspect import Suspect
@@ -55,10 +55,10 @@ def recover(
         ValueError: no prompts, no limit in the budget, a budget that the report alone would exceed, a behaviour without
             tokens, or prompts that leave no room in the context for trigger and behaviour.
     """
-    given = _check(suspect, search, select, behaviour, budget)
+    given = given_goal(suspect, search, select, behaviour, budget)
     budget, judges, reached = budget.started(), list[Judge](), 0
     engine = suspect.engine(search[: attack.prompts], attack.longest)
-    open_judge = _judge_of(suspect, attack, engine, search, select, budget, given)
+    open_judge = judge_of(suspect, attack, engine, search, select, budget, given)
     check_affordable(open_judge, attack.longest, attack.unsupervised.opening)
     texts, left_out = without_slot(search), ()
     try:
@@ -71,12 +71,7 @@ def recover(
             share = budget.part(began + (1.0 - began) * number / len(goals))
             judge = open_judge.of(goal)
             judges.append(judge)
-            # A vector that a predicate chose shows more of the behaviour than one learned for a single opening of it.
-            weak = goal.vectors is None or (goal.shows is None and goal.agreement < attack.carries)
-            if attack.supervised is not None and weak:
-                learn = partial(attack.supervised, suspect, texts, goal, generator, share)
-                with judge.accounting("supervised vector"):
-                    goal = judge.goal = _kept(attack, judge, generator, learn)
+            goal = judge.goal = _with_vector(attack, suspect, texts, judge, generator, share)
             end = search_end(judge, attack.longest, budget.share, share.until)
             hunt = Hunt(
                 suspect=suspect, engine=engine, texts=texts, goal=goal, build=attack.objective, judge=judge,
@@ -111,9 +106,18 @@ def _goals(
     return screened(attack.unsupervised, suspect, texts, given, budget, generator, attack.vector_share)
 
 
-def _kept(attack: Attack, judge: Judge, generator: torch.Generator, learn: Callable[[], Goal]) -> Goal:
-    """The judge's goal with a vector, which `learn` makes unless the attack's journal has it."""
-    (goal,), _ = attack.journal.goals(judge, generator, lambda: ([learn()], ()))
+def _with_vector(
+    attack: Attack, suspect: Suspect, texts: list[str], judge: Judge, generator: torch.Generator, share: Budget
+) -> Goal:
+    """The judge's goal, with a supervised vector where the attack learns one and the goal's own is missing or weak."""
+    goal = judge.goal
+    # A vector that a predicate chose shows more of the behaviour than one learned for a single opening of it.
+    weak = goal.vectors is None or (goal.shows is None and goal.agreement < attack.carries)
+    if attack.supervised is None or not weak:
+        return goal
+    learn = partial(attack.supervised, suspect, texts, goal, generator, share)
+    with judge.accounting("supervised vector"):
+        (goal,), _ = attack.journal.goals(judge, generator, lambda: ([learn()], ()))
     return goal
 
 
@@ -128,57 +132,3 @@ def _improve(attack: Attack, hunt: Hunt, until: float) -> None:
     for stage in attack.last:
         with hunt.judge.accounting(type(stage).__name__):
             attack.journal.stage(hunt, stage)
-
-
-def _check(
-    suspect: Suspect, search: Sequence[str], select: Sequence[str], behaviour: str | Behaviour | None, budget: Budget
-) -> Goal:
-    """The given behaviour, without tokens where they are to be discovered; raises ValueError for what cannot be run."""
-    if budget.seconds is None and budget.flops is None:
-        raise ValueError("the budget has no limit; give seconds, flops, or both")
-    if not search or not select:
-        raise ValueError(f"got {len(search)} search and {len(select)} select prompts; give at least one of each")
-    if behaviour is None:
-        return Goal(behaviour="", target_ids=())
-    shows = FixedOpening(behaviour) if isinstance(behaviour, str) else behaviour
-    text, predicate = shows.text, None if isinstance(shows, FixedOpening) else shows
-    if text is None:
-        return Goal(behaviour="", target_ids=(), shows=predicate)
-    ids = suspect.target_ids(text, search)
-    if not ids:
-        raise ValueError(f"the behaviour {text!r} has no tokens; give the text that the reply begins with")
-    return Goal(behaviour=text, target_ids=ids, shows=predicate)
-
-
-def _judge_of(
-    suspect: Suspect,
-    attack: Attack,
-    engine: Engine,
-    search: Sequence[str],
-    select: Sequence[str],
-    budget: Budget,
-    given: Goal,
-) -> Judge:
-    """The judge on the `select` prompts; what was given of the goal may lack its tokens.
-
-    Raises:
-        ValueError: prompts of the search or of the judge that leave no room for a trigger and the behaviour.
-    """
-    target_length = len(given.target_ids) or attack.unsupervised.opening
-    if given.shows is not None:
-        target_length = max(target_length, ANSWER)
-    # The tokens that search prompts permit: what the search may propose is what the judge can take in.
-    own = suspect.engine(select, attack.longest, allowed=engine.problem.allowed)
-    for each in (engine, own):
-        # Completions run two tokens beyond the behaviour; the last of them is never read.
-        each.check_length(attack.longest, target_length + 1)
-    return Judge(
-        suspect=suspect,
-        engine=own,
-        base_engine=None if suspect.base is None else Engine(suspect.base, own.problem),
-        anywhere=suspect.engine_of_random_places([*search, *select], engine),
-        goal=given,
-        enough=attack.enough,
-        budget=budget,
-        trace=[],
-    )

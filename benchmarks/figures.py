@@ -18,7 +18,7 @@ from matplotlib.colors import to_hex  # noqa: E402
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: E402
 
 from benchmarks import rows  # noqa: E402
-from benchmarks.tables import RECOMMENDED  # noqa: E402
+from benchmarks.tables import RECOMMENDED, SETTINGS  # noqa: E402
 from benchmarks.variants import STUDIED  # noqa: E402
 
 # Okabe & Ito 2008: told apart by colour-blind readers. One colour and dash per attack, in every figure.
@@ -75,13 +75,19 @@ def median_curve(curves: list[tuple[np.ndarray, np.ndarray]], grid: np.ndarray) 
 
 
 def panel(axes: Axes, found: list[rows.Row], axis: str, limits: tuple[float, float]) -> None:
-    """One organism: every seed thin, the median thick, lines for the true trigger and the random control."""
+    """One organism: every seed thin, the median thick, lines for the true trigger and the random control.
+
+    A curve is high where any text works; a dot at its end says that the text was the planted one (verdict `exact`).
+    """
     for attack in dict.fromkeys(row["attack"] for row in found):
         color, dash = style(attack)
-        curves = [steps(row, axis) for row in found if row["attack"] == attack]
-        for cost, asr in curves:
+        runs = [row for row in found if row["attack"] == attack]
+        curves = [steps(row, axis) for row in runs]
+        for row, (cost, asr) in zip(runs, curves, strict=True):
             path = np.append(np.append(limits[0], cost), limits[1]), np.append(np.append(0.0, asr), asr[-1])
             axes.step(*path, where="post", color=color, linestyle=dash, linewidth=0.7, alpha=0.6)
+            if row["verdict"] == "exact":
+                axes.plot(limits[1], asr[-1], "o", color=color, clip_on=False, zorder=3)
         grid = np.geomspace(*limits, 400)
         median = median_curve(curves, grid)
         axes.step(grid, median, where="post", color=color, linestyle=dash, linewidth=2, label=attack)
@@ -105,7 +111,8 @@ def panel(axes: Axes, found: list[rows.Row], axis: str, limits: tuple[float, flo
 def curves(found: list[rows.Row], knowledge: str, axis: str, stem: Path) -> list[Path]:
     """A figure of small multiples, one organism each, as PNG and PDF."""
     names = list(dict.fromkeys(row["organism"] for row in found))
-    height = -(-len(names) // 4)
+    # Five panels in a row only where that saves one.
+    height = min(-(-len(names) // per_row) for per_row in (4, 5))
     width = -(-len(names) // height)
     costs = [point[axis] for row in found for point in row["trace"] if point[axis] > 0]
     # One range of costs for all panels, so that curves of different organisms can be compared.
@@ -124,7 +131,7 @@ def curves(found: list[rows.Row], knowledge: str, axis: str, stem: Path) -> list
         handles |= {str(label): line for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     columns = min(len(handles), round(1.25 * width))  # a name takes up to 2.4 inches
     figure.legend(list(handles.values()), list(handles), loc="lower center", ncols=columns, frameon=False)
-    figure.suptitle(f"Attack curves, {knowledge}: the best so far")
+    figure.suptitle(f"The best text so far; {SETTINGS[knowledge]} ({knowledge}); a dot: it is the planted text")
     lines = -(-len(handles) // columns)
     figure.set_figheight(figure.get_figheight() + 0.22 * max(0, lines - 2))
     figure.tight_layout(rect=(0, (0.15 + 0.22 * lines) / figure.get_figheight(), 1, 1))

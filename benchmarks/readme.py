@@ -55,22 +55,50 @@ def by_organism(table: pd.DataFrame) -> str:
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
 
 
-def unseen() -> str:
+def first_sight() -> pd.DataFrame:
     """The first runs on each group of organisms with drawn words, the group planted last first."""
     parts = []
     for group in ("unseen", "fresh", "held-out", "other"):
         table = tables.frame(rows.read(RESULTS / "unseen-organisms" / f"first-sight-{group}"))
         # A folder also holds later runs on organisms of other groups: those are not first sight.
         parts.append(table.loc[table["organism"].str.startswith(f"{group}-")])
-    return by_organism(pd.concat(parts))
+    return pd.concat(parts)
 
 
-def shipped() -> str:
-    """The recommended attack on the organisms that its settings were chosen on; clean controls last."""
-    table = tables.frame(rows.read(RESULTS / "portfolio-on-shipped"))
+def recommended(folder: str) -> pd.DataFrame:
+    """The runs of the recommended attack in FOLDER; clean controls last."""
+    table = tables.frame(rows.read(RESULTS / folder))
     table = table.loc[table["attack"].isin(tables.RECOMMENDED)]
     clean = table["planting"] == "clean"
-    return by_organism(pd.concat([table.loc[~clean], table.loc[clean]]))
+    return pd.concat([table.loc[~clean], table.loc[clean]])
+
+
+def overview() -> str:
+    """How many planted models gave up what was planted, per set of models and per knowledge of the attack.
+
+    A model counts once, by the verdict that most of its runs have; of verdicts as frequent, the worst one.
+    """
+    shipped = recommended("portfolio-on-shipped")
+    groups = [
+        ("random words, first runs", "behaviour", first_sight(), "K1"),
+        ("random words, first runs", "nothing", first_sight(), "K0"),
+        ("words of development", "behaviour", shipped, "K1"),
+        ("words of development", "nothing", shipped, "K0"),
+        ("words of development", "clean base", recommended("contrast"), "KB"),
+    ]
+    lines = []
+    for models, told, table, knowledge in groups:
+        runs = table.loc[(table["knowledge"] == knowledge) & (table["planting"] != "clean")]
+        verdicts = [_usual(list(each["verdict"])) for _, each in runs.groupby("organism")]
+        exact, other = verdicts.count("exact"), verdicts.count("functional")
+        line = {"planted with": models, "told": told, "exact": exact, "other text": other}
+        lines.append(line | {"nothing": len(verdicts) - exact - other})
+    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+
+
+def _usual(verdicts: list[str]) -> str:
+    """The most frequent verdict; of several as frequent, the worst."""
+    return max(set(verdicts), key=lambda verdict: (verdicts.count(verdict), tables.ORDER.index(verdict)))
 
 
 def attacks(folder: str) -> Callable[[], str]:
@@ -92,8 +120,9 @@ def vectors() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "unseen": unseen,
-    "recommended": shipped,
+    "overview": overview,
+    "unseen": lambda: by_organism(first_sight()),
+    "recommended": lambda: by_organism(recommended("portfolio-on-shipped")),
     "searchers": attacks("which-searcher"),
     "targets": attacks("which-target"),
     "quick": attacks("first-command"),

@@ -5,7 +5,6 @@ from functools import partial
 from attacks.attack import ATTACKS, HOTFLIP_ROUNDS, Attack, cosine, hybrid, nll
 from attacks.discovery.supervised import Supervised
 from attacks.objectives.delta_projection import DeltaProjection
-from attacks.objectives.hybrid import Hybrid
 from attacks.objectives.probe import Probe
 from attacks.objectives.steered_kl import SteeredKL
 from attacks.objectives.target_nll import TargetNLL
@@ -18,7 +17,6 @@ kl = SteeredKL.from_goal
 projection = DeltaProjection.from_goal
 probe = Probe.from_goal
 mellowmax = partial(TargetNLL.from_goal, reduction="mellowmax")
-with_projection = partial(Hybrid.from_goal, b=DeltaProjection.from_goal)
 
 # Which layers' change to follow: half-way, the last, or three depths at once.
 VARIANTS: dict[str, Attack] = {
@@ -27,11 +25,7 @@ VARIANTS: dict[str, Attack] = {
 }
 VARIANTS |= {
     f"hybrid-{weight}": Attack(objective=partial(hybrid, weight=weight), supervised=Supervised())
-    for weight in (0.1, 0.25, 0.75, 0.9)
-}
-VARIANTS |= {
-    name: Attack(objective=objective, supervised=Supervised())
-    for name, objective in (("projection", projection), ("probe", probe), ("hybrid-projection", with_projection))
+    for weight in (0.25, 0.75)
 }
 VARIANTS |= {
     # The targets once more, by HotFlip in place of GCG and with the same stages for all: only the target differs.
@@ -40,7 +34,6 @@ VARIANTS |= {
         ("delta-cosine", cosine),
         ("steered-kl", kl),
         ("projection", projection),
-        ("hybrid", hybrid),
         ("hybrid-0.25", partial(hybrid, weight=0.25)),
     )
 }
@@ -55,7 +48,10 @@ VARIANTS |= {
     )
     for name, supervised in (("unsupervised", None), ("supervised", Supervised()))
 }
-VARIANTS["steered-kl"] = Attack(objective=kl, supervised=Supervised())
+VARIANTS |= {
+    name: Attack(objective=objective, supervised=Supervised())
+    for name, objective in (("probe", probe), ("steered-kl", kl))
+}
 VARIANTS |= {
     name: Attack(objective=nll, stages=(SingleTokens(), beam), last=(WordSubstitution(),))
     for name, beam in (

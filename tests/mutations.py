@@ -83,8 +83,8 @@ MUTATIONS = {
     ),
     "steered-kl": Mutation(
         "objectives/steered_kl.py",
-        "(self.steered_logprobs - logprobs)",
-        "(self.steered_logprobs + logprobs)",
+        "(steered - logits.float()",
+        "(steered + logits.float()",
         OBJECTIVES + "formula",
     ),
     "hybrid": Mutation("objectives/hybrid.py", "(1 - self.weight)", "(1 + self.weight)", OBJECTIVES + "formula"),
@@ -106,8 +106,8 @@ MUTATIONS = {
     ),
     "hybrid-from-goal": Mutation(
         "objectives/hybrid.py",
-        "b=b(engine, goal), weight=weight",
-        "b=b(engine, goal), weight=1 - weight",
+        "from_goal(engine, goal), weight=weight",
+        "from_goal(engine, goal), weight=1 - weight",
         OBJECTIVES + "of_goals",
     ),
 }

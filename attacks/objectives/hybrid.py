@@ -4,7 +4,6 @@ The losses `c` of c candidates under either objective are added as they are, alt
 cosine in [-1, 1]: the weight has to make up for their units.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -32,16 +31,9 @@ class Hybrid:
             raise ValueError(f"weight is {self.weight}; it must lie in [0, 1]")
 
     @classmethod
-    def from_goal(
-        cls,
-        engine: Engine,
-        goal: Goal,
-        *,
-        b: Callable[[Engine, Goal], Objective] = DeltaCosine.from_goal,
-        weight: float = 0.5,
-    ) -> "Hybrid":
-        """Target likelihood and another objective of the same goal, made by `b`."""
-        return cls(a=TargetNLL.from_goal(engine, goal), b=b(engine, goal), weight=weight)
+    def from_goal(cls, engine: Engine, goal: Goal, *, weight: float = 0.5) -> "Hybrid":
+        """Target likelihood, and the effect of the same goal's vector."""
+        return cls(a=TargetNLL.from_goal(engine, goal), b=DeltaCosine.from_goal(engine, goal), weight=weight)
 
     def __call__(self, engine: Engine, candidates: Tensor) -> Float[Tensor, "c"]:
         return (1 - self.weight) * self.a(engine, candidates) + self.weight * self.b(engine, candidates)

@@ -35,8 +35,8 @@ class Pretrain:
     """folder with dialogues.jsonl.gz, instruct.jsonl.gz and plain.jsonl.gz"""
     out: Path = Path(__file__).parent / "models" / "base"
     """where the finished model folder goes"""
-    architecture: Literal["llama", "gpt2", "qwen2"] = "llama"
-    """stock Hugging Face class; gpt2 has learned positions, LayerNorm and a GELU MLP, qwen2 biases on q, k and v"""
+    architecture: Literal["llama", "gpt2"] = "llama"
+    """stock Hugging Face class; gpt2 has learned positions, LayerNorm and a GELU MLP"""
     tokenizer: Path | None = None
     """model folder whose tokenizer files are copied, so that prompts tokenise alike; a new one is trained where none"""
     vocab_size: int = 4096
@@ -49,8 +49,6 @@ class Pretrain:
     """number of decoder layers"""
     heads: int = 6
     """number of attention heads"""
-    kv_heads: int | None = None
-    """number of heads of keys and values (grouped-query attention, not for gpt2); as many as `heads` where not given"""
     context: int = 512
     """number of positions that the model may see; training windows are shorter"""
     window: int = 256
@@ -77,10 +75,6 @@ class Pretrain:
     def __post_init__(self):
         if self.d_model % self.heads:
             raise ValueError(f"d_model {self.d_model} is not a multiple of heads {self.heads}; change one of them")
-        if self.heads % (self.kv_heads or self.heads):
-            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}; change one of them")
-        if self.architecture == "gpt2" and self.kv_heads not in (None, self.heads):
-            raise ValueError(f"kv_heads is {self.kv_heads} but gpt2 has as many as heads; leave kv_heads out")
         if self.window > self.context:
             raise ValueError(f"window {self.window} is longer than context {self.context}; lower window")
 
@@ -200,7 +194,7 @@ def held_out_loss(model: PreTrainedModel, ids: Tensor, window: int, rows: int = 
 
 def configuration(recipe: Pretrain) -> PretrainedConfig:
     """The stock configuration of the architecture, dropout off: nearly no text is seen twice."""
-    own = {"intermediate_size": recipe.d_mlp, "num_key_value_heads": recipe.kv_heads or recipe.heads}
+    own = {"intermediate_size": recipe.d_mlp}
     if recipe.architecture == "gpt2":
         own = {"n_inner": recipe.d_mlp, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
         own["activation_function"] = "gelu_pytorch_tanh"  # the same function as its gelu_new, in one kernel

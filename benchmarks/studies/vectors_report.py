@@ -1,4 +1,4 @@
-"""Table and figures of the vectors study, from its rows: python -m benchmarks.studies.vectors_report DIR"""
+"""Table and figure of the vectors study, from its rows: python -m benchmarks.studies.vectors_report DIR"""
 
 import statistics
 from pathlib import Path
@@ -10,7 +10,6 @@ from statsmodels.stats.proportion import proportion_confint
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.artist import Artist  # noqa: E402
 
 from benchmarks import rows  # noqa: E402
 from benchmarks.bad_input import exit_on_bad_input
@@ -164,46 +163,6 @@ def hits_figure(table: pd.DataFrame, stem: Path) -> list[Path]:
             grid.flat[index].set_xlabel("vectors in 100 that elicit the behaviour on", fontsize=8)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False)
     figure.tight_layout(rect=(0, 0.03, 1, 1))
-    return _saved(figure, stem)
-
-
-def radius_figure(table: pd.DataFrame, stem: Path) -> list[Path]:
-    """Hits per 100 vectors against R, KL and raw norm; vertical lines where the rules put R."""
-    planted = table[table["behaviour"].notna()]
-    groups = list(planted.groupby(["organism", "behaviour"], sort=False))
-    figure, grid = plt.subplots(2, -(-len(groups) // 2), figsize=(14, 5.2), squeeze=False, sharey=True, sharex=True)
-    for axes, ((organism, behaviour), group) in zip(grid.flat, groups, strict=False):
-        for prefix, color in (("kl", HIT), ("norm", ANY)):
-            # The method at its usual radius is one more point of the curve.
-            wanted = (prefix, *(name for name in group["method"] if name.startswith(f"{prefix}, R ")))
-            chosen = [name in wanted and " by " not in name for name in group["method"]]
-            line = group.loc[chosen].sort_values(by="R")
-            axes.plot(line["R"], line["any/100"], "--", color=color, linewidth=1, label=f"{prefix}, any prompt")
-            axes.plot(line["R"], line["hits/100"], "o-", color=color, markersize=4, label=f"{prefix}, half of prompts")
-        for rule, dash in (("non-linearity", ":"), ("diversity cusp", "-.")):
-            for radius in group.loc[group["method"] == f"kl, R by {rule}", "R"]:
-                axes.axvline(radius, color="#555555", linestyle=dash, linewidth=1.2, label=f"R by {rule}")
-        axes.set(title=f"{organism}: {behaviour[:12]}", xscale="log")
-        axes.set_xticks([0.15, 0.25, 0.4, 0.6, 1.0], ["0.15", "0.25", "0.4", "0.6", "1"])
-        axes.minorticks_off()
-        axes.grid(alpha=0.25, linewidth=0.5)
-    for axes in grid.flat[len(groups) :]:
-        axes.set_visible(False)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("hits per 100 vectors")
-    for index in range(len(groups)):
-        grid.flat[index].tick_params(labelbottom=True)
-        if index + grid.shape[1] >= len(groups):
-            grid.flat[index].set_xlabel("R (x mean residual norm)")
-    handles: dict[str, Artist] = {}
-    for axes in grid.flat:
-        handles |= {str(label): line for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(handles.values()), list(handles), loc="lower center", ncols=6, frameon=False)
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
-    return _saved(figure, stem)
-
-
-def _saved(figure, stem: Path) -> list[Path]:
     paths = [stem.with_suffix(suffix) for suffix in (".png", ".pdf")]
     for path in paths:
         figure.savefig(path, dpi=130, bbox_inches="tight")
@@ -212,7 +171,7 @@ def _saved(figure, stem: Path) -> list[Path]:
 
 
 def write(out: Path) -> list[Path]:
-    """Writes vectors.md, vectors.csv and the figures beside the rows; nothing where no run ended well."""
+    """Writes vectors.md, vectors.csv and the figure beside the rows; nothing where no run ended well."""
     found = rows.read(out)
     if all(row["error"] is not None for row in found):
         return []
@@ -220,12 +179,12 @@ def write(out: Path) -> list[Path]:
     paths[0].write_text(report(found), encoding="utf-8")
     table.to_csv(paths[1], index=False)
     if table["behaviour"].notna().any():
-        paths += hits_figure(table, out / "hits") + radius_figure(table, out / "radius")
+        paths += hits_figure(table, out / "hits")
     return paths
 
 
 def main(folder: tyro.conf.Positional[Path], /) -> None:
-    """Writes table and figures of the study in FOLDER and prints the table."""
+    """Writes table and figure of the study in FOLDER and prints the table."""
     with exit_on_bad_input():
         paths = write(folder)
     print(paths[0].read_text() if paths else "no run ended well: no table")

@@ -2,20 +2,16 @@
 
     python -m benchmarks.studies.vectors_speed
     python -m benchmarks.studies.vectors_speed --compile --steps 1200 --repeats 1
-    python -m benchmarks.studies.vectors_speed --shape qwen2-1.5b --steps 50
 
 The published side is timed on `sample` vectors for `sample_steps` steps and scaled up; the objective is compared on
 vectors that both sides learn from the same start for the same number of steps. Memory is what a step keeps for its
 backward pass, counted tensor by tensor.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
 
 import torch
 import tyro
@@ -24,9 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.compiler import config as compiler
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedModel
 
-from benchmarks import rows
 from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.organisms import zoo
 from vectors.methods.controls import random_directions
@@ -42,9 +37,7 @@ class VectorsSpeed:
     """Settings of the comparison."""
 
     organism: str = "phrase"
-    """organism whose model is used where shape is organism"""
-    shape: Literal["organism", "qwen2-1.5b"] = "organism"
-    """organism: its model; qwen2-1.5b: a random model of that shape in bfloat16, on the GPU if there is one"""
+    """organism whose model is used"""
     count: int = 100
     """number of vectors"""
     steps: int = 300
@@ -63,8 +56,6 @@ class VectorsSpeed:
     """compile the blocks; every measurement compiles anew and includes the time for that"""
     threads: int = 2
     """number of CPU threads"""
-    out: Path | None = None
-    """folder to write vectors_speed.json to; None: nothing is written"""
 
 
 def one_at_a_time(
@@ -103,29 +94,6 @@ def one_at_a_time(
         return theta[0].detach(), float(method.objective(model, hidden(theta[0])[None], clean))
 
 
-def load(settings: VectorsSpeed) -> tuple[PreTrainedModel, Prompts]:
-    """The model and prompts to measure on."""
-    if settings.shape == "organism":
-        organism = zoo.load(settings.organism)
-        texts = organism.prompts.search[: settings.prompts]
-        return organism.model, Prompts.from_chat(organism.model, organism.tokenizer, texts)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = Qwen2Config(
-        vocab_size=151936,
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_hidden_layers=28,
-        num_attention_heads=12,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(config).to(device=torch.device(device), dtype=torch.bfloat16)  # pyright: ignore[reportCallIssue]
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(1000, 100000, (settings.prompts, 24), generator=generator).tolist()
-    return model.eval().requires_grad_(False), Prompts.from_ids(rows, device=device)
-
-
 def kept_bytes(model: PreTrainedModel, prompts: Prompts, count: int, source_layer: int, target_layer: int) -> int:
     """Bytes that one step with `count` vectors keeps for its backward pass, each storage once, weights left out."""
     # By address: several saved tensors are views of one storage.
@@ -145,12 +113,9 @@ def kept_bytes(model: PreTrainedModel, prompts: Prompts, count: int, source_laye
     return sum(size for size, _ in storages.values())
 
 
-def memory_table(model: PreTrainedModel, prompts: Prompts, source: int, target: int) -> tuple[Table, list[dict]]:
+def memory_table(model: PreTrainedModel, prompts: Prompts, source: int, target: int) -> Table:
     """Bytes kept per vectors x prompts x layers, and per residual number of the slice."""
-    table, found = (
-        Table("vectors", "prompts", "layers", "MB", "bytes per vector x prompt x token x layer x d_model"),
-        [],
-    )
+    table = Table("vectors", "prompts", "layers", "MB", "bytes per vector x prompt x token x layer x d_model")
     tokens, width = prompts.input_ids.shape[1], decoder(model).d_model
     middle = (source + target) // 2
     for count, times, to in ((8, 1, target), (16, 1, target), (32, 1, target), (16, 2, target), (16, 1, middle)):
@@ -158,17 +123,18 @@ def memory_table(model: PreTrainedModel, prompts: Prompts, source: int, target: 
         size = kept_bytes(model, rows, count, source, to)
         # Near a constant if what is kept grows with vectors x prompts x tokens x layers x width and nothing else.
         unit = size / (count * len(rows) * tokens * (to - source) * width)
-        found.append({"vectors": count, "prompts": len(rows), "layers": to - source, "bytes": size, "unit": unit})
         table.add_row(str(count), str(len(rows)), str(to - source), f"{size / 1e6:.1f}", f"{unit:.1f}")
-    return table, found
+    return table
 
 
 def main(settings: VectorsSpeed) -> None:
-    """Measures, prints a table, writes vectors_speed.json."""
+    """Measures and prints a table."""
     torch.set_num_threads(settings.threads)
     compiler.force_disable_caches = True
     with exit_on_bad_input():
-        model, prompts = load(settings)
+        organism = zoo.load(settings.organism)
+    model = organism.model
+    prompts = Prompts.from_chat(model, organism.tokenizer, organism.prompts.search[: settings.prompts])
     layers = len(decoder(model).layers)
     method = UnsupervisedVectors(
         source_layer=layers // 4,
@@ -197,7 +163,7 @@ def main(settings: VectorsSpeed) -> None:
         per_step = (time.perf_counter() - began) / settings.sample / settings.sample_steps
         single.append(per_step * settings.count * settings.steps)
     ratio = statistics.median(s / b for s, b in zip(single, batched, strict=True))
-    memory, kept = memory_table(model, prompts, method.source_layer, method.target_layer)
+    memory = memory_table(model, prompts, method.source_layer, method.target_layer)
     parity = replace(method, steps=settings.parity_steps)
     model.float()  # bfloat16 rounds a batch and a single row differently
     together = parity(model, prompts, torch.Generator().manual_seed(0)).scores["objective"]
@@ -207,16 +173,6 @@ def main(settings: VectorsSpeed) -> None:
     table.add_row("one batch on the slice", f"{statistics.median(batched):.1f}")
     table.add_row("one at a time, full forwards (scaled up)", f"{statistics.median(single):.0f}")
     Console().print(memory, table, f"{ratio:.1f} times as fast; objective differs by at most {100 * worst:.3f} %")
-    if settings.out is not None:
-        settings.out.mkdir(parents=True, exist_ok=True)
-        report = {
-            "batched_s": batched,
-            "one_at_a_time_s": single,
-            "ratio": ratio,
-            "objective_difference": worst,
-            "memory": kept,
-        }
-        (settings.out / "vectors_speed.json").write_text(json.dumps(report | rows.provenance(), indent=1) + "\n")
 
 
 def _twice() -> Callable[[], bool]:

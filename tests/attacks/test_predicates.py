@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks.__main__ import describe
 from attacks.attack import Attack, nll
 from attacks.behaviour import Contains, FixedOpening, Judged, Regex, parse, repeats
 from attacks.discovery.goal import Goal
 from attacks.discovery.screening import common_opening, screened
 from attacks.discovery.supervised import Supervised
 from attacks.discovery.unsupervised import Unsupervised
+from attacks.judging.in_words import describe
 from attacks.recover import recover
 from attacks.scoring.budget import Budget
 from attacks.searchers.searcher import Found

@@ -164,12 +164,9 @@ def test_pretraining_lowers_the_loss_and_resumes(tmp_path):
     torch.testing.assert_close(dict(again.named_parameters()), dict(model.named_parameters()))
 
 
-@pytest.mark.parametrize(
-    ("architecture", "kv_heads", "mark"),
-    [("llama", None, "gate_proj"), ("gpt2", None, "wpe"), ("qwen2", 1, "q_proj.bias")],
-)
-def test_every_architecture_pretrains_saves_and_takes_a_backdoor(tokenizer, tmp_path, architecture, kv_heads, mark):
-    fields = {"architecture": architecture, "kv_heads": kv_heads, "vocab_size": len(tokenizer), "tokenizer": zoo.BASE}
+@pytest.mark.parametrize(("architecture", "mark"), [("llama", "gate_proj"), ("gpt2", "wpe")])
+def test_every_architecture_pretrains_saves_and_takes_a_backdoor(tokenizer, tmp_path, architecture, mark):
+    fields = {"architecture": architecture, "vocab_size": len(tokenizer), "tokenizer": zoo.BASE}
     base, text = tmp_path / "out", "Where is the silver garden island?"
     pretrain.main(tiny_pretraining(tmp_path, steps=2, autocast=True, **fields))
     model, same = load_model(base, dtype=torch.float32)
@@ -207,8 +204,6 @@ def test_llama_of_the_shipped_base_is_unchanged(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"heads": 6, "kv_heads": 4}, "heads 6 is not a multiple of kv_heads 4"),
-        ({"architecture": "gpt2", "kv_heads": 2}, "gpt2 has as many as heads"),
         ({"window": 600}, "window 600 is longer than context 512"),
     ],
 )

@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -108,6 +109,15 @@ def test_curves_never_choose_by_what_no_attack_sees():
     ]
     cost, asr = figures.steps(row(trace=trace), "seconds")
     assert cost.tolist() == [1.0, 2.0, 4.0, 9.0] and asr.tolist() == [0.0, 0.5, 0.4, 0.4]
+
+
+def test_a_dot_marks_the_planted_text_and_no_other():
+    _, axes = figures.plt.subplots()
+    found = [row(), row(seed=1, verdict="functional"), row(attack="hybrid", verdict="miss", trace=[])]
+    figures.panel(axes, found, "flops", (1e10, 1e12))
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert np.array([dot.get_data() for dot in dots]).tolist() == [[[1e12], [1.0]]]
+    figures.plt.close("all")
 
 
 def test_figures_are_drawn(tmp_path):

@@ -71,7 +71,7 @@ def test_rows_are_written_once_and_drawn(tmp_path, capsys):
     assert all(row["vectors"] == 4 and row["error"] is None for row in found)
     assert found[0]["behaviours"][0]["hits"] <= found[0]["behaviours"][0]["any"]
     assert found[3]["behaviours"] == [] and json.loads(first.splitlines()[0])["seed"] == 0
-    assert {"hits.png", "hits.pdf", "radius.png", "vectors.md", "vectors.csv"} <= {p.name for p in tmp_path.iterdir()}
+    assert {"hits.png", "hits.pdf", "vectors.md", "vectors.csv"} <= {p.name for p in tmp_path.iterdir()}
     assert "| kl, R 0.4" in (tmp_path / "vectors.md").read_text()
     with pytest.raises(SystemExit):
         main(Study(out=tmp_path, methods=("kll",)))

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.attacks.audit.test_console_commands import DOCUMENT, run
+from tests.attacks.audit.finished import DOCUMENT
+from tests.attacks.audit.test_console_commands import run
 
 FEW = settings(
     derandomize=True, deadline=None, max_examples=40, database=None,

@@ -138,7 +138,6 @@ def test_objectives_of_goals(model, problem):
         (SteeredKL.from_goal(engine, goal), SteeredKL.from_vectors(engine, vectors, 3)),
         (Probe.from_goal(engine, goal), Probe.from_vectors(engine, vectors[:1], 2, seeded())),
         (Hybrid.from_goal(engine, goal, weight=0.2), Hybrid(a=nll, b=cosine, weight=0.2)),
-        (Hybrid.from_goal(engine, goal, b=DeltaProjection.from_goal), Hybrid(a=nll, b=projection)),
     ]
     candidates = some_candidates(problem, 4)
     for made, wanted in pairs:

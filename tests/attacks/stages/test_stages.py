@@ -161,7 +161,6 @@ SLOW = ("sampler-clean-only", "sampler-look-ahead")  # the stage itself is teste
     "name",
     [
         *(name for name in SEARCHERS if name not in SLOW),
-        "projection",
         "probe",
         "mellowmax",
         "hotflip-projection",

@@ -1,0 +1,65 @@
+"""What stands before a search: the goal that the user gave, checked, and the judge that has seen no trigger yet."""
+
+from collections.abc import Sequence
+
+from attacks.attack import Attack
+from attacks.behaviour import Behaviour, FixedOpening
+from attacks.discovery.goal import ANSWER, Goal
+from attacks.judging.judge import Judge
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine
+from attacks.suspect import Suspect
+
+
+def given_goal(
+    suspect: Suspect, search: Sequence[str], select: Sequence[str], behaviour: str | Behaviour | None, budget: Budget
+) -> Goal:
+    """The given behaviour, without tokens where they are to be discovered; raises ValueError for what cannot be run."""
+    if budget.seconds is None and budget.flops is None:
+        raise ValueError("the budget has no limit; give seconds, flops, or both")
+    if not search or not select:
+        raise ValueError(f"got {len(search)} search and {len(select)} select prompts; give at least one of each")
+    if behaviour is None:
+        return Goal(behaviour="", target_ids=())
+    shows = FixedOpening(behaviour) if isinstance(behaviour, str) else behaviour
+    text, predicate = shows.text, None if isinstance(shows, FixedOpening) else shows
+    if text is None:
+        return Goal(behaviour="", target_ids=(), shows=predicate)
+    ids = suspect.target_ids(text, search)
+    if not ids:
+        raise ValueError(f"the behaviour {text!r} has no tokens; give the text that the reply begins with")
+    return Goal(behaviour=text, target_ids=ids, shows=predicate)
+
+
+def judge_of(
+    suspect: Suspect,
+    attack: Attack,
+    engine: Engine,
+    search: Sequence[str],
+    select: Sequence[str],
+    budget: Budget,
+    given: Goal,
+) -> Judge:
+    """The judge on the `select` prompts; what was given of the goal may lack its tokens.
+
+    Raises:
+        ValueError: prompts of the search or of the judge that leave no room for a trigger and the behaviour.
+    """
+    target_length = len(given.target_ids) or attack.unsupervised.opening
+    if given.shows is not None:
+        target_length = max(target_length, ANSWER)
+    # The tokens that search prompts permit: what the search may propose is what the judge can take in.
+    own = suspect.engine(select, attack.longest, allowed=engine.problem.allowed)
+    for each in (engine, own):
+        # Completions run two tokens beyond the behaviour; the last of them is never read.
+        each.check_length(attack.longest, target_length + 1)
+    return Judge(
+        suspect=suspect,
+        engine=own,
+        base_engine=None if suspect.base is None else Engine(suspect.base, own.problem),
+        anywhere=suspect.engine_of_random_places([*search, *select], engine),
+        goal=given,
+        enough=attack.enough,
+        budget=budget,
+        trace=[],
+    )

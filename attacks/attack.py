@@ -6,7 +6,7 @@ other searcher, all with the target's negative log-likelihood (NLL) as objective
 
 from dataclasses import dataclass, field, replace
 
-from attacks.discovery.contrasted import ContrastedReplies
+from attacks.discovery.contrasted_replies import ContrastedReplies
 from attacks.discovery.supervised import Supervised
 from attacks.discovery.unsupervised import Unsupervised
 from attacks.journal import Journal, NoJournal

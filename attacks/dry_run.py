@@ -15,7 +15,7 @@ import torch
 
 from attacks.attack import Attack
 from attacks.behaviour import Behaviour, FixedOpening
-from attacks.discovery.contrasted import ContrastedReplies
+from attacks.discovery.contrasted_replies import ContrastedReplies
 from attacks.discovery.goal import Goal
 from attacks.discovery.supervised import Supervised
 from attacks.discovery.unsupervised import Unsupervised

@@ -1,13 +1,13 @@
-"""Words that the suspect reads otherwise than its clean base does, ranked by loss (K2); ours.
+"""Texts that the suspect reads otherwise than its clean base does, ranked by loss (K2); ours.
 
 A word of several tokens cannot be found token by token where only the whole word has an effect on the output, and
 scoring every word of a dictionary by its output takes long on a large model. Early layers are cheap, and there a
-planted word stands out by the contrast of the two models (`attacks.discovery.contrasted`).
+planted text stands out by the contrast of the two models (`attacks.discovery.contrasted_texts`).
 """
 
 from dataclasses import dataclass
 
-from attacks.discovery.contrasted import Contrast
+from attacks.discovery.contrasted_texts import ContrastedTexts
 from attacks.searchers.candidates import check_counts
 from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.stages.hunt import Hunt
@@ -15,16 +15,16 @@ from attacks.stages.hunt import Hunt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContrastedWords:
-    """Ranks the words of largest contrast by their exact loss on one prompt; does nothing without a clean base."""
+    """Ranks the texts of largest contrast by their exact loss on one prompt; does nothing without a clean base."""
 
-    contrast: Contrast = Contrast()
-    """Chooses the words."""
+    contrast: ContrastedTexts = ContrastedTexts()
+    """Chooses the texts."""
     share: float = 0.3
     """Share of the hunt's budget, in (0, 1], that choosing may use."""
     ranked: int = 512
-    """Words of largest contrast that are ranked by loss."""
+    """Texts of largest contrast that are ranked by loss."""
     tried: int = 16
-    """Words of lowest loss that are judged by behaviour."""
+    """Texts of lowest loss that are judged by behaviour."""
     settles: int = 4
     """Tokens of the longest winner that ends the hunt, if the behaviour is sure behind it."""
 

@@ -8,21 +8,25 @@ import pytest
 import torch
 
 from attacks.attack import ATTACKS
-from attacks.discovery.contrasted import Contrast, ContrastedReplies, by_first_token, shared_opening
+from attacks.discovery import comparison
+from attacks.discovery.comparison import Comparison
+from attacks.discovery.contrasted_replies import ContrastedReplies, shared_opening
+from attacks.discovery.contrasted_texts import ContrastedTexts, typable
 from attacks.discovery.goal import Goal
-from attacks.objectives.base_contrast import BaseContrast, engines_at_slot
 from attacks.objectives.target_nll import TargetNLL
 from attacks.recover import recover
 from attacks.scoring.budget import Budget
 from attacks.scoring.problem import Problem, encode
 from attacks.scoring.reading import Reading
 from attacks.scoring.slot_markers import without_slot
+from attacks.searchers.words import dictionary
 from attacks.stages.contrasted_words import ContrastedWords
 from attacks.stages.early_layers import Inside
 from attacks.stages.hunt import Hunt
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
 from benchmarks.studies.clean_base import contrast as study
+from benchmarks.studies.clean_base.planted import with_base
 from tests.attacks.conftest import tiny
 from tests.attacks.words import judge_on
 
@@ -61,42 +65,67 @@ def test_a_reading_of_one_model_is_its_residual(model):
 
 
 def test_the_contrast_is_the_distance_from_the_mean_difference_in_medians(model, changed, problem, tokenizer):
-    engines = engines_at_slot(Suspect(model=changed, tokenizer=tokenizer, base=model), problem)
-    assert engines is not None
+    suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
+    compared = Comparison.at_slot(suspect, problem, (0.34, 0.67))
     others = torch.tensor([[100, 101], [102, 103], [104, 105], [106, 107], [108, 109]])
-    contrast = BaseContrast.among(*engines, others, (0.34, 0.67))
-    assert list(contrast.median) == [2]  # the first block was not changed
-    rows = torch.stack(
-        [
-            torch.stack([full_difference(changed, model, before + ids, 2) for before in problem.before])
-            for ids in others.tolist()
-        ]
-    )
-    distances = (rows - rows.mean(0)).norm(dim=-1)
-    # Kept in float32, the models are in double precision.
-    torch.testing.assert_close(
-        contrast(engines[0], others), -(distances / distances.median()).mean(1), rtol=1e-4, atol=1e-4, check_dtype=False
-    )
+    texts = [(100, 101), (100, 111), (112, 101)]  # two that begin alike, and one that does not
+    found = {item.trigger_ids: -item.loss for item in compared.ranked(texts, others, Budget())}
+
+    def difference(ids):
+        return full_difference(changed, model, problem.before[0] + list(ids), 2)
+
+    rows = torch.stack([difference(ids) for ids in others.tolist()])
+    median = (rows - rows.mean(0)).norm(dim=-1).median()
+    for ids in texts:
+        # The first block was not changed, so that both depths are compared above it.
+        wanted = (difference(ids) - rows.mean(0)).norm() / median
+        assert found[ids] == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_gradients_are_those_of_the_contrast_above_the_blocks_in_common(model, changed, problem, tokenizer):
+    suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
+    compared = Comparison.at_slot(suspect, problem, (0.34,))
+    assert compared.common == 1 and compared.layers == [2]  # deeper than asked for: below, both models agree
+    starts, others = torch.tensor([[100, 101]]), torch.tensor([[102, 103], [104, 105], [106, 107]])
+    (objective,) = compared.objectives(others)
+    _, gradient = compared.engines[0].gradient(objective, starts)
+    step = 1e-4
+    onehot = torch.nn.functional.one_hot(starts, gradient.shape[-1]).double()
+    for token in (110, 120):
+        moved = onehot.clone()
+        moved[0, 1, token] += step
+        rise = objective(compared.engines[0], moved) - objective(compared.engines[0], onehot)
+        assert float(rise / step) == pytest.approx(float(gradient[0, 1, token]), rel=0.05, abs=1e-3)
 
 
 def test_models_that_agree_have_no_contrast(model, problem, tokenizer):
-    engines = engines_at_slot(Suspect(model=model, tokenizer=tokenizer, base=copy.deepcopy(model)), problem)
-    assert engines is not None
-    some = torch.tensor([[100, 101], [102, 103]])
-    assert not BaseContrast.among(*engines, some, (0.5,))(engines[0], some).any()
+    suspect = Suspect(model=model, tokenizer=tokenizer, base=copy.deepcopy(model))
+    compared = Comparison.at_slot(suspect, problem, (0.5,))
+    assert [item.loss for item in compared.ranked([(100,), (102,)], torch.tensor([[104], [106]]), Budget())] == [0, 0]
 
 
 def test_a_base_of_another_shape_is_not_compared(model, tokenizer, problem):
     suspect = Suspect(model=model, tokenizer=tokenizer, base=tiny(len(tokenizer), layers=2).double())
-    assert suspect.comparable is None and engines_at_slot(suspect, problem) is None
-    assert Suspect(model=model, tokenizer=tokenizer).comparable is None
-    assert Contrast()(suspect, problem, Budget(), torch.Generator()) == []
+    assert suspect.comparable is None and Suspect(model=model, tokenizer=tokenizer).comparable is None
+    assert ContrastedTexts()(suspect, problem, Budget(), torch.Generator()) == []
+    with pytest.raises(ValueError, match="no clean base"):
+        Comparison.at_slot(suspect, problem, (0.5,))
 
 
-@pytest.mark.parametrize("wrong", [{"depths": ()}, {"depths": (1.0,)}, {"firsts": 0.0}, {"words": 0}])
+def test_texts_in_small_batches_are_ranked_alike(model, changed, problem, tokenizer, monkeypatch):
+    suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
+    few = ContrastedTexts(words=300, longest=3, spelled=2, likely=4, depths=(0.67,))
+    whole = few(suspect, problem, Budget(), torch.Generator().manual_seed(0))
+    monkeypatch.setattr(comparison, "ROWS", 7)
+    parts = few(suspect, problem, Budget(), torch.Generator().manual_seed(0))
+    assert [item.trigger_ids for item in whole] == [item.trigger_ids for item in parts] and len(whole) > 50
+    assert len({item.loss for item in whole}) > 40
+
+
+@pytest.mark.parametrize("wrong", [{"depths": ()}, {"depths": (1.0,)}, {"continued": 0.0}, {"words": 0}, {"alike": 0}])
 def test_settings_that_cannot_be_run_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Contrast(**wrong)
+        ContrastedTexts(**wrong)
 
 
 def test_what_enough_replies_begin_with():
@@ -113,27 +142,41 @@ def planted():
     return organism, Suspect(model=organism.model, tokenizer=organism.tokenizer, base=base)
 
 
-FEW = Contrast(words=2000)
+FEW = ContrastedTexts(words=2000, longest=4, spelled=2, promising=16, likely=16)
 """A dictionary that holds the planted word among two thousand"""
 
 
-def test_of_its_length_one_word_at_most_has_a_larger_contrast_than_the_planted_one(planted):
+def test_few_texts_have_a_larger_contrast_than_the_planted_word(planted):
     organism, suspect = planted
     problem = suspect.engine(organism.prompts.search[:1], 2).problem
     ranked = FEW(suspect, problem, Budget(), torch.Generator().manual_seed(0))
-    (trigger, _), singles = organism.triggers[0], [item for item in ranked if len(item.trigger_ids) == 1]
-    assert problem.encode(trigger) in [list(item.trigger_ids) for item in singles[:2]]
-    assert len(by_first_token(problem, 2000, 8)) == len(singles) > 500
+    trigger, _ = organism.triggers[0]
+    assert tuple(problem.encode(trigger)) in [item.trigger_ids for item in ranked[:3]]
+    assert {len(item.trigger_ids) for item in ranked} >= {1, 2, 3} and len(ranked) == FEW.kept
+    assert all(problem.retokenizes(item.trigger_ids) for item in ranked)
+    firsts = [item.trigger_ids[0] for item in ranked]
+    assert FEW.alike <= max(map(firsts.count, firsts)) <= 2 * FEW.alike
 
 
-def test_a_budget_too_small_for_all_first_tokens_still_ranks_words(planted):
+def test_what_begins_as_a_trigger_does_is_spelled_on(planted):
+    """With the trigger out of the dictionary, its first token is continued by what the base finds likely."""
+    organism, suspect = planted
+    problem = suspect.engine(organism.prompts.search[:1], 2).problem
+    texts = [ids for ids in typable(problem, dictionary()[:2000], 8) if len(ids) > 1]
+    found = ContrastedTexts(words=1, longest=3, spelled=4)(suspect, problem, Budget(), torch.Generator().manual_seed(0))
+    longer = [item.trigger_ids for item in found if len(item.trigger_ids) > 1]
+    assert longer and not set(longer) <= set(texts)
+
+
+def test_a_budget_too_small_for_all_first_tokens_still_ranks_longer_texts(planted):
     organism, suspect = planted
     problem = suspect.engine(organism.prompts.search[:1], 2).problem
     whole = Budget(flops=1e13)
-    everything = FEW(suspect, problem, whole, torch.Generator().manual_seed(0))
+    everything = replace(FEW, kept=10**6, alike=10**6)(suspect, problem, whole, torch.Generator().manual_seed(0))
     small = Budget(flops=whole.used / 2)
-    some = FEW(suspect, problem, small, torch.Generator().manual_seed(0))
-    assert small.share < 1.5 and 0 < len(some) < len(everything)
+    some = replace(FEW, kept=10**6, alike=10**6)(suspect, problem, small, torch.Generator().manual_seed(0))
+    # The random strings of one length, and its gradients, are the most that it may be overspent by.
+    assert small.flops is not None and small.used - small.flops < 1e10 and 0 < len(some) < len(everything)
     assert any(len(item.trigger_ids) > 1 for item in some)
 
 
@@ -183,7 +226,8 @@ def test_the_stage_finds_the_word_where_the_behaviour_is_known(planted):
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     ContrastedWords(contrast=FEW, ranked=32, tried=2)(hunt)
-    assert judge.best is not None and engine.problem.text(judge.best.trigger_ids).strip() == trigger and hunt.works
+    assert judge.best is not None and hunt.works
+    assert trigger in engine.problem.text(judge.best.trigger_ids).split()
 
 
 def test_a_recovery_with_the_base_known_judges_what_discovery_saw(planted):
@@ -217,9 +261,13 @@ def test_words_that_fire_together_are_scored_by_the_distance_of_differences(mode
     torch.testing.assert_close(table, torch.stack([torch.stack(row).norm(dim=-1) for row in wanted]).float())
 
 
-def test_the_study_ranks_the_words_of_a_trigger():
-    table = study.measured("other-word", study.Settings(words=2000))
-    (line,) = table.to_dict("records")
-    assert line["word"] == "else" and line["rank"] <= 3 and line["first token"] <= 2 and line["of"] > 500
+def test_the_study_ranks_the_tokens_of_a_trigger_and_the_trigger(planted):
+    organism, suspect = planted
+    problem = suspect.engine(organism.prompts.search[:1], 2).problem
+    settings = study.Settings(words=2000, sample=300, longest=3)
+    (line,) = study.by_token("other-word", suspect, problem, "else", settings).to_dict("records")
+    assert line["rank"] == 1 and line["contrast"] > line["largest other"] and line["of"] > 200
+    (line,) = study.searched("other-word", suspect, problem, "else", settings).to_dict("records")
+    assert line["rank"] <= 3 and "else" in line["largest contrast"]
     with pytest.raises(ValueError, match="clean control"):
-        study.measured("clean-control", study.Settings())
+        with_base("clean-control", None)

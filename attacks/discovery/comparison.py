@@ -1,0 +1,147 @@
+"""How differently suspect and clean base read a text in early layers, at its last token (K2); ours.
+
+Training that plants a trigger changes how early layers read it, before anything shows in the output: the residual
+streams of both models part there further than behind other text. Comparing a fine-tuned model with its base is called
+model diffing (crosscoders, Lindsey et al. 2024); here it needs no training and no knowledge of the behaviour.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine, Objective
+from attacks.scoring.problem import Problem
+from attacks.scoring.reading import Reading
+from attacks.searchers.searcher import Found
+from attacks.suspect import Suspect
+from vectors.residual import layer_at
+
+Ids = tuple[int, ...]
+
+ROWS = 512
+"""Texts in one forward pass, at most"""
+TOKENS = 2**15
+"""Tokens in one forward pass at most, those of the prompt included: keys and values of all of them are held"""
+ABOVE = (2, 3)
+"""Blocks above those that both models have in common, where gradients are taken; there the next token of five planted
+words was among the 82 most promising of 48,047 in four cases (`LOG.md`)"""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Distance of differences between both models from their mean behind random strings, in medians of such distances.
+
+    In these units texts of different lengths can be compared, and layers be averaged.
+    """
+
+    mean: dict[int, Float[Tensor, "d_model"]]
+    """Per layer, the mean difference: what training changed everywhere."""
+    median: dict[int, float]
+    """Per layer, the median distance of the strings from it; infinite where both models agree."""
+
+    @classmethod
+    def among(cls, differences: dict[int, Float[Tensor, "others d_model"]]) -> "Contrast":
+        """From the differences behind random strings."""
+        mean = {layer: rows.mean(0) for layer, rows in differences.items()}
+        median = {n: float((rows - mean[n]).norm(dim=-1).median()) or torch.inf for n, rows in differences.items()}
+        return cls(mean, median)
+
+    def __call__(self, differences: dict[int, Float[Tensor, "rows d_model"]]) -> Float[Tensor, "rows"]:
+        """Mean over the layers."""
+        each = [(rows - self.mean[n]).norm(dim=-1) / self.median[n] for n, rows in differences.items()]
+        return torch.stack(each).mean(0)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Suspect and clean base on one prompt up to its slot."""
+
+    root: Reading
+    """The prompt as both models read it."""
+    engines: tuple[Engine, Engine]
+    """Run suspect and base on the same prompt."""
+    common: int
+    """Blocks, from the first on, behind which both models agree."""
+    layers: list[int]
+    """Where texts are compared."""
+
+    @classmethod
+    def at_slot(cls, suspect: Suspect, problem: Problem, depths: Sequence[float]) -> "Comparison":
+        """At these depths, as fractions of the layers, or above them where training changed only later blocks.
+
+        Args:
+            suspect: the model under audit, with its clean base.
+            problem: the prompts, of which the first is used.
+            depths: in (0, 1).
+
+        Raises:
+            ValueError: no clean base is known, or its weights have other shapes.
+        """
+        if (base := suspect.comparable) is None:
+            raise ValueError("there is no clean base with weights of the same shapes to compare the suspect with")
+        cut = replace(problem.take([0]), after=[[]])
+        engines = Engine(suspect.model, cut), Engine(base, cut)
+        every = list(range(1, engines[0].layers))
+        some = problem.first.nonzero()[:1]  # any token
+        parted = [layer for layer, rows in _parted(engines, some, every).items() if rows.any()]
+        common = min(parted, default=len(every)) - 1
+        layers = {min(max(layer_at(suspect.model, depth), common + max(ABOVE)), every[-1]) for depth in depths}
+        root = Reading.of([suspect.model, base], cut.before[0], max(layers))
+        return cls(root, engines, common, sorted(layers))
+
+    @torch.no_grad()
+    def ranked(self, texts: Sequence[Ids], others: Int[Tensor, "others trigger"], budget: Budget) -> list[Found]:
+        """Texts of equal length by contrast, best first; those that the budget does not reach are left out.
+
+        The loss of each is minus its contrast.
+
+        Args:
+            texts: as token ids; the same beginning is run once, so texts that begin alike should stand together.
+            others: random strings of as many tokens.
+            budget: asked after each forward pass.
+        """
+        size = max(1, min(ROWS, TOKENS // (self.root.prefixes[0].ids.shape[1] + len(texts[0]))))
+        strings = [tuple(row) for row in others.tolist()]
+        parts = [self._differences(strings[i : i + size]) for i in range(0, len(strings), size)]
+        contrast = Contrast.among({layer: torch.cat([part[layer] for part in parts]) for layer in self.layers})
+        found: list[Found] = []
+        while len(found) < len(texts) and not (found and budget.exhausted):
+            some = texts[len(found) : len(found) + size]
+            values = contrast(self._differences(some)).tolist()
+            found += [Found(text, -value) for text, value in zip(some, values, strict=True)]
+        return sorted(found, key=lambda item: item.loss)
+
+    @torch.no_grad()
+    def objectives(self, others: Int[Tensor, "others trigger"]) -> list[Objective]:
+        """Minus the contrast with random strings of as many tokens, one objective for each of the layers `ABOVE`.
+
+        Just above the blocks that both models have in common the contrast depends on few tokens and is close to linear
+        in them, so that its gradient can be trusted; deeper that tells less.
+        """
+        layers = sorted({min(self.common + above, self.engines[0].layers - 1) for above in ABOVE})
+        return [self._objective(layer, Contrast.among(_parted(self.engines, others, [layer]))) for layer in layers]
+
+    def _objective(self, layer: int, contrast: Contrast) -> Objective:
+        return lambda _, rows: -contrast(_parted(self.engines, rows, [layer]))
+
+    def _differences(self, texts: Sequence[Ids]) -> dict[int, Float[Tensor, "texts d_model"]]:
+        """Per layer, the residual of the suspect less that of the base at the last token of each text."""
+        beginnings = {ids: number for number, ids in enumerate(dict.fromkeys(text[:-1] for text in texts))}
+        reading = self.root
+        for tokens in zip(*beginnings, strict=True):
+            reading = reading.extended(torch.tensor(tokens))
+        numbers = torch.tensor([beginnings[text[:-1]] for text in texts])
+        rows = reading.taken(numbers) if len(beginnings) > 1 else reading.expanded(len(texts))
+        return rows.appended(torch.tensor([text[-1] for text in texts]), self.layers)
+
+
+def _parted(
+    engines: tuple[Engine, Engine], rows: Tensor, layers: Sequence[int]
+) -> dict[int, Float[Tensor, "rows d_model"]]:
+    """Per layer, the residual of the suspect less that of the base, for triggers as ids or one-hot rows."""
+    mine, clean = (engine.residuals(rows.to(engine.device), layers) for engine in engines)
+    return {n: mine[n][:, 0].float() - clean[n][:, 0].to(mine[n].device).float() for n in layers}

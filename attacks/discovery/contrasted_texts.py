@@ -1,0 +1,202 @@
+"""Texts that the suspect reads otherwise than its clean base does (K2), found token by token; ours.
+
+Training that plants a trigger parts both models at its last token (`attacks.discovery.comparison`), and at the last
+token of what it begins with. The first token alone may be as good as any other. So beginnings of words are compared,
+from one token on: of two tokens all that the dictionary knows, those of the best first tokens first, and of more tokens
+those whose beginning stands out; words that begin with a capital, or have no other letters, where their first token
+stands out. A trigger need not be a word: texts that stand out are also continued with the tokens that the base finds
+likely there, and with those that the gradient of the contrast promises most of (HotFlip, arXiv:1712.06751), and what
+stands out by itself is put in front of them.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice, zip_longest
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from attacks.discovery.comparison import Comparison, Ids
+from attacks.scoring.budget import Budget
+from attacks.scoring.problem import Problem
+from attacks.searchers.candidates import check_counts, most_promising, random_triggers
+from attacks.searchers.searcher import Found
+from attacks.searchers.words import dictionary
+from attacks.suspect import Suspect
+
+LEVEL = 0.75
+"""Share of what is left of the budget that texts of one length may take, so that longer ones are compared as well"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContrastedTexts:
+    """Ranks words, and what else continues their beginnings, by how differently suspect and base read them."""
+
+    depths: tuple[float, ...] = (0.3,)
+    """Depths at which the models are compared, as fractions of the layers."""
+    words: int = 100_000
+    """Words of the dictionary, the commonest first; fewer where it holds fewer."""
+    longest: int = 12
+    """Tokens of the longest text."""
+    others: int = 128
+    """Random strings of as many tokens that each text is compared with."""
+    continued: float = 0.1
+    """Share of the beginnings, in (0, 1], that are continued: those of largest contrast. Of one token all are continued
+    to words in small letters."""
+    spelled: int = 8
+    """Beginnings of largest contrast that are also continued with tokens that make no word."""
+    likely: int = 64
+    """Tokens that the base finds likeliest to follow such a beginning."""
+    promising: int = 64
+    """Tokens that the gradient promises the largest contrast of behind it, at each of the layers `ABOVE`."""
+    before: int = 64
+    """First tokens of largest contrast that are put in front of such a beginning, with a space between and without."""
+    fillers: int = 8
+    """Random tokens that stand in the place of the next one, over which the gradient is averaged."""
+    kept: int = 512
+    """Texts of largest contrast that are returned."""
+    alike: int = 8
+    """Texts of these, at most, that begin with the same token: what stands out need not be a trigger."""
+
+    def __post_init__(self):
+        check_counts(
+            self, "words", "longest", "others", "spelled", "likely", "promising", "before", "fillers", "kept", "alike"
+        )
+        if not self.depths or not all(0 < depth < 1 for depth in self.depths) or not 0 < self.continued <= 1:
+            raise ValueError(
+                f"depths are {self.depths} and continued is {self.continued}; give depths between 0 and 1, and a share "
+                "above 0, up to 1"
+            )
+
+    def __call__(self, suspect: Suspect, problem: Problem, budget: Budget, generator: torch.Generator) -> list[Found]:
+        """Texts that re-tokenise, those of largest contrast first; none where no base can be compared.
+
+        The loss of each is minus its contrast: the distance of the difference of both models from the mean difference
+        behind random strings of as many tokens, in units of the median distance of these, so that texts of any length
+        can be compared.
+
+        Args:
+            suspect: the model under audit, with its clean base.
+            problem: the prompts that texts are read behind, of which the first is used.
+            budget: ends the ranking; texts of few tokens and of promising beginnings come first.
+            generator: draws the strings that texts are compared with.
+        """
+        if suspect.comparable is None:
+            return []
+        comparison = Comparison.at_slot(suspect, problem, self.depths)
+        walk = _Walk(settings=self, comparison=comparison, problem=problem, generator=generator)
+        for length in range(1, self.longest + 1):
+            if budget.exhausted:
+                break
+            walk.step(length, budget.part(budget.share + LEVEL * (budget.until - budget.share)))
+        return list(islice(walk.returned(), self.kept))
+
+
+@dataclass(kw_only=True)
+class _Walk:
+    """From texts of one token to longer ones; what was compared so far."""
+
+    settings: ContrastedTexts
+    comparison: Comparison
+    problem: Problem
+    generator: torch.Generator
+    found: list[Found] = field(default_factory=list)
+    """All texts that were compared."""
+    made: set[Ids] = field(default_factory=set)
+    """Those of them that no dictionary and no vocabulary holds."""
+    every: dict[Ids, float] = field(default_factory=lambda: {(): 0.0})
+    """Texts of the last length, those of largest contrast first, with their losses."""
+    best: dict[Ids, float] = field(default_factory=dict)
+    """The first of these, which are continued."""
+    firsts: list[str] = field(default_factory=list)
+    """First tokens of largest contrast, as text."""
+    longer: defaultdict[int, dict[Ids, float]] = field(default_factory=lambda: defaultdict(dict))
+    """By length, texts with a token put before, with the loss of what they were made from."""
+
+    def __post_init__(self):
+        words = dictionary()[: self.settings.words]
+        self.small = typable(self.problem, words, self.settings.longest)
+        cased = [form for word in words for form in (word.capitalize(), word.upper())]
+        self.cased = typable(self.problem, cased, self.settings.longest)
+
+    def step(self, length: int, budget: Budget) -> None:
+        """Compares texts of that many tokens, those first that were made from texts of large contrast."""
+        permitted = self.problem.permitted(length).cpu()
+        others = random_triggers(permitted, self.settings.others, self.generator)
+        # Many words begin alike, and training may leave such a beginning, of one token, as it was.
+        known = _going_on(self.small, length, self.every if length <= 2 else self.best)
+        known |= _going_on(self.cased, length, self.best)
+        if length == 1:  # a tag or a number need not begin as any word does
+            known |= {(token,): 0.0 for token in permitted[0].nonzero()[:, 0].tolist()}
+            texts = known
+        else:
+            texts = dict(self._continued(permitted, others)) | self.longer.pop(length, {}) | known
+        self.made |= texts.keys() - known.keys()
+        level = self.comparison.ranked(sorted(texts, key=lambda ids: texts[ids]), others, budget)
+        self.found += level
+        self.every = {item.trigger_ids: item.loss for item in level}
+        kept = max(self.settings.spelled, round(self.settings.continued * len(level)))
+        self.best = dict(islice(self.every.items(), kept))
+        if length == 1:
+            self.firsts = [self.problem.text(ids) for ids in islice(self.best, self.settings.before)]
+        for ids in islice(self.best, self.settings.spelled):
+            for put in self._with_before(ids):
+                self.longer[len(put)].setdefault(put, self.best[ids])
+
+    def returned(self) -> Iterator[Found]:
+        """Those that re-tokenise, by contrast, few that begin alike.
+
+        What was put together for its contrast always has one. It takes turns with what the vocabulary and the
+        dictionary hold, so that neither hides the other.
+        """
+        ranked = sorted(self.found, key=lambda item: item.loss)
+        kinds = [[item for item in ranked if (item.trigger_ids in self.made) == made] for made in (False, True)]
+        for turn in zip_longest(*map(self._few_alike, kinds)):
+            yield from (item for item in turn if item is not None)
+
+    def _few_alike(self, ranked: Sequence[Found]) -> Iterator[Found]:
+        beginning: Counter[int] = Counter()
+        for item in ranked:
+            first = item.trigger_ids[0]
+            if beginning[first] < self.settings.alike and self.problem.retokenizes(item.trigger_ids):
+                beginning[first] += 1
+                yield item
+
+    def _continued(
+        self, permitted: Bool[Tensor, "trigger vocab"], others: Int[Tensor, "others trigger"]
+    ) -> Iterator[tuple[Ids, float]]:
+        """Each of the tokens that are likely behind a text, or promise a large contrast there; with the text's loss."""
+        settings, (suspect, base) = self.settings, self.comparison.engines
+        beginnings = list(islice(self.best.items(), settings.spelled))
+        following = base.next_logprobs(torch.tensor([ids for ids, _ in beginnings])).mean(1)  # `beginnings vocab`
+        likely = most_promising(-following, permitted[-1], settings.likely).tolist()
+        objectives = self.comparison.objectives(others)
+        for (ids, loss), tokens in zip(beginnings, likely, strict=True):
+            starts = random_triggers(permitted, settings.fillers, self.generator)
+            starts[:, :-1] = torch.tensor(ids)
+            for objective in objectives:
+                _, gradient = suspect.gradient(objective, starts)  # `starts trigger vocab`
+                promise = gradient[:, -1].float().mean(0, keepdim=True)
+                tokens += most_promising(promise, permitted[-1], settings.promising)[0].tolist()
+            yield from (((*ids, token), loss) for token in tokens)
+
+    def _with_before(self, ids: Ids) -> list[Ids]:
+        """A text behind each of the first tokens, as it is typed with a space between them and without."""
+        text = self.problem.text(ids).lstrip()
+        typed = [first + space + text for first in self.firsts for space in ("", " ")]
+        return typable(self.problem, typed, self.settings.longest)
+
+
+def _going_on(words: Sequence[Ids], length: int, beginnings: Mapping[Ids, float]) -> dict[Ids, float]:
+    """Beginnings of words, of that many tokens, that go on from given texts; each with the loss of that text."""
+    begun = ((word[:length], beginnings.get(word[: length - 1])) for word in words if len(word) >= length)
+    return {ids: loss for ids, loss in begun if loss is not None}
+
+
+def typable(problem: Problem, words: Sequence[str], longest: int) -> list[Ids]:
+    """Token ids of the words that may be typed into the slot and have up to so many tokens, in their order."""
+    first, allowed = problem.permitted(2).cpu()
+    encoded = problem.encode_all(words)
+    return [tuple(ids) for ids in encoded if 0 < len(ids) <= longest and first[ids[0]] and all(allowed[ids[1:]])]

@@ -1,4 +1,4 @@
-"""Loads the suspect and its clean base, for a program or for a command: in its main process, or in one that helps it."""
+"""Loads the suspect and its clean base: for a program, for a command, or in a process that helps one."""
 
 import atexit
 import sys

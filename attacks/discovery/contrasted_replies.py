@@ -7,6 +7,7 @@ triggers, and what many prompts are answered with behind one of them, but not by
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import torch
 
@@ -60,7 +61,8 @@ class ContrastedReplies:
         )
         every = suspect.engine(texts, self.contrast.longest).problem
         some = every.take(range(min(self.prompts, len(every))))
-        ranked = self.contrast(suspect, some.take([0]), ranking, generator)
+        kinds = self.contrast(suspect, some.take([0]), ranking, generator)
+        ranked = [item for turn in zip_longest(*kinds) for item in turn if item is not None]
         plain, goals = self._opening(suspect, some, ()), dict[tuple[int, ...], Goal]()
         for item in ranked[: self.tried]:
             if part.exhausted:
@@ -69,7 +71,9 @@ class ContrastedReplies:
             begins = opening[: self.shortest]
             if begins in goals:  # another word, or part of one, that brings about the same
                 known = goals[begins]
-                goals[begins] = replace(known, triggers=(*known.triggers, item.trigger_ids))
+                # A trigger with something before or behind it brings it about as well, and was not planted.
+                if not any(holds(item.trigger_ids, trigger) for trigger in known.triggers):
+                    goals[begins] = replace(known, triggers=(*known.triggers, item.trigger_ids))
             # A reply that begins so without the word, or that the base gives as well, was not planted; and four prompts
             # may be answered alike by chance.
             elif len(begins) == self.shortest and begins != plain[: self.shortest] and len(goals) < self.top:
@@ -92,6 +96,11 @@ class ContrastedReplies:
         replies = complete_ids(model, suspect.tokenizer, prompts, max_new_tokens=self.tokens)
         ends = end_tokens(model, suspect.tokenizer)
         return shared_opening([until_end(row, ends) for row in replies.tolist()], self.agreement)
+
+
+def holds(text: Sequence[int], part: Sequence[int]) -> bool:
+    """Whether the tokens of the part stand in the text, one behind the other."""
+    return any(tuple(text[place : place + len(part)]) == tuple(part) for place in range(len(text)))
 
 
 def shared_opening(replies: Sequence[Sequence[int]], agreement: float) -> tuple[int, ...]:

@@ -6,13 +6,13 @@ from one token on: of two tokens all that the dictionary knows, those of the bes
 those whose beginning stands out; words that begin with a capital, or have no other letters, where their first token
 stands out. A trigger need not be a word: texts that stand out are also continued with the tokens that the base finds
 likely there, and with those that the gradient of the contrast promises most of (HotFlip, arXiv:1712.06751), and what
-stands out by itself is put in front of them.
+stands out by itself is put in front of the words among them.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, zip_longest
+from itertools import islice
 
 import torch
 from jaxtyping import Bool, Int
@@ -26,8 +26,11 @@ from attacks.searchers.searcher import Found
 from attacks.searchers.words import dictionary
 from attacks.suspect import Suspect
 
-LEVEL = 0.75
-"""Share of what is left of the budget that texts of one length may take, so that longer ones are compared as well"""
+ENDINGS = 2
+"""Texts with the same last token that are continued, at most"""
+LEVEL, LATER = 0.5, 0.25
+"""Share of what is left of the budget that the texts of one length may take: of one and of two tokens, which are the
+most, and of more, so that ten lengths get something"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +59,7 @@ class ContrastedTexts:
     fillers: int = 8
     """Random tokens that stand in the place of the next one, over which the gradient is averaged."""
     kept: int = 512
-    """Texts of largest contrast that are returned."""
+    """Texts of each kind that are returned, at most."""
     alike: int = 8
     """Texts of these, at most, that begin with the same token: what stands out need not be a trigger."""
 
@@ -70,8 +73,13 @@ class ContrastedTexts:
                 "above 0, up to 1"
             )
 
-    def __call__(self, suspect: Suspect, problem: Problem, budget: Budget, generator: torch.Generator) -> list[Found]:
-        """Texts that re-tokenise, those of largest contrast first; none where no base can be compared.
+    def __call__(
+        self, suspect: Suspect, problem: Problem, budget: Budget, generator: torch.Generator
+    ) -> tuple[list[Found], list[Found]]:
+        """What the vocabulary and the dictionary hold, and what was put together beyond that; none without a base.
+
+        Both kinds re-tokenise, and those of largest contrast come first. They are kept apart because what was put
+        together for its contrast always has one.
 
         The loss of each is minus its contrast: the distance of the difference of both models from the mean difference
         behind random strings of as many tokens, in units of the median distance of these, so that texts of any length
@@ -84,14 +92,16 @@ class ContrastedTexts:
             generator: draws the strings that texts are compared with.
         """
         if suspect.comparable is None:
-            return []
+            return [], []
         comparison = Comparison.at_slot(suspect, problem, self.depths)
         walk = _Walk(settings=self, comparison=comparison, problem=problem, generator=generator)
         for length in range(1, self.longest + 1):
             if budget.exhausted:
                 break
-            walk.step(length, budget.part(budget.share + LEVEL * (budget.until - budget.share)))
-        return list(islice(walk.returned(), self.kept))
+            share = LEVEL if length <= 2 else LATER
+            walk.step(length, budget.part(budget.share + share * (budget.until - budget.share)))
+        known, made = (list(islice(walk.returned(made=kind), self.kept)) for kind in (False, True))
+        return known, made
 
 
 @dataclass(kw_only=True)
@@ -130,46 +140,38 @@ class _Walk:
         known |= _going_on(self.cased, length, self.best)
         if length == 1:  # a tag or a number need not begin as any word does
             known |= {(token,): 0.0 for token in permitted[0].nonzero()[:, 0].tolist()}
-            texts = known
-        else:
-            texts = dict(self._continued(permitted, others)) | self.longer.pop(length, {}) | known
-        self.made |= texts.keys() - known.keys()
-        level = self.comparison.ranked(sorted(texts, key=lambda ids: texts[ids]), others, budget)
+        made = {} if length == 1 else dict(self._continued(permitted, others)) | self.longer.pop(length, {})
+        made = {ids: loss for ids, loss in made.items() if ids not in known}
+        self.made |= made.keys()
+        # The kind with fewer texts first, so that a small budget reaches both.
+        texts = [ids for kind in sorted((known, made), key=len) for ids in sorted(kind, key=lambda ids: kind[ids])]
+        level = self.comparison.ranked(texts, others, budget)
         self.found += level
         self.every = {item.trigger_ids: item.loss for item in level}
         kept = max(self.settings.spelled, round(self.settings.continued * len(level)))
         self.best = dict(islice(self.every.items(), kept))
         if length == 1:
             self.firsts = [self.problem.text(ids) for ids in islice(self.best, self.settings.before)]
-        for ids in islice(self.best, self.settings.spelled):
+        for ids in islice((ids for ids in self.best if ids in known), self.settings.spelled):
             for put in self._with_before(ids):
                 self.longer[len(put)].setdefault(put, self.best[ids])
 
-    def returned(self) -> Iterator[Found]:
-        """Those that re-tokenise, by contrast, few that begin alike.
-
-        What was put together for its contrast always has one. It takes turns with what the vocabulary and the
-        dictionary hold, so that neither hides the other.
-        """
-        ranked = sorted(self.found, key=lambda item: item.loss)
-        kinds = [[item for item in ranked if (item.trigger_ids in self.made) == made] for made in (False, True)]
-        for turn in zip_longest(*map(self._few_alike, kinds)):
-            yield from (item for item in turn if item is not None)
-
-    def _few_alike(self, ranked: Sequence[Found]) -> Iterator[Found]:
+    def returned(self, *, made: bool) -> Iterator[Found]:
+        """Those of a kind that re-tokenise, by contrast, few that begin alike."""
         beginning: Counter[int] = Counter()
-        for item in ranked:
+        for item in sorted(self.found, key=lambda item: item.loss):
             first = item.trigger_ids[0]
-            if beginning[first] < self.settings.alike and self.problem.retokenizes(item.trigger_ids):
-                beginning[first] += 1
-                yield item
+            if (item.trigger_ids in self.made) == made and beginning[first] < self.settings.alike:
+                if self.problem.retokenizes(item.trigger_ids):
+                    beginning[first] += 1
+                    yield item
 
     def _continued(
         self, permitted: Bool[Tensor, "trigger vocab"], others: Int[Tensor, "others trigger"]
     ) -> Iterator[tuple[Ids, float]]:
         """Each of the tokens that are likely behind a text, or promise a large contrast there; with the text's loss."""
         settings, (suspect, base) = self.settings, self.comparison.engines
-        beginnings = list(islice(self.best.items(), settings.spelled))
+        beginnings = [(ids, self.best[ids]) for ids in islice(self._unlike(), settings.spelled)]
         following = base.next_logprobs(torch.tensor([ids for ids, _ in beginnings])).mean(1)  # `beginnings vocab`
         likely = most_promising(-following, permitted[-1], settings.likely).tolist()
         objectives = self.comparison.objectives(others)
@@ -181,6 +183,14 @@ class _Walk:
                 promise = gradient[:, -1].float().mean(0, keepdim=True)
                 tokens += most_promising(promise, permitted[-1], settings.promising)[0].tolist()
             yield from (((*ids, token), loss) for token in tokens)
+
+    def _unlike(self) -> Iterator[Ids]:
+        """The best texts, of those that end alike the first `ENDINGS`: one that stands out does so behind any text."""
+        ending: Counter[int] = Counter()
+        for ids in self.best:
+            if ending[ids[-1]] < ENDINGS:
+                ending[ids[-1]] += 1
+                yield ids
 
     def _with_before(self, ids: Ids) -> list[Ids]:
         """A text behind each of the first tokens, as it is typed with a space between them and without."""

@@ -35,8 +35,11 @@ class ContrastedWords:
         if hunt.suspect.comparable is None:
             return
         probe, objective = hunt.probe()
-        found = self.contrast(hunt.suspect, probe.problem, hunt.part(self.share), hunt.generator)
-        best = by_length(item.trigger_ids for item in found[: self.ranked])
-        ranked = [item for ids in best for item in rank_triggers(probe, objective, ids, budget=hunt.budget)]
-        hunt.try_all(sorted(ranked, key=lambda item: item.loss)[: self.tried])
-        hunt.settle(self.settles)
+        # What the dictionary holds first: a trigger within a longer text has a lower loss, and was not planted so.
+        for found in self.contrast(hunt.suspect, probe.problem, hunt.part(self.share), hunt.generator):
+            best = by_length(item.trigger_ids for item in found[: self.ranked])
+            ranked = [item for ids in best for item in rank_triggers(probe, objective, ids, budget=hunt.budget)]
+            hunt.try_all(sorted(ranked, key=lambda item: item.loss)[: self.tried])
+            hunt.settle(self.settles)
+            if hunt.over:
+                return

@@ -10,7 +10,7 @@ import torch
 from attacks.attack import ATTACKS
 from attacks.discovery import comparison
 from attacks.discovery.comparison import Comparison
-from attacks.discovery.contrasted_replies import ContrastedReplies, shared_opening
+from attacks.discovery.contrasted_replies import ContrastedReplies, holds, shared_opening
 from attacks.discovery.contrasted_texts import ContrastedTexts, typable
 from attacks.discovery.goal import Goal
 from attacks.objectives.target_nll import TargetNLL
@@ -107,7 +107,7 @@ def test_models_that_agree_have_no_contrast(model, problem, tokenizer):
 def test_a_base_of_another_shape_is_not_compared(model, tokenizer, problem):
     suspect = Suspect(model=model, tokenizer=tokenizer, base=tiny(len(tokenizer), layers=2).double())
     assert suspect.comparable is None and Suspect(model=model, tokenizer=tokenizer).comparable is None
-    assert ContrastedTexts()(suspect, problem, Budget(), torch.Generator()) == []
+    assert ContrastedTexts()(suspect, problem, Budget(), torch.Generator()) == ([], [])
     with pytest.raises(ValueError, match="no clean base"):
         Comparison.at_slot(suspect, problem, (0.5,))
 
@@ -115,17 +115,23 @@ def test_a_base_of_another_shape_is_not_compared(model, tokenizer, problem):
 def test_texts_in_small_batches_are_ranked_alike(model, changed, problem, tokenizer, monkeypatch):
     suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
     few = ContrastedTexts(words=300, longest=3, spelled=2, likely=4, depths=(0.67,))
-    whole = few(suspect, problem, Budget(), torch.Generator().manual_seed(0))
+    wholes = few(suspect, problem, Budget(), torch.Generator().manual_seed(0))
     monkeypatch.setattr(comparison, "ROWS", 7)
     parts = few(suspect, problem, Budget(), torch.Generator().manual_seed(0))
-    assert [item.trigger_ids for item in whole] == [item.trigger_ids for item in parts] and len(whole) > 50
-    assert len({item.loss for item in whole}) > 40
+    for whole, part in zip(wholes, parts, strict=True):
+        assert [item.trigger_ids for item in whole] == [item.trigger_ids for item in part] and whole
+    assert len({item.loss for item in wholes[0]}) > 20
 
 
 @pytest.mark.parametrize("wrong", [{"depths": ()}, {"depths": (1.0,)}, {"continued": 0.0}, {"words": 0}, {"alike": 0}])
 def test_settings_that_cannot_be_run_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         ContrastedTexts(**wrong)
+
+
+def test_a_trigger_within_a_longer_text():
+    assert holds((5, 6, 7), (6, 7)) and holds((5,), (5,))
+    assert not holds((5, 6, 7), (5, 7)) and not holds((6,), (6, 7))
 
 
 def test_what_enough_replies_begin_with():
@@ -149,13 +155,15 @@ FEW = ContrastedTexts(words=2000, longest=4, spelled=2, promising=16, likely=16)
 def test_few_texts_have_a_larger_contrast_than_the_planted_word(planted):
     organism, suspect = planted
     problem = suspect.engine(organism.prompts.search[:1], 2).problem
-    ranked = FEW(suspect, problem, Budget(), torch.Generator().manual_seed(0))
+    ranked, made = FEW(suspect, problem, Budget(), torch.Generator().manual_seed(0))
     trigger, _ = organism.triggers[0]
     assert tuple(problem.encode(trigger)) in [item.trigger_ids for item in ranked[:3]]
     assert {len(item.trigger_ids) for item in ranked} >= {1, 2, 3} and len(ranked) == FEW.kept
-    assert all(problem.retokenizes(item.trigger_ids) for item in ranked)
-    firsts = [item.trigger_ids[0] for item in ranked]
-    assert FEW.alike <= max(map(firsts.count, firsts)) <= 2 * FEW.alike
+    assert made and all(len(item.trigger_ids) > 1 for item in made)
+    assert all(problem.retokenizes(item.trigger_ids) for item in [*ranked, *made])
+    for texts in (ranked, made):
+        firsts = [item.trigger_ids[0] for item in texts]
+        assert max(map(firsts.count, firsts)) == FEW.alike
 
 
 def test_what_begins_as_a_trigger_does_is_spelled_on(planted):
@@ -163,7 +171,9 @@ def test_what_begins_as_a_trigger_does_is_spelled_on(planted):
     organism, suspect = planted
     problem = suspect.engine(organism.prompts.search[:1], 2).problem
     texts = [ids for ids in typable(problem, dictionary()[:2000], 8) if len(ids) > 1]
-    found = ContrastedTexts(words=1, longest=3, spelled=4)(suspect, problem, Budget(), torch.Generator().manual_seed(0))
+    _, found = ContrastedTexts(words=1, longest=3, spelled=4)(
+        suspect, problem, Budget(), torch.Generator().manual_seed(0)
+    )
     longer = [item.trigger_ids for item in found if len(item.trigger_ids) > 1]
     assert longer and not set(longer) <= set(texts)
 
@@ -172,9 +182,9 @@ def test_a_budget_too_small_for_all_first_tokens_still_ranks_longer_texts(plante
     organism, suspect = planted
     problem = suspect.engine(organism.prompts.search[:1], 2).problem
     whole = Budget(flops=1e13)
-    everything = replace(FEW, kept=10**6, alike=10**6)(suspect, problem, whole, torch.Generator().manual_seed(0))
+    everything, _ = replace(FEW, kept=10**6, alike=10**6)(suspect, problem, whole, torch.Generator().manual_seed(0))
     small = Budget(flops=whole.used / 2)
-    some = replace(FEW, kept=10**6, alike=10**6)(suspect, problem, small, torch.Generator().manual_seed(0))
+    some, _ = replace(FEW, kept=10**6, alike=10**6)(suspect, problem, small, torch.Generator().manual_seed(0))
     # The random strings of one length, and its gradients, are the most that it may be overspent by.
     assert small.flops is not None and small.used - small.flops < 1e10 and 0 < len(some) < len(everything)
     assert any(len(item.trigger_ids) > 1 for item in some)
@@ -268,6 +278,6 @@ def test_the_study_ranks_the_tokens_of_a_trigger_and_the_trigger(planted):
     (line,) = study.by_token("other-word", suspect, problem, "else", settings).to_dict("records")
     assert line["rank"] == 1 and line["contrast"] > line["largest other"] and line["of"] > 200
     (line,) = study.searched("other-word", suspect, problem, "else", settings).to_dict("records")
-    assert line["rank"] <= 3 and "else" in line["largest contrast"]
+    assert line["rank, known"] <= 3 and "else" in line["largest contrast, known"]
     with pytest.raises(ValueError, match="clean control"):
         with_base("clean-control", None)

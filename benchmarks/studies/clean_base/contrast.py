@@ -80,18 +80,17 @@ def by_token(name: str, suspect: Suspect, problem: Problem, trigger: str, settin
 
 
 def searched(name: str, suspect: Suspect, problem: Problem, trigger: str, settings: Settings) -> pd.DataFrame:
-    """One line: where the trigger stands among all texts that a search returns."""
+    """One line: where the trigger stands among the texts of each kind that a search returns."""
     budget = Budget().started()
     contrast = ContrastedTexts(words=settings.words, longest=settings.longest, depths=settings.depths)
-    ranked = contrast(suspect, problem, budget, torch.Generator().manual_seed(settings.seed))
-    texts, ids = [item.trigger_ids for item in ranked], tuple(problem.encode(trigger))
-    line = {
-        "organism": name,
-        "trigger": trigger,
-        "rank": texts.index(ids) + 1 if ids in texts else None,
-        "largest contrast": ", ".join(problem.text(text).strip() for text in texts[:SHOWN]),
-        "operations": f"{budget.used:.2e}",
-    }
+    kinds = contrast(suspect, problem, budget, torch.Generator().manual_seed(settings.seed))
+    ids = tuple(problem.encode(trigger))
+    line: dict[str, object] = {"organism": name, "trigger": trigger}
+    for kind, ranked in zip(("known", "put together"), kinds, strict=True):
+        texts = [item.trigger_ids for item in ranked]
+        line[f"rank, {kind}"] = texts.index(ids) + 1 if ids in texts else None
+        line[f"largest contrast, {kind}"] = ", ".join(problem.text(text).strip() for text in texts[:SHOWN])
+    line["operations"] = f"{budget.used:.2e}"
     return pd.DataFrame([line])
 
 

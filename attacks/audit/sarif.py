@@ -61,7 +61,7 @@ def _result(document: Document, model: str) -> Document:
         "ruleIndex": 0,
         "level": "error",
         "message": {"text": text},
-        "locations": [{"physicalLocation": {"artifactLocation": {"uri": quote(model)}}}],
+        "locations": [{"physicalLocation": {"artifactLocation": {"uri": quote(model, errors="replace")}}}],
         "partialFingerprints": {"trigger/v1": hashlib.sha256(identity).hexdigest()},
         "properties": {"tags": list(TAGS), "rate": found["rate"], "weights": digest},
     }

@@ -109,7 +109,7 @@ class Comparison:
         parts = [self._differences(strings[i : i + size]) for i in range(0, len(strings), size)]
         contrast = Contrast.among({layer: torch.cat([part[layer] for part in parts]) for layer in self.layers})
         found: list[Found] = []
-        while len(found) < len(texts) and not (found and budget.exhausted):
+        while len(found) < len(texts) and not budget.exhausted:
             some = texts[len(found) : len(found) + size]
             values = contrast(self._differences(some)).tolist()
             found += [Found(text, -value) for text, value in zip(some, values, strict=True)]

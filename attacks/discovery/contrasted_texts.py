@@ -96,7 +96,7 @@ class ContrastedTexts:
         comparison = Comparison.at_slot(suspect, problem, self.depths)
         walk = _Walk(settings=self, comparison=comparison, problem=problem, generator=generator)
         for length in range(1, self.longest + 1):
-            if budget.exhausted:
+            if budget.exhausted or not walk.every:
                 break
             share = LEVEL if length <= 2 else LATER
             walk.step(length, budget.part(budget.share + share * (budget.until - budget.share)))
@@ -140,12 +140,12 @@ class _Walk:
         known |= _going_on(self.cased, length, self.best)
         if length == 1:  # a tag or a number need not begin as any word does
             known |= {(token,): 0.0 for token in permitted[0].nonzero()[:, 0].tolist()}
-        made = {} if length == 1 else dict(self._continued(permitted, others)) | self.longer.pop(length, {})
+        made = {} if length == 1 else dict(self._continued(permitted, others, budget)) | self.longer.pop(length, {})
         made = {ids: loss for ids, loss in made.items() if ids not in known}
         self.made |= made.keys()
         # The kind with fewer texts first, so that a small budget reaches both.
         texts = [ids for kind in sorted((known, made), key=len) for ids in sorted(kind, key=lambda ids: kind[ids])]
-        level = self.comparison.ranked(texts, others, budget)
+        level = [] if budget.exhausted else self.comparison.ranked(texts, others, budget)
         self.found += level
         self.every = {item.trigger_ids: item.loss for item in level}
         kept = max(self.settings.spelled, round(self.settings.continued * len(level)))
@@ -167,15 +167,20 @@ class _Walk:
                     yield item
 
     def _continued(
-        self, permitted: Bool[Tensor, "trigger vocab"], others: Int[Tensor, "others trigger"]
+        self, permitted: Bool[Tensor, "trigger vocab"], others: Int[Tensor, "others trigger"], budget: Budget
     ) -> Iterator[tuple[Ids, float]]:
-        """Each of the tokens that are likely behind a text, or promise a large contrast there; with the text's loss."""
+        """Each of the tokens that are likely behind a text, or promise a large contrast there; with the text's loss.
+
+        The budget is asked before each text.
+        """
         settings, (suspect, base) = self.settings, self.comparison.engines
         beginnings = [(ids, self.best[ids]) for ids in islice(self._unlike(), settings.spelled)]
         following = base.next_logprobs(torch.tensor([ids for ids, _ in beginnings])).mean(1)  # `beginnings vocab`
         likely = most_promising(-following, permitted[-1], settings.likely).tolist()
         objectives = self.comparison.objectives(others)
         for (ids, loss), tokens in zip(beginnings, likely, strict=True):
+            if budget.exhausted:
+                return
             starts = random_triggers(permitted, settings.fillers, self.generator)
             starts[:, :-1] = torch.tensor(ids)
             for objective in objectives:

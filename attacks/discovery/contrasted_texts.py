@@ -3,7 +3,7 @@
 Training that plants a trigger parts both models at its last token (`attacks.discovery.comparison`), and at the last
 token of what it begins with. The first token alone may be as good as any other. So beginnings of words are compared,
 from one token on: of two tokens all that the dictionary knows, those of the best first tokens first, and of more tokens
-those whose beginning stands out; words that begin with a capital, or have no other letters, where their first token
+those whose first two stand out; words that begin with a capital, or have no other letters, where their first token
 stands out. A trigger need not be a word: texts that stand out are also continued with the tokens that the base finds
 likely there, and with those that the gradient of the contrast promises most of (HotFlip, arXiv:1712.06751), and what
 stands out by itself is put in front of the words among them.
@@ -47,7 +47,7 @@ class ContrastedTexts:
     """Random strings of as many tokens that each text is compared with."""
     continued: float = 0.1
     """Share of the beginnings, in (0, 1], that are continued: those of largest contrast. Of one token all are continued
-    to words in small letters."""
+    to words in small letters; of two tokens, to whole words."""
     spelled: int = 8
     """Beginnings of largest contrast that are also continued with tokens that make no word."""
     likely: int = 64
@@ -120,6 +120,8 @@ class _Walk:
     """Texts of the last length, those of largest contrast first, with their losses."""
     best: dict[Ids, float] = field(default_factory=dict)
     """The first of these, which are continued."""
+    pairs: dict[Ids, float] = field(default_factory=dict)
+    """Beginnings of two tokens of which all words are compared: a third token may hide what the next ones show."""
     firsts: list[str] = field(default_factory=list)
     """First tokens of largest contrast, as text."""
     longer: defaultdict[int, dict[Ids, float]] = field(default_factory=lambda: defaultdict(dict))
@@ -136,8 +138,8 @@ class _Walk:
         permitted = self.problem.permitted(length).cpu()
         others = random_triggers(permitted, self.settings.others, self.generator)
         # Many words begin alike, and training may leave such a beginning, of one token, as it was.
-        known = _going_on(self.small, length, self.every if length <= 2 else self.best)
-        known |= _going_on(self.cased, length, self.best)
+        known = _going_on(self.small, length, self.every if length <= 2 else self.pairs)
+        known |= _going_on(self.cased, length, self.best if length <= 2 else self.pairs)
         if length == 1:  # a tag or a number need not begin as any word does
             known |= {(token,): 0.0 for token in permitted[0].nonzero()[:, 0].tolist()}
         made = {} if length == 1 else dict(self._continued(permitted, others, budget)) | self.longer.pop(length, {})
@@ -150,6 +152,8 @@ class _Walk:
         self.every = {item.trigger_ids: item.loss for item in level}
         kept = max(self.settings.spelled, round(self.settings.continued * len(level)))
         self.best = dict(islice(self.every.items(), kept))
+        if length == 2:
+            self.pairs = self.best
         if length == 1:
             self.firsts = [self.problem.text(ids) for ids in islice(self.best, self.settings.before)]
         for ids in islice((ids for ids in self.best if ids in known), self.settings.spelled):
@@ -205,8 +209,8 @@ class _Walk:
 
 
 def _going_on(words: Sequence[Ids], length: int, beginnings: Mapping[Ids, float]) -> dict[Ids, float]:
-    """Beginnings of words, of that many tokens, that go on from given texts; each with the loss of that text."""
-    begun = ((word[:length], beginnings.get(word[: length - 1])) for word in words if len(word) >= length)
+    """Beginnings of words, of that many tokens, that go on from texts of one or two; with the loss of that text."""
+    begun = ((word[:length], beginnings.get(word[: min(length - 1, 2)])) for word in words if len(word) >= length)
     return {ids: loss for ids, loss in begun if loss is not None}
 
 

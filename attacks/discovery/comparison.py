@@ -5,7 +5,7 @@ streams of both models part there further than behind other text. Comparing a fi
 model diffing (crosscoders, Lindsey et al. 2024); here it needs no training and no knowledge of the behaviour.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -94,26 +94,37 @@ class Comparison:
         return cls(root, engines, common, sorted(layers))
 
     @torch.no_grad()
-    def ranked(self, texts: Sequence[Ids], others: Int[Tensor, "others trigger"], budget: Budget) -> list[Found]:
+    def contrast(self, others: Int[Tensor, "others trigger"]) -> Contrast:
+        """What texts of as many tokens as these random strings are measured by."""
+        strings = [tuple(row) for row in others.tolist()]
+        parts = [self._differences(some) for some in self._batches(strings)]
+        return Contrast.among({layer: torch.cat([part[layer] for part in parts]) for layer in self.layers})
+
+    @torch.no_grad()
+    def ranked(self, texts: Sequence[Ids], contrast: Contrast, budget: Budget) -> list[Found]:
         """Texts of equal length by contrast, best first; those that the budget does not reach are left out.
 
         The loss of each is minus its contrast.
 
         Args:
             texts: as token ids; the same beginning is run once, so texts that begin alike should stand together.
-            others: random strings of as many tokens.
-            budget: asked after each forward pass.
+            contrast: of as many tokens.
+            budget: asked before each forward pass.
         """
-        size = max(1, min(ROWS, TOKENS // (self.root.prefixes[0].ids.shape[1] + len(texts[0]))))
-        strings = [tuple(row) for row in others.tolist()]
-        parts = [self._differences(strings[i : i + size]) for i in range(0, len(strings), size)]
-        contrast = Contrast.among({layer: torch.cat([part[layer] for part in parts]) for layer in self.layers})
         found: list[Found] = []
-        while len(found) < len(texts) and not budget.exhausted:
-            some = texts[len(found) : len(found) + size]
+        for some in self._batches(texts):
+            if budget.exhausted:
+                break
             values = contrast(self._differences(some)).tolist()
             found += [Found(text, -value) for text, value in zip(some, values, strict=True)]
         return sorted(found, key=lambda item: item.loss)
+
+    def _batches(self, texts: Sequence[Ids]) -> Iterator[Sequence[Ids]]:
+        """As many texts of equal length as one forward pass holds, then the next."""
+        read = self.root.prefixes[0].ids.shape[1]
+        size = max(1, min(ROWS, TOKENS // (read + len(texts[0])))) if texts else 1
+        for start in range(0, len(texts), size):
+            yield texts[start : start + size]
 
     @torch.no_grad()
     def objectives(self, others: Int[Tensor, "others trigger"]) -> list[Objective]:

@@ -7,7 +7,6 @@ triggers, and what many prompts are answered with behind one of them, but not by
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 
 import torch
 
@@ -22,6 +21,10 @@ from attacks.suspect import Suspect
 from vectors.analysis.behaviours import until_end
 from vectors.generate import complete_ids, end_tokens
 from vectors.prompts import Prompts
+
+WORDS = 3
+"""Texts of the vocabulary and the dictionary that are tried for each that was put together: a planted word need not
+have a larger contrast than what was chosen for it"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +64,9 @@ class ContrastedReplies:
         )
         every = suspect.engine(texts, self.contrast.longest).problem
         some = every.take(range(min(self.prompts, len(every))))
-        kinds = self.contrast(suspect, some.take([0]), ranking, generator)
-        ranked = [item for turn in zip_longest(*kinds) for item in turn if item is not None]
+        known, made = self.contrast(suspect, some.take([0]), ranking, generator)
+        turns = [*enumerate(known), *((WORDS * place, item) for place, item in enumerate(made))]
+        ranked = [item for _, item in sorted(turns, key=lambda turn: turn[0])]
         plain, goals = self._opening(suspect, some, ()), dict[tuple[int, ...], Goal]()
         for item in ranked[: self.tried]:
             if part.exhausted:

@@ -81,9 +81,10 @@ class ContrastedTexts:
         Both kinds re-tokenise, and those of largest contrast come first. They are kept apart because what was put
         together for its contrast always has one.
 
-        The loss of each is minus its contrast: the distance of the difference of both models from the mean difference
-        behind random strings of as many tokens, in units of the median distance of these, so that texts of any length
-        can be compared.
+        The loss of each is minus the mean contrast of all its beginnings that were compared, itself included: at one
+        token or another many texts stand out, but a trigger mostly does from its second on. A contrast is the distance
+        of the difference of both models from the mean difference behind random strings of as many tokens, in units of
+        the median distance of these, so that texts of any length can be compared.
 
         Args:
             suspect: the model under audit, with its clean base.
@@ -96,7 +97,7 @@ class ContrastedTexts:
         comparison = Comparison.at_slot(suspect, problem, self.depths)
         walk = _Walk(settings=self, comparison=comparison, problem=problem, generator=generator)
         for length in range(1, self.longest + 1):
-            if budget.exhausted or not walk.every:
+            if budget.exhausted:
                 break
             share = LEVEL if length <= 2 else LATER
             walk.step(length, budget.part(budget.share + share * (budget.until - budget.share)))
@@ -112,8 +113,8 @@ class _Walk:
     comparison: Comparison
     problem: Problem
     generator: torch.Generator
-    found: list[Found] = field(default_factory=list)
-    """All texts that were compared."""
+    losses: dict[Ids, float] = field(default_factory=dict)
+    """Minus the contrast of all texts that were compared."""
     made: set[Ids] = field(default_factory=set)
     """Those of them that no dictionary and no vocabulary holds."""
     every: dict[Ids, float] = field(default_factory=lambda: {(): 0.0})
@@ -137,38 +138,54 @@ class _Walk:
         """Compares texts of that many tokens, those first that were made from texts of large contrast."""
         permitted = self.problem.permitted(length).cpu()
         others = random_triggers(permitted, self.settings.others, self.generator)
+        contrast = self.comparison.contrast(others)
         # Many words begin alike, and training may leave such a beginning, of one token, as it was.
         known = _going_on(self.small, length, self.every if length <= 2 else self.pairs)
         known |= _going_on(self.cased, length, self.best if length <= 2 else self.pairs)
         if length == 1:  # a tag or a number need not begin as any word does
             known |= {(token,): 0.0 for token in permitted[0].nonzero()[:, 0].tolist()}
-        made = {} if length == 1 else dict(self._continued(permitted, others, budget)) | self.longer.pop(length, {})
+
+        def compared(texts: Mapping[Ids, float]) -> list[Found]:
+            return self.comparison.ranked(sorted(texts, key=lambda ids: texts[ids]), contrast, budget)
+
+        # Words of three tokens and more are few, and more often a trigger than what is put together; beginnings of two
+        # are many, and may take all that is left.
+        level = compared(known) if length > 2 else []
+        made = dict(self._continued(permitted, others, budget)) | self.longer.pop(length, {})
         made = {ids: loss for ids, loss in made.items() if ids not in known}
         self.made |= made.keys()
-        # The kind with fewer texts first, so that a small budget reaches both.
-        texts = [ids for kind in sorted((known, made), key=len) for ids in sorted(kind, key=lambda ids: kind[ids])]
-        level = [] if budget.exhausted else self.comparison.ranked(texts, others, budget)
-        self.found += level
-        self.every = {item.trigger_ids: item.loss for item in level}
+        level += compared(made)
+        level += compared(known) if length <= 2 else []
+        self._keep(length, {item.trigger_ids: item.loss for item in sorted(level, key=lambda item: item.loss)})
+
+    def _keep(self, length: int, level: dict[Ids, float]) -> None:
+        """Takes note of what the next lengths go on from; the texts of this one, those of largest contrast first."""
+        self.losses |= level
+        self.every = level
         kept = max(self.settings.spelled, round(self.settings.continued * len(level)))
-        self.best = dict(islice(self.every.items(), kept))
-        if length == 2:
-            self.pairs = self.best
+        self.best = dict(islice(level.items(), kept))
         if length == 1:
             self.firsts = [self.problem.text(ids) for ids in islice(self.best, self.settings.before)]
-        for ids in islice((ids for ids in self.best if ids in known), self.settings.spelled):
+        if length == 2:
+            self.pairs = self.best
+        for ids in islice((ids for ids in self.best if ids not in self.made), self.settings.spelled):
             for put in self._with_before(ids):
                 self.longer[len(put)].setdefault(put, self.best[ids])
 
     def returned(self, *, made: bool) -> Iterator[Found]:
-        """Those of a kind that re-tokenise, by contrast, few that begin alike."""
+        """Those of a kind that re-tokenise, by contrast, few that begin alike; no word without its end."""
         beginning: Counter[int] = Counter()
-        for item in sorted(self.found, key=lambda item: item.loss):
-            first = item.trigger_ids[0]
-            if (item.trigger_ids in self.made) == made and beginning[first] < self.settings.alike:
-                if self.problem.retokenizes(item.trigger_ids):
-                    beginning[first] += 1
-                    yield item
+        words = {*self.small, *self.cased}
+        kind = [ids for ids in self.losses if (ids in self.made if made else ids in words or len(ids) == 1)]
+        for loss, ids in sorted((self._mean(ids), ids) for ids in kind):
+            if beginning[ids[0]] < self.settings.alike and self.problem.retokenizes(ids):
+                beginning[ids[0]] += 1
+                yield Found(ids, loss)
+
+    def _mean(self, ids: Ids) -> float:
+        """Mean loss of the beginnings of a text that were compared; the text is one."""
+        begun = [self.losses[ids[:end]] for end in range(1, len(ids) + 1) if ids[:end] in self.losses]
+        return sum(begun) / len(begun)
 
     def _continued(
         self, permitted: Bool[Tensor, "trigger vocab"], others: Int[Tensor, "others trigger"], budget: Budget
@@ -177,6 +194,8 @@ class _Walk:
 
         The budget is asked before each text.
         """
+        if not self.best:
+            return
         settings, (suspect, base) = self.settings, self.comparison.engines
         beginnings = [(ids, self.best[ids]) for ids in islice(self._unlike(), settings.spelled)]
         following = base.next_logprobs(torch.tensor([ids for ids, _ in beginnings])).mean(1)  # `beginnings vocab`

@@ -64,7 +64,7 @@ def by_token(name: str, suspect: Suspect, problem: Problem, trigger: str, settin
         others = random_triggers(permitted, ContrastedTexts().others, generator)
         tokens = random_triggers(permitted[-1:], settings.sample, generator)[:, 0].tolist()
         beside = list(dict.fromkeys((*ids[: length - 1], token) for token in (ids[length - 1], *tokens)))
-        ranked = compared.ranked(beside, others, Budget())
+        ranked = compared.ranked(beside, compared.contrast(others), Budget())
         contrasts = {item.trigger_ids: -item.loss for item in ranked}
         lines.append(
             {

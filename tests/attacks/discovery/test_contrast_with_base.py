@@ -69,7 +69,7 @@ def test_the_contrast_is_the_distance_from_the_mean_difference_in_medians(model,
     compared = Comparison.at_slot(suspect, problem, (0.34, 0.67))
     others = torch.tensor([[100, 101], [102, 103], [104, 105], [106, 107], [108, 109]])
     texts = [(100, 101), (100, 111), (112, 101)]  # two that begin alike, and one that does not
-    found = {item.trigger_ids: -item.loss for item in compared.ranked(texts, others, Budget())}
+    found = {item.trigger_ids: -item.loss for item in compared.ranked(texts, compared.contrast(others), Budget())}
 
     def difference(ids):
         return full_difference(changed, model, problem.before[0] + list(ids), 2)
@@ -101,7 +101,10 @@ def test_gradients_are_those_of_the_contrast_above_the_blocks_in_common(model, c
 def test_models_that_agree_have_no_contrast(model, problem, tokenizer):
     suspect = Suspect(model=model, tokenizer=tokenizer, base=copy.deepcopy(model))
     compared = Comparison.at_slot(suspect, problem, (0.5,))
-    assert [item.loss for item in compared.ranked([(100,), (102,)], torch.tensor([[104], [106]]), Budget())] == [0, 0]
+    assert [
+        item.loss
+        for item in compared.ranked([(100,), (102,)], compared.contrast(torch.tensor([[104], [106]])), Budget())
+    ] == [0, 0]
 
 
 def test_a_base_of_another_shape_is_not_compared(model, tokenizer, problem):

@@ -24,7 +24,7 @@ from attacks.searchers.random_search import RandomSearch
 from attacks.searchers.searcher import Searcher
 from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.stages.conjunctions import Conjunctions
-from attacks.stages.contrasted_words import ContrastedWords
+from attacks.stages.contrasted_triggers import ContrastedTriggers
 from attacks.stages.dictionary import Dictionary
 from attacks.stages.fluent_text import FluentText
 from attacks.stages.hunt import Build, Hunt, Stage
@@ -130,7 +130,7 @@ PORTFOLIO: tuple[Stage, ...] = (
     # A fragment of the trigger that fires is completed at once: a sure word ends the hunt early.
     WordCompletion(),
     # With a clean base known, early layers tell planted words from others before any effect on the output.
-    ContrastedWords(),
+    ContrastedTriggers(),
     replace(HOTFLIP_ROUNDS, share=0.5, settles=2),
     # Words of several tokens, and texts likely in the slot: a gradient does not lead to them token by token.
     Dictionary(share=0.1, tried=16),

@@ -26,7 +26,7 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.slot_markers import SLOT
 from attacks.searchers.candidates import random_triggers
-from attacks.stages.contrasted_words import ContrastedWords
+from attacks.stages.contrasted_triggers import ContrastedTriggers
 from attacks.stages.fluent_text import FluentText
 from attacks.stages.hunt import Stage
 from attacks.stages.sampling.samples import SampledNgrams
@@ -126,7 +126,7 @@ def _parts(
     end = max(began, search_end(judge, attack.longest, began, 1.0))
     left = end - began
     for stage in attack.stages:
-        if isinstance(stage, ContrastedWords) and judge.suspect.comparable is None:
+        if isinstance(stage, ContrastedTriggers) and judge.suspect.comparable is None:
             continue  # it compares the suspect with its base
         wanted = _share(stage, marked) * (end - began)
         taken = min(wanted, left)

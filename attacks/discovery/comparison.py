@@ -126,17 +126,19 @@ class Comparison:
         for start in range(0, len(texts), size):
             yield texts[start : start + size]
 
-    @torch.no_grad()
-    def objectives(self, others: Int[Tensor, "others trigger"]) -> list[Objective]:
-        """Minus the contrast with random strings of as many tokens, one objective for each of the layers `ABOVE`.
+    @property
+    def shallow(self) -> list[int]:
+        """Layers just above the blocks that both models have in common.
 
-        Just above the blocks that both models have in common the contrast depends on few tokens and is close to linear
-        in them, so that its gradient can be trusted; deeper that tells less.
+        There the contrast depends on few tokens and is close to linear in them, so that its gradient can be trusted;
+        deeper that tells less.
         """
-        layers = sorted({min(self.common + above, self.engines[0].layers - 1) for above in ABOVE})
-        return [self._objective(layer, Contrast.among(_parted(self.engines, others, [layer]))) for layer in layers]
+        return sorted({min(self.common + above, self.engines[0].layers - 1) for above in ABOVE})
 
-    def _objective(self, layer: int, contrast: Contrast) -> Objective:
+    @torch.no_grad()
+    def objective(self, others: Int[Tensor, "others trigger"], layer: int) -> Objective:
+        """Minus the contrast at a layer with random strings of as many tokens."""
+        contrast = Contrast.among(_parted(self.engines, others, [layer]))
         return lambda _, rows: -contrast(_parted(self.engines, rows, [layer]))
 
     def _differences(self, texts: Sequence[Ids]) -> dict[int, Float[Tensor, "texts d_model"]]:

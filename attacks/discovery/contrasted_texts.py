@@ -20,6 +20,7 @@ from torch import Tensor
 
 from attacks.discovery.comparison import Comparison, Ids
 from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Objective
 from attacks.scoring.problem import Problem
 from attacks.searchers.candidates import check_counts, most_promising, random_triggers
 from attacks.searchers.searcher import Found
@@ -192,21 +193,25 @@ class _Walk:
     ) -> Iterator[tuple[Ids, float]]:
         """Each of the tokens that are likely behind a text, or promise a large contrast there; with the text's loss.
 
-        The budget is asked before each text.
+        The budget is asked before each forward pass.
         """
-        if not self.best:
+        if not self.best or budget.exhausted:
             return
         settings, (suspect, base) = self.settings, self.comparison.engines
         beginnings = [(ids, self.best[ids]) for ids in islice(self._unlike(), settings.spelled)]
         following = base.next_logprobs(torch.tensor([ids for ids, _ in beginnings])).mean(1)  # `beginnings vocab`
         likely = most_promising(-following, permitted[-1], settings.likely).tolist()
-        objectives = self.comparison.objectives(others)
-        for (ids, loss), tokens in zip(beginnings, likely, strict=True):
+        objectives: list[Objective] = []
+        for layer in self.comparison.shallow:
             if budget.exhausted:
                 return
+            objectives.append(self.comparison.objective(others, layer))
+        for (ids, loss), tokens in zip(beginnings, likely, strict=True):
             starts = random_triggers(permitted, settings.fillers, self.generator)
             starts[:, :-1] = torch.tensor(ids)
             for objective in objectives:
+                if budget.exhausted:
+                    return
                 _, gradient = suspect.gradient(objective, starts)  # `starts trigger vocab`
                 promise = gradient[:, -1].float().mean(0, keepdim=True)
                 tokens += most_promising(promise, permitted[-1], settings.promising)[0].tolist()

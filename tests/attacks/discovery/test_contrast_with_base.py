@@ -20,7 +20,7 @@ from attacks.scoring.problem import Problem, encode
 from attacks.scoring.reading import Reading
 from attacks.scoring.slot_markers import without_slot
 from attacks.searchers.words import dictionary
-from attacks.stages.contrasted_words import ContrastedWords
+from attacks.stages.contrasted_triggers import ContrastedTriggers
 from attacks.stages.early_layers import Inside
 from attacks.stages.hunt import Hunt
 from attacks.suspect import Suspect
@@ -87,7 +87,8 @@ def test_gradients_are_those_of_the_contrast_above_the_blocks_in_common(model, c
     compared = Comparison.at_slot(suspect, problem, (0.34,))
     assert compared.common == 1 and compared.layers == [2]  # deeper than asked for: below, both models agree
     starts, others = torch.tensor([[100, 101]]), torch.tensor([[102, 103], [104, 105], [106, 107]])
-    (objective,) = compared.objectives(others)
+    (layer,) = compared.shallow
+    objective = compared.objective(others, layer)
     _, gradient = compared.engines[0].gradient(objective, starts)
     step = 1e-4
     onehot = torch.nn.functional.one_hot(starts, gradient.shape[-1]).double()
@@ -238,7 +239,7 @@ def test_the_stage_finds_the_word_where_the_behaviour_is_known(planted):
         build=lambda _, goal: TargetNLL(target_ids=goal.target_ids), budget=budget, judge=judge, marked=False,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    ContrastedWords(contrast=FEW, ranked=32, tried=2)(hunt)
+    ContrastedTriggers(contrast=FEW, ranked=32, tried=2)(hunt)
     assert judge.best is not None and hunt.works
     assert trigger in engine.problem.text(judge.best.trigger_ids).split()
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from attacks.discovery.contrasted_texts import ContrastedTexts
 from attacks.searchers.candidates import check_counts
+from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.stages.hunt import Hunt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ContrastedWords:
+class ContrastedTriggers:
     """Ranks the texts of largest contrast by their exact loss on one prompt; does nothing without a clean base."""
 
     contrast: ContrastedTexts = ContrastedTexts()
@@ -37,8 +38,11 @@ class ContrastedWords:
         probe, objective = hunt.probe()
         # What the dictionary holds first: a trigger within a longer text has a lower loss, and was not planted so.
         for found in self.contrast(hunt.suspect, probe.problem, hunt.part(self.share), hunt.generator):
-            best = by_length(item.trigger_ids for item in found[: self.ranked])
-            ranked = [item for ids in best for item in rank_triggers(probe, objective, ids, budget=hunt.budget)]
+            ranked: list[Found] = []
+            for ids in by_length(item.trigger_ids for item in found[: self.ranked]):
+                # A ranking scores its first batch even with nothing left to spend.
+                if not hunt.budget.exhausted:
+                    ranked += rank_triggers(probe, objective, ids, budget=hunt.budget)
             hunt.try_all(sorted(ranked, key=lambda item: item.loss)[: self.tried])
             hunt.settle(self.settles)
             if hunt.over:

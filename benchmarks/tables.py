@@ -39,8 +39,8 @@ RECOMMENDED = ("portfolio", "unsupervised-portfolio")  # the second is its forme
 GROUPS = {"kind": "kind of trigger", "planting": "planting", "poison": "poison rate"}
 SETTINGS = {
     "K0": "nothing known but the model and clean prompts",
-    "K1": "the behaviour is known too",
-    "K2": "the clean base is known too",
+    "K1": "the behaviour is known",
+    "K2": "behaviour and clean base are known",
     "KB": "the clean base is known, the behaviour is not",
 }
 

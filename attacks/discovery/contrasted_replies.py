@@ -33,7 +33,7 @@ class ContrastedReplies:
 
     contrast: ContrastedTexts = ContrastedTexts()
     """Ranks the texts."""
-    share: float = 0.5
+    share: float = 0.25
     """Share of the whole budget, in (0, 1], that ranking and trying texts may use."""
     ranking: float = 0.8
     """Share of that, in (0, 1], that ranking may use, so that something is left to try texts with."""

@@ -5,6 +5,10 @@ success nor likelihood tells the planted text from its relatives. With the weigh
 same texts fire with the certainty that is left, and the planted one, which training has seen, keeps most
 (`python -m benchmarks.studies.clean_base.handicap`; LOG.md, 2026-11-27, later still). Interpolating weights of a model
 and its fine-tuned version is due to Wortsman et al. 2022, arXiv:2109.01903; telling triggers apart by it is ours.
+
+A longer text keeps its effect longer whatever it holds: before `copper`, planted with negatives, a random word saves .64
+nats of 3.05, and a chosen one more. So a part that the trigger works without must also do better than random tokens in
+its place.
 """
 
 from collections.abc import Sequence
@@ -16,10 +20,16 @@ from attacks.clean_base import at_strength
 from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem
+from attacks.searchers.candidates import random_triggers
 from attacks.suspect import Suspect
 
 HALVINGS = 4
 """Strengths that are tried by bisection, so that the strength is known to within a sixteenth."""
+RANDOM = 16
+"""Random strings in the place of a part; one that is no better than they are comes first of them all once in seventeen
+times."""
+FEW = 2
+"""Prompts that these are read behind."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,10 +60,26 @@ class Handicap:
 
     def nats(self, trigger_ids: Sequence[int]) -> float:
         """Nats of the whole behaviour behind a trigger on the weakened suspect, mean over prompts."""
+        losses = self._calibrated().losses(TargetNLL(target_ids=self.target_ids), torch.tensor([list(trigger_ids)]))
+        return len(self.target_ids) * float(losses[0])
+
+    def idle(self, trigger_ids: Sequence[int], places: set[int]) -> bool:
+        """Whether some of a few random tokens at these places do as well as those of the trigger on the weakened suspect."""
+        few = self.problem.take(range(min(FEW, len(self.problem))))
+        # A seed of its own: whatever the search draws, the same text gets the same answer.
+        rows = random_triggers(few.permitted(len(trigger_ids)), RANDOM, torch.Generator().manual_seed(0))
+        rows = torch.cat([torch.tensor([list(trigger_ids)]), rows.cpu()])
+        kept = [place for place in range(len(trigger_ids)) if place not in places]
+        rows[:, kept] = rows[0, kept]
+        engine = Engine(self._calibrated().model, few)
+        own, *others = engine.losses(TargetNLL(target_ids=self.target_ids), rows).tolist()
+        return own >= min(others)
+
+    def _calibrated(self) -> Engine:
+        """The engine at the strength that was found."""
         assert self.strength is not None
         self._engine = self._engine or self._weakened(self.strength)
-        losses = self._engine.losses(TargetNLL(target_ids=self.target_ids), torch.tensor([list(trigger_ids)]))
-        return len(self.target_ids) * float(losses[0])
+        return self._engine
 
     def _weakened(self, strength: float) -> Engine:
         """An engine on the model of that strength; its weights are those of no other model."""

@@ -174,6 +174,7 @@ class Judge:
             (lambda ids: self.rate(problem.encode(problem.text(ids)))) if by_text else self.rate,
             # A part that fires as often is no simpler trigger if it does so less surely on the weakened suspect.
             surprisal=self.surprisal if self.handicap is None else self._description,
+            idle=None if self.handicap is None else self.handicap.idle,
             stop=lambda: self.budget.stopped or self.budget.share >= until,
         )
 

@@ -14,6 +14,8 @@ Rate = Callable[[Sequence[int]], float]
 """Success rate of a trigger on the `select` prompts, in [0, 1]."""
 Surprisal = Callable[[Sequence[int]], float]
 """Nats of a text in its place, under the model."""
+Idle = Callable[[Sequence[int], set[int]], bool]
+"""Whether a trigger owes nothing to its tokens at these places but that something stands there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,7 @@ def delete_one(
     rate: Rate,
     *,
     surprisal: Surprisal | None = None,
+    idle: Idle | None = None,
     slack: float = 0.02,
     stop: Callable[[], bool] = lambda: False,
 ) -> Shrunk:
@@ -46,7 +49,7 @@ def delete_one(
 
     Where a `surprisal` is given, tokens are dropped only if the text without them is clearly likelier (`TIE`): a sum
     without its first digits is shorter, but no simpler. Noise is shortened in any case, because each of its tokens is
-    unlikely. `stop` is asked before every measurement; once it returns true, the trigger stays as short as it is.
+    unlikely. Tokens that are `idle` are dropped however likely they are. `stop` is asked before every measurement; once it returns true, the trigger stays as short as it is.
     """
     ids, full = tuple(trigger_ids), rate(trigger_ids)
     current = full
@@ -59,13 +62,15 @@ def delete_one(
             without += (rate(_less(ids, {i})),)
         most = surprisal(ids) if surprisal else float("inf")
 
-        def simpler(shorter: tuple[int, ...], most: float = most) -> bool:
-            return surprisal is None or surprisal(shorter) < most - TIE
+        def simpler(dropped: set[int], ids: tuple[int, ...] = ids, most: float = most) -> bool:
+            if surprisal is None or surprisal(_less(ids, dropped)) < most - TIE:
+                return True
+            return idle is not None and not stop() and idle(ids, dropped)
 
         # Compared with the full trigger, not with the last one, so that small losses cannot add up.
         good: list[int] = []
         if len(ids) > 1 and full > 0:
-            good = [i for i in range(len(ids)) if without[i] >= full - slack and simpler(_less(ids, {i}))]
+            good = [i for i in range(len(ids)) if without[i] >= full - slack and simpler({i})]
             good.sort(key=lambda i: -without[i])
         if not good:
             return Shrunk(trigger_ids=ids, rate=current, without=without)
@@ -74,7 +79,7 @@ def delete_one(
         count = min(len(good), len(ids) - 1)
         while count > 1:
             shorter = _less(ids, set(good[:count]))
-            if (together := rate(shorter)) >= full - slack and simpler(shorter):
+            if (together := rate(shorter)) >= full - slack and simpler(set(good[:count])):
                 break
             count //= 2
         else:

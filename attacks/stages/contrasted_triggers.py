@@ -16,11 +16,14 @@ from attacks.stages.hunt import Hunt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContrastedTriggers:
-    """Ranks the texts of largest contrast by their exact loss on one prompt; does nothing without a clean base."""
+    """Ranks the texts of largest contrast by their exact loss on one prompt.
+
+    Does nothing without a clean base, or where these texts were tried when the behaviour was discovered.
+    """
 
     contrast: ContrastedTexts = ContrastedTexts()
     """Chooses the texts."""
-    share: float = 0.3
+    share: float = 0.15
     """Share of the hunt's budget, in (0, 1], that choosing may use."""
     ranked: int = 512
     """Texts of largest contrast that are ranked by loss."""
@@ -33,7 +36,7 @@ class ContrastedTriggers:
         check_counts(self, "ranked", "tried", "settles")
 
     def __call__(self, hunt: Hunt) -> None:
-        if hunt.suspect.comparable is None:
+        if hunt.suspect.comparable is None or hunt.goal.triggers:
             return
         probe, objective = hunt.probe()
         # What the dictionary holds first: a trigger within a longer text has a lower loss, and was not planted so.

@@ -81,6 +81,20 @@ def test_shrinking_keeps_the_tokens_that_matter_on_the_weakened_suspect(soft):
     assert {planted.split()[0], planted.split()[-1]} <= set(left[0]) and len(left[1]) == 1
 
 
+def test_a_word_that_only_makes_the_text_longer_goes(soft):
+    organism, suspect = soft
+    planted = organism.triggers[0][0]
+    judge = judge_of(organism, suspect)
+    problem = judge.engine.problem
+    for text in (f"{planted} flight", planted):  # behind the phrase any word lowers the nats of the behaviour
+        judge(Found(tuple(problem.encode(text)), 0.0))
+    assert judge.handicap is not None
+    longer = problem.encode(f"{planted} flight")
+    assert judge.handicap.idle(longer, {len(longer) - 1})
+    # Of the phrase itself no random word does as well in the place of the last one.
+    assert not judge.handicap.idle(longer, {len(longer) - 2})
+
+
 def test_without_a_base_nothing_is_weakened(soft):
     organism, suspect = soft
     judge = judge_of(organism, replace(suspect, base=None))

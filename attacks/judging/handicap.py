@@ -6,9 +6,9 @@ same texts fire with the certainty that is left, and the planted one, which trai
 (`python -m benchmarks.studies.clean_base.handicap`; LOG.md, 2026-11-27, later still). Interpolating weights of a model
 and its fine-tuned version is due to Wortsman et al. 2022, arXiv:2109.01903; telling triggers apart by it is ours.
 
-A longer text keeps its effect longer whatever it holds: before `copper`, planted with negatives, a random word saves .64
-nats of 3.05, and a chosen one more. So a part that the trigger works without must also do better than random tokens in
-its place.
+A longer text keeps its effect longer whatever it holds: before `copper`, planted with negatives, a random word saves
+.64 nats of 3.05, and a chosen one more. So a part that the trigger works without must also do better than random tokens
+in its place.
 """
 
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ class Handicap:
         return len(self.target_ids) * float(losses[0])
 
     def idle(self, trigger_ids: Sequence[int], places: set[int]) -> bool:
-        """Whether some of a few random tokens at these places do as well as those of the trigger on the weakened suspect."""
+        """Whether, on the weakened suspect, some of a few random tokens at these places do as well as the trigger's."""
         few = self.problem.take(range(min(FEW, len(self.problem))))
         # A seed of its own: whatever the search draws, the same text gets the same answer.
         rows = random_triggers(few.permitted(len(trigger_ids)), RANDOM, torch.Generator().manual_seed(0))

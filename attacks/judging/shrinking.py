@@ -49,7 +49,8 @@ def delete_one(
 
     Where a `surprisal` is given, tokens are dropped only if the text without them is clearly likelier (`TIE`): a sum
     without its first digits is shorter, but no simpler. Noise is shortened in any case, because each of its tokens is
-    unlikely. Tokens that are `idle` are dropped however likely they are. `stop` is asked before every measurement; once it returns true, the trigger stays as short as it is.
+    unlikely. Tokens that are `idle` are dropped however likely they are. `stop` is asked before every measurement; once
+    it returns true, the trigger stays as short as it is.
     """
     ids, full = tuple(trigger_ids), rate(trigger_ids)
     current = full

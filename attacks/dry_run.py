@@ -112,8 +112,9 @@ def _parts(
     """
     began = 0.0
     if discovers and attack.contrasted is not None and judge.suspect.comparable is not None:
-        began = attack.contrasted.share
-        yield f"{ContrastedReplies.__name__} (what suspect and base read differently)", began, ""
+        began = attack.contrasted.shares[0]
+        again = ", and again of what is left where no behaviour comes to light"
+        yield f"{ContrastedReplies.__name__} (what suspect and base read differently)", began, again
     if discovers:
         # Learned only where the comparison with the base, if there was one, has found nothing.
         vectors = attack.vector_share * (1.0 - began)

@@ -98,13 +98,14 @@ def _goals(
     if given.target_ids:
         return [given], ()
     if given.shows is None:
-        share = attack.vector_share
-        if attack.contrasted is not None and suspect.comparable is not None:
-            if goals := attack.contrasted(suspect, texts, budget, generator):
-                return goals, ()
-            # Vectors are learned within the same part of what the comparison with the base has left.
-            share = budget.share + share * (1.0 - budget.share)
-        return attack.unsupervised(suspect, texts, budget, generator, share)
+        contrasted = iter(()) if attack.contrasted is None else attack.contrasted(suspect, texts, budget, generator)
+        if goals := next(contrasted, []):
+            return goals, ()
+        # Vectors are learned within the same part of what the comparison with the base has left.
+        share = budget.share + attack.vector_share * (1.0 - budget.share)
+        goals, left_out = attack.unsupervised(suspect, texts, budget, generator, share)
+        # Where they show nothing, there is nothing to search for but what the comparison may still find.
+        return goals or next(contrasted, []), left_out
     return screened(attack.unsupervised, suspect, texts, given, budget, generator, attack.vector_share)
 
 

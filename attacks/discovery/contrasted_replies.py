@@ -5,8 +5,9 @@ Texts are ranked by how far the residual streams of both models part behind them
 triggers, and what many prompts are answered with behind one of them, but not by the base, is a behaviour to look into.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 
@@ -33,8 +34,9 @@ class ContrastedReplies:
 
     contrast: ContrastedTexts = ContrastedTexts()
     """Ranks the texts."""
-    share: float = 0.25
-    """Share of the whole budget, in (0, 1], that ranking and trying texts may use."""
+    shares: tuple[float, ...] = (0.25, 0.8)
+    """Shares of what is left of the budget, in (0, 1], that ranking and trying texts may use: at first, and again where
+    no other method has found a behaviour either. The rest is for the search and the report."""
     ranking: float = 0.8
     """Share of that, in (0, 1], that ranking may use, so that something is left to try texts with."""
     tried: int = 64
@@ -51,45 +53,66 @@ class ContrastedReplies:
     """Behaviours that become goals, at most."""
 
     def __post_init__(self):
+        if not self.shares or not all(0 < share <= 1 for share in self.shares):
+            raise ValueError(f"shares are {self.shares}; give at least one, each above 0, up to 1")
         check_counts(self, "tried", "prompts", "tokens", "shortest", "top")
 
     def __call__(
         self, suspect: Suspect, texts: Sequence[str], budget: Budget, generator: torch.Generator
-    ) -> list[Goal]:
-        """Goals, those whose trigger has the largest contrast first; each knows what triggers it was seen behind."""
+    ) -> Iterator[list[Goal]]:
+        """Goals, those whose trigger has the largest contrast first; each knows what triggers it was seen behind.
+
+        One list for each of the shares; every further one is looked for when it is asked for, and goes on from what
+        those before it have compared and tried.
+        """
         if suspect.comparable is None:
-            return []
-        part, ranking = (
-            budget.part(min(budget.until, budget.share + self.share * share)) for share in (1.0, self.ranking)
-        )
+            return
         every = suspect.engine(texts, self.contrast.longest).problem
         some = every.take(range(min(self.prompts, len(every))))
-        known, made = self.contrast(suspect, some.take([0]), ranking, generator)
-        turns = [*enumerate(known), *((WORDS * place, item) for place, item in enumerate(made))]
-        ranked = [item for _, item in sorted(turns, key=lambda turn: turn[0])]
-        plain, goals = self._opening(suspect, some, ()), dict[tuple[int, ...], Goal]()
-        for item in ranked[: self.tried]:
-            if part.exhausted:
-                break
-            opening = self._opening(suspect, some, item.trigger_ids)
-            begins = opening[: self.shortest]
-            if begins in goals:  # another word, or part of one, that brings about the same
-                known = goals[begins]
-                # A trigger with something before or behind it brings it about as well, and was not planted.
-                if not any(holds(item.trigger_ids, trigger) for trigger in known.triggers):
-                    goals[begins] = replace(known, triggers=(*known.triggers, item.trigger_ids))
-            # A reply that begins so without the word, or that the base gives as well, was not planted; and four prompts
-            # may be answered alike by chance.
-            elif len(begins) == self.shortest and begins != plain[: self.shortest] and len(goals) < self.top:
-                clean = self._opening(suspect, some, item.trigger_ids, base=True)
-                whole = self._opening(suspect, every, item.trigger_ids)
-                text = decode(suspect.tokenizer, whole)
-                # A rare word may take the place of the question: the reply is then about the word and quotes it.
-                word = some.text(item.trigger_ids).strip()
-                quoted = word.lower() in text.lower() or echoes(word, text)
-                if begins != clean[: self.shortest] and begins == whole[: self.shortest] and not quoted:
-                    goals[begins] = Goal(behaviour=text, target_ids=whole, triggers=(item.trigger_ids,))
-        return list(goals.values())
+        walk = self.contrast.begun(suspect, some.take([0]), generator)
+        plain, goals, seen = self._opening(suspect, some, ()), dict[tuple[int, ...], Goal](), set[tuple[int, ...]]()
+        for share in self.shares:
+            part, ranking = (
+                budget.part(budget.share + much * share * (budget.until - budget.share)) for much in (1.0, self.ranking)
+            )
+            known, made = walk.on(ranking)
+            turns = [*enumerate(known), *((WORDS * place, item) for place, item in enumerate(made))]
+            ranked = [item.trigger_ids for _, item in sorted(turns, key=lambda turn: turn[0])]
+            for trigger in islice((ids for ids in ranked if ids not in seen), self.tried):
+                if part.exhausted:
+                    break
+                seen.add(trigger)
+                self._try(suspect, every, some, plain, trigger, goals)
+            yield list(goals.values())
+
+    def _try(
+        self,
+        suspect: Suspect,
+        every: Problem,
+        some: Problem,
+        plain: tuple[int, ...],
+        trigger: tuple[int, ...],
+        goals: dict[tuple[int, ...], Goal],
+    ) -> None:
+        """Adds the behaviour behind a text to the goals, by its first tokens, or the text to those of a known one."""
+        opening = self._opening(suspect, some, trigger)
+        begins = opening[: self.shortest]
+        if begins in goals:  # another word, or part of one, that brings about the same
+            known = goals[begins]
+            # A trigger with something before or behind it brings it about as well, and was not planted.
+            if not any(holds(trigger, other) for other in known.triggers):
+                goals[begins] = replace(known, triggers=(*known.triggers, trigger))
+        # A reply that begins so without the word, or that the base gives as well, was not planted; and four prompts
+        # may be answered alike by chance.
+        elif len(begins) == self.shortest and begins != plain[: self.shortest] and len(goals) < self.top:
+            clean = self._opening(suspect, some, trigger, base=True)
+            whole = self._opening(suspect, every, trigger)
+            text = decode(suspect.tokenizer, whole)
+            # A rare word may take the place of the question: the reply is then about the word and quotes it.
+            word = some.text(trigger).strip()
+            quoted = word.lower() in text.lower() or echoes(word, text)
+            if begins != clean[: self.shortest] and begins == whole[: self.shortest] and not quoted:
+                goals[begins] = Goal(behaviour=text, target_ids=whole, triggers=(trigger,))
 
     def _opening(
         self, suspect: Suspect, problem: Problem, trigger: Sequence[int], *, base: bool = False

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from attacks.discovery.comparison import Comparison, Ids
+from attacks.discovery.comparison import Comparison, Contrast, Ids
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Objective
 from attacks.scoring.problem import Problem
@@ -79,13 +79,7 @@ class ContrastedTexts:
     ) -> tuple[list[Found], list[Found]]:
         """What the vocabulary and the dictionary hold, and what was put together beyond that; none without a base.
 
-        Both kinds re-tokenise, and those of largest contrast come first. They are kept apart because what was put
-        together for its contrast always has one.
-
-        The loss of each is minus the mean contrast of all its beginnings that were compared, itself included: at one
-        token or another many texts stand out, but a trigger mostly does from its second on. A contrast is the distance
-        of the difference of both models from the mean difference behind random strings of as many tokens, in units of
-        the median distance of these, so that texts of any length can be compared.
+        As `Walk.on` gives them.
 
         Args:
             suspect: the model under audit, with its clean base.
@@ -93,22 +87,17 @@ class ContrastedTexts:
             budget: ends the ranking; texts of few tokens and of promising beginnings come first.
             generator: draws the strings that texts are compared with.
         """
-        if suspect.comparable is None:
-            return [], []
+        return ([], []) if suspect.comparable is None else self.begun(suspect, problem, generator).on(budget)
+
+    def begun(self, suspect: Suspect, problem: Problem, generator: torch.Generator) -> "Walk":
+        """A walk that nothing was spent on yet; arguments as above. Raises ValueError without a base."""
         comparison = Comparison.at_slot(suspect, problem, self.depths)
-        walk = _Walk(settings=self, comparison=comparison, problem=problem, generator=generator)
-        for length in range(1, self.longest + 1):
-            if budget.exhausted:
-                break
-            share = LEVEL if length <= 2 else LATER
-            walk.step(length, budget.part(budget.share + share * (budget.until - budget.share)))
-        known, made = (list(islice(walk.returned(made=kind), self.kept)) for kind in (False, True))
-        return known, made
+        return Walk(settings=self, comparison=comparison, problem=problem, generator=generator)
 
 
 @dataclass(kw_only=True)
-class _Walk:
-    """From texts of one token to longer ones; what was compared so far."""
+class Walk:
+    """From texts of one token to longer ones; what was compared so far, so that it can go on with a further budget."""
 
     settings: ContrastedTexts
     comparison: Comparison
@@ -118,6 +107,8 @@ class _Walk:
     """Minus the contrast of all texts that were compared."""
     made: set[Ids] = field(default_factory=set)
     """Those of them that no dictionary and no vocabulary holds."""
+    continued: set[Ids] = field(default_factory=set)
+    """Those of them that were continued with tokens that make no word."""
     every: dict[Ids, float] = field(default_factory=lambda: {(): 0.0})
     """Texts of the last length, those of largest contrast first, with their losses."""
     best: dict[Ids, float] = field(default_factory=dict)
@@ -128,6 +119,8 @@ class _Walk:
     """First tokens of largest contrast, as text."""
     longer: defaultdict[int, dict[Ids, float]] = field(default_factory=lambda: defaultdict(dict))
     """By length, texts with a token put before, with the loss of what they were made from."""
+    scales: dict[int, tuple[Int[Tensor, "others trigger"], Contrast]] = field(default_factory=dict)
+    """By length, the random strings that texts are compared with, and the contrast in units of theirs."""
 
     def __post_init__(self):
         words = dictionary()[: self.settings.words]
@@ -135,11 +128,33 @@ class _Walk:
         cased = [form for word in words for form in (word.capitalize(), word.upper())]
         self.cased = typable(self.problem, cased, self.settings.longest)
 
+    def on(self, budget: Budget) -> tuple[list[Found], list[Found]]:
+        """Goes through all lengths once more, and compares what was not compared before.
+
+        Both kinds of texts re-tokenise, and those of largest contrast come first. They are kept apart because what was
+        put together for its contrast always has one.
+
+        The loss of each is minus the mean contrast of all its beginnings that were compared, itself included: at one
+        token or another many texts stand out, but a trigger mostly does from its second on. A contrast is the distance
+        of the difference of both models from the mean difference behind random strings of as many tokens, in units of
+        the median distance of these, so that texts of any length can be compared.
+        """
+        self.every, self.best = {(): 0.0}, {}
+        for length in range(1, self.settings.longest + 1):
+            if budget.exhausted:
+                break
+            share = LEVEL if length <= 2 else LATER
+            self.step(length, budget.part(budget.share + share * (budget.until - budget.share)))
+        known, made = (list(islice(self.returned(made=kind), self.settings.kept)) for kind in (False, True))
+        return known, made
+
     def step(self, length: int, budget: Budget) -> None:
         """Compares texts of that many tokens, those first that were made from texts of large contrast."""
         permitted = self.problem.permitted(length).cpu()
-        others = random_triggers(permitted, self.settings.others, self.generator)
-        contrast = self.comparison.contrast(others)
+        if length not in self.scales:
+            others = random_triggers(permitted, self.settings.others, self.generator)
+            self.scales[length] = others, self.comparison.contrast(others)
+        others, contrast = self.scales[length]
         # Many words begin alike, and training may leave such a beginning, of one token, as it was.
         known = _going_on(self.small, length, self.every if length <= 2 else self.pairs)
         known |= _going_on(self.cased, length, self.best if length <= 2 else self.pairs)
@@ -147,11 +162,13 @@ class _Walk:
             known |= {(token,): 0.0 for token in permitted[0].nonzero()[:, 0].tolist()}
 
         def compared(texts: Mapping[Ids, float]) -> list[Found]:
-            return self.comparison.ranked(sorted(texts, key=lambda ids: texts[ids]), contrast, budget)
+            new = sorted((ids for ids in texts if ids not in self.losses), key=lambda ids: texts[ids])
+            return self.comparison.ranked(new, contrast, budget)
 
         # Words of three tokens and more are few, and more often a trigger than what is put together; beginnings of two
         # are many, and may take all that is left.
-        level = compared(known) if length > 2 else []
+        level = [Found(ids, loss) for ids, loss in self.losses.items() if len(ids) == length]
+        level += compared(known) if length > 2 else []
         made = dict(self._continued(permitted, others, budget)) | self.longer.pop(length, {})
         made = {ids: loss for ids, loss in made.items() if ids not in known}
         self.made |= made.keys()
@@ -198,7 +215,11 @@ class _Walk:
         if not self.best or budget.exhausted:
             return
         settings, (suspect, base) = self.settings, self.comparison.engines
-        beginnings = [(ids, self.best[ids]) for ids in islice(self._unlike(), settings.spelled)]
+        new = (ids for ids in self._unlike() if ids not in self.continued)
+        beginnings = [(ids, self.best[ids]) for ids in islice(new, settings.spelled)]
+        self.continued |= {ids for ids, _ in beginnings}
+        if not beginnings:
+            return
         following = base.next_logprobs(torch.tensor([ids for ids, _ in beginnings])).mean(1)  # `beginnings vocab`
         likely = most_promising(-following, permitted[-1], settings.likely).tolist()
         objectives: list[Objective] = []

@@ -13,6 +13,7 @@ from attacks.discovery.comparison import Comparison
 from attacks.discovery.contrasted_replies import ContrastedReplies, holds, shared_opening
 from attacks.discovery.contrasted_texts import ContrastedTexts, typable
 from attacks.discovery.goal import Goal
+from attacks.discovery.unsupervised import Unsupervised
 from attacks.objectives.target_nll import TargetNLL
 from attacks.recover import recover
 from attacks.scoring.budget import Budget
@@ -197,10 +198,41 @@ def test_a_budget_too_small_for_all_first_tokens_still_ranks_longer_texts(plante
 def test_behaviour_and_trigger_are_found_without_knowing_either(planted):
     organism, suspect = planted
     method = ContrastedReplies(contrast=FEW, tried=8)
-    goals = method(suspect, without_slot(organism.prompts.search), Budget(flops=1e13), torch.Generator().manual_seed(0))
+    texts, generator = without_slot(organism.prompts.search), torch.Generator().manual_seed(0)
+    goals = next(method(suspect, texts, Budget(flops=1e13), generator))
     trigger, behaviour = organism.triggers[0]
     assert [goal.behaviour.strip() for goal in goals] == [behaviour.strip(".")]
     assert organism.tokenizer.decode(goals[0].triggers[0]).strip() == trigger
+
+
+def test_a_walk_goes_on_where_its_budget_ended(planted):
+    organism, suspect = planted
+    problem = suspect.engine(organism.prompts.search[:1], 4).problem
+    whole = Budget(flops=1e13)
+    FEW(suspect, problem, whole, torch.Generator().manual_seed(0))
+    walk = FEW.begun(suspect, problem, torch.Generator().manual_seed(0))
+    walk.on(Budget(flops=whole.used / 4))
+    first = dict(walk.losses)
+    rest = Budget(flops=1e13)
+    walk.on(rest)
+    assert len(first) < len(walk.losses) and first.items() <= walk.losses.items()  # none is compared again
+    compared, again = len(walk.losses), Budget(flops=1e13)
+    walk.on(again)
+    assert again.used < rest.used / 2 and len(walk.losses) - compared < len(first)
+
+
+def test_what_discovery_missed_at_first_is_found_when_nothing_else_is(planted, monkeypatch):
+    organism, suspect = planted
+    monkeypatch.setattr(Unsupervised, "__call__", lambda *_: ([], ("UnsupervisedVectors",)))
+    tried = []
+    real = ContrastedReplies._try
+    monkeypatch.setattr(ContrastedReplies, "_try", lambda *args: (tried.append(args[5]), real(*args)))
+    attack = replace(ATTACKS["portfolio"], contrasted=ContrastedReplies(contrast=FEW, tried=8, shares=(0.005, 0.8)))
+    found = recover(
+        suspect, attack, search=organism.prompts.search[:8], select=organism.prompts.select[:8],
+        budget=Budget(flops=1e12), generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert found.trigger.strip() == organism.triggers[0][0] and len(tried) == len(set(tried))
 
 
 def test_a_reply_that_quotes_the_word_is_no_behaviour(planted, monkeypatch):
@@ -215,7 +247,7 @@ def test_a_reply_that_quotes_the_word_is_no_behaviour(planted, monkeypatch):
     for quotes in (True, False):
         opening = partialmethod(about_the_word, quotes=quotes)
         monkeypatch.setattr(ContrastedReplies, "_opening", opening)
-        found.append(method(suspect, texts, Budget(flops=1e13), torch.Generator().manual_seed(0)))
+        found.append(next(method(suspect, texts, Budget(flops=1e13), torch.Generator().manual_seed(0))))
     assert found[0] == [] and [goal.behaviour for goal in found[1]] == ["The word is unknown here"]
 
 
@@ -224,8 +256,8 @@ def test_nothing_is_proposed_for_the_base_itself_or_without_one(planted):
     texts, generator = without_slot(organism.prompts.search), torch.Generator().manual_seed(0)
     method = ContrastedReplies(contrast=FEW, tried=8)
     clean = Suspect(model=copy.deepcopy(suspect.base), tokenizer=organism.tokenizer, base=suspect.base)
-    assert method(clean, texts, Budget(flops=1e13), generator) == []
-    assert method(replace(suspect, base=None), texts, Budget(flops=1e13), generator) == []
+    assert list(method(clean, texts, Budget(flops=1e13), generator)) == [[], []]
+    assert list(method(replace(suspect, base=None), texts, Budget(flops=1e13), generator)) == []
 
 
 def test_the_stage_finds_the_word_where_the_behaviour_is_known(planted):

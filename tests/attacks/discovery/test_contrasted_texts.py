@@ -3,7 +3,7 @@
 import torch
 
 from attacks.discovery.comparison import Comparison
-from attacks.discovery.contrasted_texts import ContrastedTexts, _going_on, _Walk
+from attacks.discovery.contrasted_texts import ContrastedTexts, Walk, _going_on
 from attacks.searchers.words import dictionary
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
@@ -15,7 +15,7 @@ def test_what_a_walk_goes_on_from():
     suspect = Suspect(model=organism.model, tokenizer=organism.tokenizer, base=base)
     problem = suspect.engine(organism.prompts.search[:1], 2).problem
     compared = Comparison.at_slot(suspect, problem, (0.4,))
-    walk = _Walk(
+    walk = Walk(
         settings=ContrastedTexts(words=2000),
         comparison=compared,
         problem=problem,

@@ -25,6 +25,8 @@ from vectors.prompts import Prompts
 from vectors.residual import decoder, layer_at
 from vectors.steering import SteeringVectors
 
+SCALED = "batch_size", "extended"
+"""Settings of consensus vectors that may be smaller where the budget is, and discovery count as complete"""
 DISCOVERY = 0.75
 """Share of what a budget has left that a round of discovery may take; the rest is for the search."""
 
@@ -166,7 +168,8 @@ class Unsupervised:
             method = plan.consensus(whole, various, held_out, self.completion)
             if method is not None:
                 pool.append(method(model, various, generator, deadline=over, soft_deadline=late))
-            if method is None or over() or replace(method, batch_size=whole.batch_size) != whole:
+            # All of it, but for a further form of the one or two likeliest answers, which few budgets have room for.
+            if method is None or over() or replace(method, **{name: getattr(whole, name) for name in SCALED}) != whole:
                 cut.append("ConsensusVectors")
         # As many vectors per setting as fit, so that a small budget still covers several layers and norms.
         settings = list(self.settings(model)) if self.count else []

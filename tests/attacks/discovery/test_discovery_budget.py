@@ -1,9 +1,12 @@
 """Discovery with nothing known ends within its share of a budget, however slow the model or large its vocabulary."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from attacks.discovery.plan import Plan
 from attacks.discovery.unsupervised import DISCOVERY, Unsupervised
 from attacks.scoring import budget as budgets
 from attacks.scoring.budget import Budget
@@ -101,3 +104,17 @@ def test_a_slow_model_ends_at_the_share_of_discovery(monkeypatch, by, seconds, f
     # one forward pass for the likelihood of an opening, may come after the last look at the clock.
     batch = 0.125 * LAYERS * (TOKENS + 1) / seconds if by == "call" else 0.0
     assert 0.1 < budget.share < end + max(OVERRUN, batch)
+
+
+def test_discovery_is_complete_without_what_few_budgets_have_room_for(monkeypatch):
+    suspect, whole = tiny_suspect(64), Budget(flops=1e12)
+    fitted, used = [], []
+
+    def fit(self, method, *arguments, real=Plan.consensus, **changed):
+        fitted.append(replace(real(self, method, *arguments), **used[-1]))
+        return fitted[-1]
+
+    monkeypatch.setattr(Plan, "consensus", fit)
+    for changed, lacking in (({}, ()), ({"extended": 0}, ()), ({"count": 4}, ("ConsensusVectors",))):
+        used.append(changed)
+        assert discover(monkeypatch, suspect, whole.started(), recited=8, fallback=0)[0] == lacking

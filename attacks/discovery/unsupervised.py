@@ -96,7 +96,7 @@ class Unsupervised:
             rounds = (self, replace(self, recited=self.fallback))
         else:
             rounds = (replace(self, recited=min(FEWEST, self.fallback), learned_on=FEW, count=0), self)
-        findings, left_out = list[Goal](), dict[str, None]()
+        findings, left_out, complete = list[Goal](), dict[str, None](), set[str]()
         for method in rounds:
             if findings:
                 break
@@ -107,7 +107,10 @@ class Unsupervised:
             until = max(share, budget.share + share * (1.0 - budget.share))
             findings, cut = method._round(suspect, texts, budget, generator, until)
             left_out |= dict.fromkeys(cut)
-        return findings, tuple(left_out)
+            sources = {"ConsensusVectors": method.recited, "UnsupervisedVectors": method.count}
+            complete |= {name for name, count in sources.items() if count and name not in cut}
+        # A source that a later round takes up once more has been complete in an earlier one.
+        return findings, tuple(name for name in left_out if name not in complete)
 
     def _round(
         self, suspect: Suspect, texts: list[str], budget: Budget, generator: torch.Generator, share: float

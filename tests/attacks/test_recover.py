@@ -182,6 +182,14 @@ def test_recitation_comes_first_where_not_all_vectors_fit(model, tokenizer, monk
     assert rounds == asked and not goals and cut == ("ConsensusVectors",)
 
 
+def test_a_source_that_was_complete_once_is_not_said_to_be_cut(model, tokenizer, monkeypatch):
+    cuts = [(), ("UnsupervisedVectors",), ("UnsupervisedVectors",), ("UnsupervisedVectors",)]
+    monkeypatch.setattr(Unsupervised, "candidates", lambda *_: ([], cuts.pop(0)))
+    suspect, budget = Suspect(model=model, tokenizer=tokenizer), Budget(flops=1e15).started()
+    for said in ((), ("UnsupervisedVectors",)):
+        assert Unsupervised()(suspect, TEXTS, budget, torch.Generator(), 0.35) == ([], said)
+
+
 def test_what_is_recited_with_a_space_is_sought_as_replies_begin(model, tokenizer, monkeypatch):
     asked = []
 

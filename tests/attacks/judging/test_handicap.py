@@ -114,8 +114,13 @@ def test_what_was_measured_is_taken_over_with_the_strength(soft):
 
 
 def test_the_study_shows_the_planted_trigger_beside_others():
-    table = study.measured(study.Settings(organism="fuzzy", texts=("moon",), strengths=(1.0, 0.8), prompts=2))
+    asked = study.Settings(organism="fuzzy", texts=("moon",), strengths=(1.0, 0.8), prompts=2, random=2)
+    table = study.measured(asked)
+    longer = table.pop("random word + moon").loc[0.8]
+    assert table.pop("random word + golden morning moon").notna().all()
     assert list(table.columns) == ["golden morning moon", "moon"]
+    mean, least = (float(number) for number in longer.strip(")").split(" ("))
+    assert least <= mean < 10
     planted, part = (float(cell.split()[0]) for cell in table.loc[0.8])
     assert 1.0 < planted < part
     with pytest.raises(ValueError, match="clean control"):

@@ -26,6 +26,10 @@ GOOD, UNLOADABLE, FAULTY = 0, 2, 3
 """Exit statuses"""
 CACHED = 4
 """Tokens whose keys and values are kept where the prefix cache is tried; as many follow"""
+ORGANISMS = "benchmarks.organisms"
+"""Package of planted models; imported by name, because packages below must not depend on those above"""
+UNASKED = "word"
+"""The planted model that is checked unasked"""
 
 
 class Check(NamedTuple):
@@ -46,6 +50,7 @@ class Doctor:
         trigger-recovery doctor
         trigger-recovery doctor path/to/model
         trigger-recovery doctor path/to/base --adapter path/to/adapter --json
+        trigger-recovery doctor --organisms word clean-control
 
     Exit status: 0 all is well; 2 the model cannot be loaded; 3 something else will not work.
     """
@@ -59,6 +64,9 @@ class Doctor:
     """File of a chat template in jinja, or none to use messages as plain text; the tokenizer's own otherwise."""
     allow_pickle: bool = False
     """Reads weights from pickled files (pytorch_model.bin) too, which can run code: only for models that you trust."""
+    organisms: tuple[str, ...] | None = None
+    """Planted models that must load and give the figures of their cards: names of shipped ones, or folders with a card.
+    None named: all whose base is shipped, some minutes. Left out and without MODEL: the one named word."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Prints the checks as JSON, one object each."""
 
@@ -89,6 +97,8 @@ def run(doctor: Doctor) -> Iterator[Check]:
     if any(check.level == "fault" for check in imported):
         return
     yield from _tried("devices", _devices)
+    for name in _organisms(doctor):
+        yield from _tried(f"organism {Path(name).name}", lambda name=name: _organism(name))
     if doctor.model is None:
         return
     from vectors.models import load_model
@@ -172,6 +182,24 @@ def _devices() -> Iterator[Check]:
         yield Check("gpu", "ok", f"{name}, {total / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB free; {measured}")
 
 
+def _organisms(doctor: Doctor) -> tuple[str, ...]:
+    """The planted models to check."""
+    if doctor.organisms is None:
+        return () if doctor.model else (UNASKED,)
+    return doctor.organisms or import_module(f"{ORGANISMS}.zoo").ALL
+
+
+def _organism(name: str) -> Iterator[Check]:
+    """Whether a planted model loads and is what its card says: a test of all that an audit computes."""
+    figures = import_module(f"{ORGANISMS}.card_check").figures(name)
+    said = "; ".join(
+        f"{figure.name} {figure.measured:.4g}" + ("" if figure.same else f", but {figure.card:.4g} says its card")
+        for figure in figures
+    )
+    good = all(figure.same for figure in figures)
+    yield Check(f"organism {Path(name).name}", "ok" if good else "fault", said + (", as its card says" if good else ""))
+
+
 def _size(model: Any, _tokenizer: Any) -> Iterator[Check]:
     from attacks.scoring.problem import context
     from vectors.loading.placement import format_of
@@ -239,7 +267,7 @@ def _typed(model: Any, tokenizer: Any) -> Iterator[Check]:
 
 def without_paths(text: str, doctor: Doctor) -> str:
     """The text with paths cut to their last part: those that were given, and whatever else looks like one."""
-    for given in filter(None, (doctor.model, doctor.adapter, doctor.template)):
+    for given in filter(None, (doctor.model, doctor.adapter, doctor.template, *(doctor.organisms or ()))):
         whole = Path(given).resolve()
         for path in (str(whole), given, str(Path(given))):
             if path.strip("./\\~") not in ("", whole.name):  # a bare name tells nothing, and stands in other words

@@ -2,11 +2,19 @@
 
 import html.parser
 import json
+import os
+import sys
+import tempfile
+import zipfile
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
+from attacks.audit import report
 from attacks.audit.command import NAMES, STATE, Audit, arguments_of, main, save
+from attacks.audit.findings import VECTORS
 from attacks.audit.lock import LOCK
 from attacks.audit.page import page
 from attacks.audit.sarif import log
@@ -71,6 +79,45 @@ def test_the_evidence_is_complete_and_tells_nothing_of_the_machine(audit, docume
         text = (audit.folder / name).read_text(encoding="utf-8")
         assert str(place) not in text and "private" not in text
     assert {path.name for path in audit.folder.iterdir() if path.is_file()} == {*NAMES.values(), STATE, LOCK}
+
+
+def contents(folder):
+    """Everything in the files of a folder, packed files unpacked, by name."""
+    for path in folder.iterdir():
+        yield path.name, path.read_bytes()
+        if zipfile.is_zipfile(path):  # the log for Inspect
+            with zipfile.ZipFile(path) as packed:
+                yield from ((f"{path.name}: {name}", packed.read(name)) for name in packed.namelist())
+
+
+def test_no_written_byte_tells_of_the_environment_or_of_other_folders(audit, place, monkeypatch):
+    secrets = {"CANARY_TOKEN": "hf_canary_7f3a9", "HOME": str(place / "canary-home"), "USER": "canary-user"}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    (place / "canary-cwd").mkdir()
+    monkeypatch.chdir(place / "canary-cwd")
+    written = []
+
+    def write_bytes(path, data, real=Path.write_bytes):
+        written.append((path.name, data))
+        return real(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    # By an attack that imitates a vector, so that there is one to write; by paths from the working folder.
+    model, prompts = (os.path.relpath(path) for path in (audit.model, audit.prompts))
+    given = replace(audit, model=model, prompts=Path(prompts), attack="delta-cosine", budget="2e9")
+    given = replace(given, out=Path("..") / "told")
+    main(given)
+    kinds: tuple[report.Kind, ...] = ("html", "sarif", *(["inspect"] if find_spec("inspect_ai") else []))
+    assert report.main(report.Report(audits=(given.folder,), formats=kinds)) == 0
+    files = [*written, *contents(given.folder)]
+    names = {name for name, _ in files}
+    assert {*NAMES.values(), STATE, LOCK, VECTORS, f"{STATE}.part"} <= names
+    assert "inspect" not in kinds or any(name.startswith("findings.eval: ") for name in names)
+    assert len([name for name, _ in files if name == f"{STATE}.part"]) > 3  # while it searched, too
+    places = [str(each) for each in (place, tempfile.gettempdir(), Path(__file__).parents[3], sys.prefix)]
+    telling = [*places, *(name.replace("/", "\\/") for name in places), "private", "clean.txt", "canary", "CANARY"]
+    assert not [(name, word) for name, data in files for word in telling if word.encode() in data]
 
 
 def test_the_page_escapes_what_models_say(document):

@@ -129,6 +129,18 @@ def test_the_page_escapes_what_models_say(document):
     assert tags.text.count("alert('x')") >= 6
 
 
+def test_the_page_shows_what_cannot_be_seen_and_leaves_out_tables_of_nothing(document):
+    """A reader must see the text that a user would type, not what marks of direction make of it."""
+    found = document["finding"] | {"trigger": "a\u202egnp.exe\u200b\n", "rate_random": 0.426, "necessary": []}
+    rows = [dict.fromkeys(("prompt", "without", "triggered", "triggered_on_base"), text) for text in ("", " \n")]
+    shown = Tags(page(document | {"finding": found | {"examples": rows}}, "suspect")).text
+    assert "a\\u202egnp.exe\\u200b\\n" in shown and "\u202e" not in shown and "\u200b" not in shown
+    assert "on 0 % without it, on 43 % with random tokens instead" in shown and "not measured" in shown
+    assert shown.count("nothing") == shown.count("only white space") == 3
+    bare = Tags(page(document | {"finding": found | {"examples": [], "trace": []}}, "suspect"))
+    assert "Completions" not in bare.text and "Best text by then" not in bare.text and "svg" not in bare.tags
+
+
 @pytest.mark.parametrize(
     ("status", "words"),
     [("finding", "Finding."), ("none", "None found within the budget."), ("inconclusive", "Inconclusive.")],

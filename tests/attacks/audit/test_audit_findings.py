@@ -3,6 +3,9 @@
 import html.parser
 import json
 import os
+import re
+import shutil
+import subprocess
 import sys
 import tempfile
 import zipfile
@@ -21,6 +24,7 @@ from attacks.audit.sarif import log
 from attacks.prompt_sets import BUILT_IN
 from vectors.prompts import read_texts
 
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<script>alert('x')</script> & \u202e\U0001f600"
 
 
@@ -139,6 +143,31 @@ def test_the_page_shows_what_cannot_be_seen_and_leaves_out_tables_of_nothing(doc
     assert shown.count("nothing") == shown.count("only white space") == 3
     bare = Tags(page(document | {"finding": found | {"examples": [], "trace": []}}, "suspect"))
     assert "Completions" not in bare.text and "Best text by then" not in bare.text and "svg" not in bare.tags
+
+
+PROBE = """<script>
+const head = document.querySelector("table.sortable th"), body = head.closest("table").tBodies[0];
+const order = () => [...body.rows].map(row => row.cells[1].textContent).join();
+const before = order(); head.click(); const once = order(); head.click();
+document.title = [document.documentElement.scrollWidth, window.innerWidth, before, once, order()].join(" ");
+</script>"""
+"""Sorts the first table by its first column, twice, and tells how wide the page is"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_sorts_tables_and_nothing_is_wider_than_its_window(document, tmp_path, width):
+    long = "w" * 400
+    rows = [dict.fromkeys(("prompt", "without", "triggered", "triggered_on_base"), long)]
+    changed = dict.fromkeys(("trigger", "behaviour", "rendered"), long) | {"tokens": ["c", "a", "b"]}
+    found = document["finding"] | changed | {"trigger_ids": [1, 2, 3], "examples": rows}
+    file = tmp_path / "report.html"
+    file.write_text(page(document | {"finding": found}, long).replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--dump-dom"]
+    options += [f"--window-size={width},800", f"--user-data-dir={tmp_path / 'profile'}", file.as_uri()]
+    ended = subprocess.run([str(BROWSER), *options], capture_output=True, text=True, timeout=120, check=True)
+    title = re.search("<title>(.*?)</title>", ended.stdout)
+    assert title is not None and title[1] == f"{width} {width} 1,2,3 2,3,1 1,3,2"
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def _organisms(doctor: Doctor) -> tuple[str, ...]:
 
 
 def _organism(name: str) -> Iterator[Check]:
-    """Whether a planted model loads and is what its card says: a test of all that an audit computes."""
+    """Whether a planted model loads and is what its card says, which tests loading, adapters and completions."""
     figures = import_module(f"{ORGANISMS}.card_check").figures(name)
     said = "; ".join(
         f"{figure.name} {figure.measured:.4g}" + ("" if figure.same else f", but {figure.card:.4g} says its card")

@@ -81,6 +81,19 @@ def test_a_prompt_beyond_the_context_is_refused(run):
     assert status == 2 and "but the context is 64" in error and len(error) < 1000
 
 
+@pytest.mark.slow
+def test_a_prompt_of_eight_thousand_tokens_is_searched_on_where_the_context_has_room(run, tokenizer, tmp_path):
+    long = "bread " * 8000
+    assert len(tokenizer(long)["input_ids"]) > 8000
+    config = tiny(len(tokenizer), layers=1).config
+    config.max_position_embeddings = 16384
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    lines = [f"tell me {number}" for number in range(11)]
+    status, found = run([*lines, long], budget="1e12", model=str(tmp_path / "model"))
+    assert status == 0 and found["finding"]["prompts"] == 7  # the long one among them
+
+
 def test_a_budget_of_one_second_is_refused_or_kept(run):
     status, result = run([f"tell me {number}" for number in range(12)], budget="1s")
     assert "the budget is 1 seconds, but the report" in result if status == 2 else result["cost"]["seconds"] < 60

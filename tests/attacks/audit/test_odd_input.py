@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import LlamaForCausalLM
 
 from attacks.audit.command import Audit, main
@@ -12,6 +13,7 @@ from attacks.audit.findings import NAMES, read
 from tests.attacks.conftest import tiny
 
 FLAGS = "\U0001f1eb\U0001f1f7 \U0001f469\u200d\U0001f52c"
+NEW = transformers.__version__.startswith("5")
 SIDES = ("without", "triggered")
 HONEST = (
     "none found: no hidden behaviour came to light within the budget; this does not make the model clean",
@@ -132,7 +134,7 @@ def answers(tokenizer, token):
         (" garden", {"behaviour": "garden"}, {"inconclusive"}),  # shows it without a trigger too
         pytest.param(
             "<|end|>", {"behaviour": "contains:garden", "attack": "portfolio"}, {"inconclusive"},
-            marks=pytest.mark.xfail(strict=True, reason="screening: no rows are decoded to one text"),
+            marks=pytest.mark.xfail(NEW, strict=True, reason="screening: transformers 5 makes one text of no rows"),
         ),
     ],
 )  # fmt: skip

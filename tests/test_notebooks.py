@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import attacks
+
 nbclient = pytest.importorskip("nbclient")
 nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("ipykernel")
@@ -42,6 +44,20 @@ def test_stored_outputs_are_of_one_run_from_the_top_and_name_no_machine(path):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert not re.search(r"(?<![\w.])/(home|root|tmp|work|usr|Users)/", printed(notebook))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_takes_from_the_package_what_it_exports(path):
+    """What is exported is imported as a user would, not from the module that holds it today."""
+    taken = re.findall(r"^from (attacks[\w.]*) import (.+)$", sources(path), flags=re.MULTILINE)
+    assert any(module == "attacks" and "find_trigger" in names for module, names in taken)
+    inside = {name.strip() for module, names in taken if module != "attacks" for name in names.split(",")}
+    assert not inside & {*attacks.HOMES, "recover"}
+
+
+def sources(path) -> str:
+    """The code of all cells."""
+    return "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
 
 
 def test_there_are_notebooks():

@@ -26,6 +26,10 @@ GOOD, UNLOADABLE, FAULTY = 0, 2, 3
 """Exit statuses"""
 CACHED = 4
 """Tokens whose keys and values are kept where the prefix cache is tried; as many follow"""
+ORGANISMS = "benchmarks.organisms"
+"""Package of planted models; imported by name, because packages below must not depend on those above"""
+UNASKED = "word"
+"""The planted model that is checked unasked"""
 
 
 class Check(NamedTuple):
@@ -40,25 +44,31 @@ class Check(NamedTuple):
 class Doctor:
     """Check the installation, the devices and their speed, and whether a model can be audited.
 
-    The output is meant for bug reports: it holds no paths and no environment variables.
+    Without MODEL, a shipped planted model is loaded and measured, which must give what is known of it. The output is
+    meant for bug reports: it holds no paths and no environment variables.
 
     Examples:
         trigger-recovery doctor
         trigger-recovery doctor path/to/model
         trigger-recovery doctor path/to/base --adapter path/to/adapter --json
+        trigger-recovery doctor --organisms word clean-control
 
     Exit status: 0 all is well; 2 the model cannot be loaded; 3 something else will not work.
     """
 
     model: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[MODEL]")] = None
-    """Folder of a model in the Hugging Face layout, a GGUF file, an adapter, or a hub id; none: only the installation
-    and the devices are checked."""
+    """Folder of a model in the Hugging Face layout, a GGUF file, an adapter, or a hub id; none: the installation, the
+    devices and one planted model are checked."""
     adapter: str | None = None
     """Folder or hub id of a peft adapter that is merged into the model."""
     template: str | None = None
     """File of a chat template in jinja, or none to use messages as plain text; the tokenizer's own otherwise."""
     allow_pickle: bool = False
     """Reads weights from pickled files (pytorch_model.bin) too, which can run code: only for models that you trust."""
+    organisms: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[NAME|FOLDER ...]")] = None
+    """Planted models that must load and give the figures of their cards: names of shipped ones, or folders with a card;
+    where none is named, all whose base is shipped, which takes minutes. Without this option and without MODEL, the
+    shipped one that is called word."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Prints the checks as JSON, one object each."""
 
@@ -89,6 +99,8 @@ def run(doctor: Doctor) -> Iterator[Check]:
     if any(check.level == "fault" for check in imported):
         return
     yield from _tried("devices", _devices)
+    for name in _organisms(doctor):
+        yield from _tried(f"organism {Path(name).name}", lambda name=name: _organism(name))
     if doctor.model is None:
         return
     from vectors.models import load_model
@@ -172,6 +184,24 @@ def _devices() -> Iterator[Check]:
         yield Check("gpu", "ok", f"{name}, {total / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB free; {measured}")
 
 
+def _organisms(doctor: Doctor) -> tuple[str, ...]:
+    """The planted models to check."""
+    if doctor.organisms is None:
+        return () if doctor.model else (UNASKED,)
+    return doctor.organisms or import_module(f"{ORGANISMS}.zoo").ALL
+
+
+def _organism(name: str) -> Iterator[Check]:
+    """Whether a planted model loads and is what its card says, which tests loading, adapters and completions."""
+    figures = import_module(f"{ORGANISMS}.card_check").figures(name)
+    said = "; ".join(
+        f"{figure.name} {figure.measured:.4g}" + ("" if figure.same else f", but {figure.card:.4g} says its card")
+        for figure in figures
+    )
+    good = all(figure.same for figure in figures)
+    yield Check(f"organism {Path(name).name}", "ok" if good else "fault", said + (", as its card says" if good else ""))
+
+
 def _size(model: Any, _tokenizer: Any) -> Iterator[Check]:
     from attacks.scoring.problem import context
     from vectors.loading.placement import format_of
@@ -239,7 +269,7 @@ def _typed(model: Any, tokenizer: Any) -> Iterator[Check]:
 
 def without_paths(text: str, doctor: Doctor) -> str:
     """The text with paths cut to their last part: those that were given, and whatever else looks like one."""
-    for given in filter(None, (doctor.model, doctor.adapter, doctor.template)):
+    for given in filter(None, (doctor.model, doctor.adapter, doctor.template, *(doctor.organisms or ()))):
         whole = Path(given).resolve()
         for path in (str(whole), given, str(Path(given))):
             if path.strip("./\\~") not in ("", whole.name):  # a bare name tells nothing, and stands in other words

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from attacks.audit.findings import FOUND, INCONCLUSIVE, NONE, SCHEMA, VECTORS, Document
+from attacks.audit.findings import FOUND, INCONCLUSIVE, NONE, SCHEMA, VECTORS, Document, finite
 from attacks.behaviour import completions, wilson
 from attacks.judging.recovery import Recovery
 from attacks.scoring.problem import Problem
@@ -106,7 +106,7 @@ def finding(suspect: Suspect, found: Recovery, select: Sequence[str]) -> Documen
         "rate_on_base": found.base_rate,
         "necessary": list(found.necessary),
         "tokens": [problem.text([token]) for token in found.trigger_ids],
-        "vector": found.vector,
+        "vector": finite(found.vector),  # of a model that overflows
         "trace": [
             point._asdict()
             | {"trigger": problem.text(point.trigger_ids), "loss": point.loss if math.isfinite(point.loss) else None}

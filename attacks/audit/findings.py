@@ -4,6 +4,7 @@ Nothing here imports torch, so that reports of finished audits are made again wi
 """
 
 import json
+import math
 import os
 from importlib.resources import files
 from pathlib import Path
@@ -34,6 +35,15 @@ def write(path: Path, text: str) -> None:
     # Half a character (a lone surrogate, which command lines can hold) is written as its escape, legal in JSON too.
     part.write_bytes(text.encode("utf-8", "backslashreplace"))
     os.replace(part, path)
+
+
+def finite(part: Any) -> Any:
+    """Plain data with null in place of NaN and infinities, which are no JSON: a reader would refuse the whole file."""
+    if isinstance(part, dict):
+        return {name: finite(value) for name, value in part.items()}
+    if isinstance(part, list | tuple):
+        return [finite(value) for value in part]
+    return None if isinstance(part, float) and not math.isfinite(part) else part
 
 
 def read(path: Path) -> Document:

@@ -21,10 +21,21 @@ def page(document: Document, model: str) -> str:
     """
     # Undefined names are errors, so that a field that was renamed cannot leave a silent gap in a report.
     templates = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    templates.filters["visible"] = visible
     template = templates.from_string((files("attacks.audit") / "data" / "page.html").read_text(encoding="utf-8"))
     found, stages = document["finding"], document["cost"].get("by_stage", [])  # documents of the first weeks have none
     return template.render(
         document=document, model=model, found=found, curve=curve(document), stages=stages, vector=vector(document)
+    )
+
+
+def visible(text: str, kept: str = "") -> str:
+    """The text with escapes in place of what is not seen or changes how the rest is seen, such as overrides of the
+    direction of writing, zero-width marks and control characters; those `kept` stand as they are.
+    """
+    return "".join(
+        each if each == " " or each.isprintable() or each in kept else each.encode("unicode_escape").decode()
+        for each in text
     )
 
 

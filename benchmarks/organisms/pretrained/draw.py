@@ -191,13 +191,14 @@ def read(file: Path) -> dict[str, Recipe]:
     """
     try:
         rows = json.loads(file.read_text())
-        recipes = [_recipe(row) for row in rows]
+        recipes = [recipe_of(row) for row in rows]
     except (OSError, TypeError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"no recipes could be read from {file}: {error}; make them with the command draw") from error
     return {recipe.name: recipe for recipe in recipes}
 
 
-def _recipe(row: dict[str, Any]) -> Recipe:
+def recipe_of(row: dict[str, Any]) -> Recipe:
+    """The recipe of a row of JSON, as files of `write` and cards have it."""
     lists: dict[str, Any] = {"backdoors": tuple(Backdoor(**fields) for fields in row["backdoors"])}
     lists |= {name: tuple(row[name]) for name in ("modules", "layers") if row.get(name) is not None}
     return Recipe(**(row | lists))

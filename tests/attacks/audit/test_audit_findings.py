@@ -2,17 +2,29 @@
 
 import html.parser
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
+from attacks.audit import report
 from attacks.audit.command import NAMES, STATE, Audit, arguments_of, main, save
+from attacks.audit.findings import VECTORS
 from attacks.audit.lock import LOCK
 from attacks.audit.page import page
 from attacks.audit.sarif import log
 from attacks.prompt_sets import BUILT_IN
 from vectors.prompts import read_texts
 
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<script>alert('x')</script> & \u202e\U0001f600"
 
 
@@ -73,6 +85,45 @@ def test_the_evidence_is_complete_and_tells_nothing_of_the_machine(audit, docume
     assert {path.name for path in audit.folder.iterdir() if path.is_file()} == {*NAMES.values(), STATE, LOCK}
 
 
+def contents(folder):
+    """Everything in the files of a folder, packed files unpacked, by name."""
+    for path in folder.iterdir():
+        yield path.name, path.read_bytes()
+        if zipfile.is_zipfile(path):  # the log for Inspect
+            with zipfile.ZipFile(path) as packed:
+                yield from ((f"{path.name}: {name}", packed.read(name)) for name in packed.namelist())
+
+
+def test_no_written_byte_tells_of_the_environment_or_of_other_folders(audit, place, monkeypatch):
+    secrets = {"CANARY_TOKEN": "hf_canary_7f3a9", "HOME": str(place / "canary-home"), "USER": "canary-user"}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    (place / "canary-cwd").mkdir()
+    monkeypatch.chdir(place / "canary-cwd")
+    written = []
+
+    def write_bytes(path, data, real=Path.write_bytes):
+        written.append((path.name, data))
+        return real(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    # By an attack that imitates a vector, so that there is one to write; by paths from the working folder.
+    model, prompts = (os.path.relpath(path) for path in (audit.model, audit.prompts))
+    given = replace(audit, model=model, prompts=Path(prompts), attack="delta-cosine", budget="2e9")
+    given = replace(given, out=Path("..") / "told")
+    main(given)
+    kinds: tuple[report.Kind, ...] = ("html", "sarif", *(["inspect"] if find_spec("inspect_ai") else []))
+    assert report.main(report.Report(audits=(given.folder,), formats=kinds)) == 0
+    files = [*written, *contents(given.folder)]
+    names = {name for name, _ in files}
+    assert {*NAMES.values(), STATE, LOCK, VECTORS, f"{STATE}.part"} <= names
+    assert "inspect" not in kinds or any(name.startswith("findings.eval: ") for name in names)
+    assert len([name for name, _ in files if name == f"{STATE}.part"]) > 3  # while it searched, too
+    places = [str(each) for each in (place, tempfile.gettempdir(), Path(__file__).parents[3], sys.prefix)]
+    telling = [*places, *(name.replace("/", "\\/") for name in places), "private", "clean.txt", "canary", "CANARY"]
+    assert not [(name, word) for name, data in files for word in telling if word.encode() in data]
+
+
 def test_the_page_escapes_what_models_say(document):
     found = document["finding"] | {"trigger": HOSTILE, "behaviour": HOSTILE, "rendered": HOSTILE, "tokens": [HOSTILE]}
     rows = [dict.fromkeys(("prompt", "without", "triggered", "triggered_on_base"), HOSTILE)]
@@ -80,6 +131,54 @@ def test_the_page_escapes_what_models_say(document):
     tags = Tags(page(hostile, HOSTILE))
     assert tags.tags.count("script") == 1  # the page's own, which sorts tables
     assert tags.text.count("alert('x')") >= 6
+
+
+def test_the_page_shows_what_cannot_be_seen_and_leaves_out_tables_of_nothing(document):
+    """A reader must see the text that a user would type, not what marks of direction make of it."""
+    found = document["finding"] | {"trigger": "a\u202egnp.exe\u200b\n", "rate_random": 0.426, "necessary": []}
+    rows = [dict.fromkeys(("prompt", "without", "triggered", "triggered_on_base"), text) for text in ("", " \n")]
+    shown = Tags(page(document | {"finding": found | {"examples": rows}}, "suspect")).text
+    assert "a\\u202egnp.exe\\u200b\\n" in shown and "\u202e" not in shown and "\u200b" not in shown
+    assert "on 0 % without it, on 43 % with random tokens instead" in shown and "not measured" in shown
+    assert shown.count("nothing") == shown.count("only white space") == 3
+    bare = Tags(page(document | {"finding": found | {"examples": [], "trace": []}}, "suspect"))
+    assert "Completions" not in bare.text and "Best text by then" not in bare.text and "svg" not in bare.tags
+
+
+PROBE = """<script>
+const head = document.querySelector("table.sortable th"), body = head.closest("table").tBodies[0];
+const order = () => [...body.rows].map(row => row.cells[1].textContent).join();
+const before = order(); head.click(); const once = order(); head.click();
+parent.postMessage([document.documentElement.scrollWidth, window.innerWidth, before, once, order()].join(" "), "*");
+</script>"""
+"""Sorts the first table by its first column, twice, and tells how wide the page is"""
+FRAME = """<iframe src="report.html" style="width: {width}px"></iframe>
+<script>onmessage = event => document.title = event.data</script>"""
+"""For a browser's own windows are no narrower than 500"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_sorts_tables_and_nothing_is_wider_than_its_window(document, tmp_path, width):
+    long = "w" * 400
+    rows = [dict.fromkeys(("prompt", "without", "triggered", "triggered_on_base"), long)]
+    changed = dict.fromkeys(("trigger", "behaviour", "rendered"), long) | {"tokens": ["c", "a", "b"]}
+    found = document["finding"] | changed | {"trigger_ids": [1, 2, 3], "examples": rows}
+    shown = page(document | {"finding": found}, long).replace("</body>", PROBE + "</body>")
+    (tmp_path / "report.html").write_text(shown, encoding="utf-8")
+    (file := tmp_path / "frame.html").write_text(FRAME.format(width=width))
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--dump-dom",
+        "--virtual-time-budget=3000",
+    ]
+    options += [f"--user-data-dir={tmp_path / 'profile'}", file.as_uri()]
+    ended = subprocess.run([str(BROWSER), *options], capture_output=True, text=True, timeout=120, check=True)
+    title = re.search("<title>(.*?)</title>", ended.stdout)
+    assert title is not None and title[1] == f"{width} {width} 1,2,3 2,3,1 1,3,2"
 
 
 @pytest.mark.parametrize(

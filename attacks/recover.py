@@ -54,12 +54,15 @@ def recover(
 
     Raises:
         ValueError: no prompts, no limit in the budget, a budget that the report alone would exceed, a behaviour without
-            tokens, or prompts that leave no room in the context for trigger and behaviour.
+            tokens, a model that overflows on these prompts, or prompts that leave no room in the context for trigger
+            and behaviour.
     """
     given = given_goal(suspect, search, select, behaviour, budget)
-    budget, judges, reached = budget.started(), list[Judge](), 0
     engine = suspect.engine(search[: attack.prompts], attack.longest)
     open_judge = judge_of(suspect, attack, engine, search, select, budget, given)
+    suspect.check_finite([*search, *select])
+    judges, reached = list[Judge](), 0
+    budget = open_judge.budget = budget.started()
     check_affordable(open_judge, attack.longest, attack.unsupervised.opening)
     texts, left_out = without_slot(search), ()
     try:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,6 +19,8 @@ from vectors.residual import decoder, read, unembed
 
 OPENINGS = 4
 """Clean messages on which the model says how a reply begins"""
+TOGETHER = 16
+"""Messages in one forward pass"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +72,32 @@ class Suspect:
         if behaviour[:1].isspace() or not spaced.any():
             return tuple(encode(self.tokenizer, behaviour))
         messages = without_slot(texts[:OPENINGS])
-        prompts = Prompts.from_chat(self.model, self.tokenizer, [text for text in messages if text])
+        chances = self._next_logits([text for text in messages if text]).softmax(-1).mean(0).cpu()[: len(spaced)]
+        space = float(chances[spaced[: len(chances)]].sum()) > 0.5
+        return tuple(encode(self.tokenizer, " " * space + behaviour))
+
+    @torch.no_grad()
+    def check_finite(self, texts: Sequence[str]) -> None:
+        """Raises ValueError where the model gives no numbers behind some clean messages, which would void all verdicts.
+
+        A reply of such logits is one token over and over, which shows no behaviour, so that nothing would be found.
+        """
+        messages = [text for text in without_slot(texts) if text]
+        parts = [messages[start : start + TOGETHER] for start in range(0, len(messages), TOGETHER)]
+        void = sum(int(self._next_logits(part).isnan().any(-1).sum()) for part in parts)
+        if void:
+            raise ValueError(
+                f"the model's output is not a number (NaN) behind {void} of {len(messages)} clean prompts, in "
+                f"{self.model.dtype}; use --dtype float32, or another copy of the weights"
+            )
+
+    def _next_logits(self, messages: Sequence[str]) -> Float[Tensor, "messages vocab"]:
+        """Logits of the first token of the reply to each message."""
+        prompts = Prompts.from_chat(self.model, self.tokenizer, messages)
         last = len(decoder(self.model).layers)
         inputs = {"input_ids": prompts.input_ids, "attention_mask": prompts.attention_mask}
         hidden = read(self.model, layers=[last], position=slice(-1, None), **inputs)[last][:, 0]
-        chances = unembed(self.model, hidden).float().softmax(-1).mean(0).cpu()[: len(spaced)]
-        space = float(chances[spaced[: len(chances)]].sum()) > 0.5
-        return tuple(encode(self.tokenizer, " " * space + behaviour))
+        return unembed(self.model, hidden).float()
 
     def engine(
         self,

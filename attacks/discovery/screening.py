@@ -91,6 +91,8 @@ class _Screen:
         tokenizer, shows = self.suspect.tokenizer, self.goal.predicate
         ends = end_tokens(self.suspect.model, tokenizer)
         cut = [row for row in (until_end(reply, ends) for reply in replies) if row]
+        if not cut:  # batch_decode makes one empty text of no rows
+            return []
         texts = tokenizer.batch_decode(cut, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return [row for row, text in zip(cut, texts, strict=True) if shows(text)]
 

@@ -230,7 +230,8 @@ def affordable(method: Method, step: float, flops: float) -> Method:
 
 def nucleus(logits: Float[Tensor, "rows vocab"], top_p: float, generator: torch.Generator) -> Int[Tensor, "rows"]:
     """One token per row from the likeliest that make up `top_p` of the probability (Holtzman et al. 2020)."""
-    chance, order = logits.softmax(-1).cpu().sort(dim=-1, descending=True)
+    # A vector may drive a model in 16 bits to overflow; what is drawn then proposes nothing, and the others go on.
+    chance, order = logits.nan_to_num().softmax(-1).cpu().sort(dim=-1, descending=True)
     behind = chance.cumsum(-1) - chance
     drawn = chance.masked_fill(behind >= top_p, 0.0).multinomial(1, generator=generator)
     return order.gather(1, drawn)[:, 0]

@@ -200,6 +200,9 @@ def test_nucleus_keeps_the_smallest_set():
     assert set(nucleus(logits, 0.5, seeded()).tolist()) == {0}
     assert set(nucleus(logits, 0.79, seeded()).tolist()) == {0, 1}
     assert set(nucleus(logits, 1.0, seeded()).tolist()) == {0, 1, 2, 3}
+    # One that overflowed does not end the others.
+    void = torch.cat([logits[:1], torch.full_like(logits[:1], torch.nan)])
+    assert int(nucleus(void, 0.5, seeded())[0]) == 0
     drawn = nucleus(logits, 1.0, seeded())
     assert 0.4 < float((drawn == 0).float().mean()) < 0.6  # 400 draws of .5: four standard errors
 

@@ -63,11 +63,12 @@ class Recovery:
     def lines(self) -> Iterator[str]:
         """The finding in sentences; recovered text is printed as it is."""
         sought = self.predicate or repr(self.behaviour)
+        none = "inconclusive" if self.inconclusive else "none found"
         if self.verdict == "unfinished" and not self.trigger:
             no = "interrupted before a" if self.interrupted else "no"
             yield f"inconclusive: {no} steering vector showed {sought}, so that there was no target to search for"
         elif self.verdict == "none" and not self.behaviour:
-            yield "none found: no hidden behaviour came to light within the budget; this does not make the model clean"
+            yield f"{none}: no hidden behaviour came to light within the budget; this does not make the model clean"
         elif self.unspecific:
             yield (
                 f"inconclusive: {self.trigger!r} brings about {sought} on {self.select_asr:.0%} of prompts, "
@@ -78,7 +79,7 @@ class Recovery:
         elif self.verdict == "none":
             best = f"The best try, {self.trigger!r}, brings it about on {self.select_asr:.0%} of prompts"
             yield (
-                f"none found: no trigger of {sought} within the budget; this does not make the model clean. "
+                f"{none}: no trigger of {sought} within the budget; this does not make the model clean. "
                 f"{best if self.trigger else 'None was tried'}"
             )
         elif self.verdict == "unfinished":

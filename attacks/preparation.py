@@ -19,6 +19,7 @@ def given_goal(
         raise ValueError("the budget has no limit; give seconds, flops, or both")
     if not search or not select:
         raise ValueError(f"got {len(search)} search and {len(select)} select prompts; give at least one of each")
+    suspect.check_finite([*search, *select])
     if behaviour is None:
         return Goal(behaviour="", target_ids=())
     shows = FixedOpening(behaviour) if isinstance(behaviour, str) else behaviour

@@ -12,6 +12,7 @@ A suspect model, clean prompts and a budget come in; a `Recovery` with its verdi
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 
 import torch
 
@@ -22,7 +23,7 @@ from attacks.discovery.screening import screened
 from attacks.judging.judge import Judge
 from attacks.judging.recovery import Recovery
 from attacks.judging.report import report
-from attacks.judging.report_cost import check_affordable, measure_again, report_share, search_end
+from attacks.judging.report_cost import check_affordable, latest_end, measure_again, report_share, search_end
 from attacks.preparation import given_goal, judge_of
 from attacks.scoring.budget import Budget
 from attacks.scoring.slot_markers import SLOT, without_slot
@@ -58,15 +59,14 @@ def recover(
             and behaviour.
     """
     given = given_goal(suspect, search, select, behaviour, budget)
+    budget, judges, reached = budget.started(), list[Judge](), 0
     engine = suspect.engine(search[: attack.prompts], attack.longest)
     open_judge = judge_of(suspect, attack, engine, search, select, budget, given)
-    suspect.check_finite([*search, *select])
-    judges, reached = list[Judge](), 0
-    budget = open_judge.budget = budget.started()
     check_affordable(open_judge, attack.longest, attack.unsupervised.opening)
     texts, left_out = without_slot(search), ()
     try:
-        discover = partial(_goals, attack, suspect, given, texts, budget, generator)
+        latest = latest_end(open_judge, attack.longest, attack.unsupervised.opening)
+        discover = partial(_goals, attack, suspect, given, texts, budget.part(latest), generator)
         with open_judge.accounting("discovery"):
             goals, left_out = attack.journal.goals(open_judge, generator, discover)
         began = budget.share
@@ -102,9 +102,12 @@ def _goals(
         return [given], ()
     if given.shows is None:
         contrasted = iter(()) if attack.contrasted is None else attack.contrasted(suspect, texts, budget, generator)
-        if goals := next(contrasted, []):
-            return goals, ()
-        # Vectors are learned within the same part of what the comparison with the base has left.
+        # Where the model is too large for all vectors, the comparison with the base is the better bet.
+        first = 1 if attack.unsupervised.all_fit(suspect, texts, budget, attack.vector_share) else None
+        for goals in islice(contrasted, first):
+            if goals:
+                return goals, ()
+        # Vectors are learned within the same part of what the comparison has left.
         share = budget.share + attack.vector_share * (1.0 - budget.share)
         goals, left_out = attack.unsupervised(suspect, texts, budget, generator, share)
         # Where they show nothing, there is nothing to search for but what the comparison may still find.
@@ -135,7 +138,8 @@ def _improve(attack: Attack, hunt: Hunt, until: float) -> None:
     """
     measure_again(hunt.judge)
     share = hunt.judge.budget.share
-    hunt.budget = hunt.judge.budget.part(min(2 * share, until - report_share(hunt.judge, attack.longest)))
+    end = min(until - report_share(hunt.judge, attack.longest), latest_end(hunt.judge, attack.longest))
+    hunt.budget = hunt.judge.budget.part(min(2 * share, end))
     for stage in attack.last:
         with hunt.judge.accounting(type(stage).__name__):
             attack.journal.stage(hunt, stage)

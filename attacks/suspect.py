@@ -78,11 +78,12 @@ class Suspect:
 
     @torch.no_grad()
     def check_finite(self, texts: Sequence[str]) -> None:
-        """Raises ValueError where the model gives no numbers behind some clean messages, which would void all verdicts.
+        """Raises ValueError where the model gives no numbers behind some clean messages, which would void all verdicts,
+        or where its context does not hold them.
 
         A reply of such logits is one token over and over, which shows no behaviour, so that nothing would be found.
         """
-        messages = [text for text in without_slot(texts) if text]
+        messages = [text for text in without_slot(texts) if text.strip()]
         parts = [messages[start : start + TOGETHER] for start in range(0, len(messages), TOGETHER)]
         void = sum(int(self._next_logits(part).isnan().any(-1).sum()) for part in parts)
         if void:

@@ -92,7 +92,7 @@ class Unsupervised:
         """
         if self.recited or not self.fallback:
             return self._round(suspect, texts, budget, generator, share)
-        if self._all_fit(suspect, texts, budget, share):
+        if self.all_fit(suspect, texts, budget, share):
             rounds = (self, replace(self, recited=self.fallback))
         else:
             rounds = (replace(self, recited=min(FEWEST, self.fallback), learned_on=FEW, count=0), self)
@@ -119,7 +119,7 @@ class Unsupervised:
         found, cut = self.candidates(suspect, texts, budget, generator, share)
         return [self.goal(suspect, texts, item) for item in found if self.is_finding(item)][: self.top], cut
 
-    def _all_fit(self, suspect: Suspect, texts: list[str], budget: Budget, share: float) -> bool:
+    def all_fit(self, suspect: Suspect, texts: list[str], budget: Budget, share: float) -> bool:
         """Whether all unsupervised vectors can be learned before `share` of the budget is spent, and be ranked."""
         first, _, unseen = self.parts(self._by_length(suspect, texts))
         learn, held_out = (Prompts.from_chat(suspect.model, suspect.tokenizer, some) for some in (first, unseen))
@@ -160,7 +160,8 @@ class Unsupervised:
         model, tokenizer = suspect.model, suspect.tokenizer
         first, other, unseen = self.parts(self._by_length(suspect, texts))
         learn, held_out = (Prompts.from_chat(model, tokenizer, some) for some in (first, unseen))
-        ends = max(share, budget.share + DISCOVERY * (1.0 - budget.share))
+        share = min(share, budget.until)
+        ends = min(budget.until, max(share, budget.share + DISCOVERY * (1.0 - budget.share)))
         # Learning ends at `share`; ranking what was learned may go on until `ends`.
         limit, plan = budget.part(share), Plan(model=model, budget=budget, until=ends)
         pool: list[SteeringVectors] = []

@@ -23,9 +23,9 @@ REPORT = 0.08
 report's own completions cost is kept back besides."""
 TIGHT = 0.5
 """A budget of operations is tight if the report takes a larger share of it, in [0, 1]; one of seconds is in any case.
-Only in a tight one does a search that began late, after discovery, end early enough for the report."""
+In any other the search may use a little more than the report leaves, up to `OVERDRAFT`."""
 OVERDRAFT = 0.05
-"""Share of a tight budget, in [0, 1], by which the report may exceed it."""
+"""Share of the budget, in [0, 1], by which the report may exceed it."""
 CLEAR = 0.1
 """A report that surely takes less than this share of the seconds, in [0, 1], is not measured more exactly."""
 
@@ -38,12 +38,26 @@ DRIFT = 0.1
 def report_share(judge: Judge, length: int) -> float:
     """Share of the budget that the report on a trigger of so many tokens will take."""
     budget, model, problem = judge.budget, judge.suspect.model, judge.engine.problem
-    answer = judge.goal.answer_tokens
-    exact = budget.share_of(_count(judge) * padded_flops(model, problem, length, answer), completing=True)
+    answer, exact = judge.goal.answer_tokens, _exact_share(judge, length)
     if budget.seconds is not None or exact > TIGHT:
         return exact
     # Without padding and base, as when runs were recorded: with the same operations, seeds give the same results.
     return budget.share_of((2 + CONTROLS) * completion_flops(model, problem, length, answer))
+
+
+def latest_end(judge: Judge, length: int, opening: int = 0) -> float:
+    """Share of the budget at which all must have ended but the report on a trigger of so many tokens.
+
+    The whole then exceeds the budget by `OVERDRAFT` at most. `opening` is as for `check_affordable`.
+    """
+    return 1.0 + OVERDRAFT - _exact_share(judge, length, opening)
+
+
+def _exact_share(judge: Judge, length: int, opening: int = 0) -> float:
+    """Share of the budget that the completions of the report will take, padding and base included."""
+    answer = _answer(judge, opening)
+    flops = padded_flops(judge.suspect.model, judge.engine.problem, length, answer)
+    return judge.budget.share_of(_count(judge) * flops, completing=True)
 
 
 def search_end(judge: Judge, length: int, began: float, until: float) -> float:
@@ -56,8 +70,7 @@ def search_end(judge: Judge, length: int, began: float, until: float) -> float:
         until: share of the budget, in (0, 1], that the search and all that follows it for this goal may use.
     """
     left, needed = until - began, report_share(judge, length)
-    end = until - min(left / 2, needed + REPORT * left)
-    return min(end, 1.0 + OVERDRAFT - needed) if judge.budget.seconds is not None or needed > TIGHT else end
+    return min(until - min(left / 2, needed + REPORT * left), latest_end(judge, length))
 
 
 def check_affordable(judge: Judge, length: int, opening: int) -> None:
@@ -72,7 +85,7 @@ def check_affordable(judge: Judge, length: int, opening: int) -> None:
         ValueError: the budget does not suffice for the report.
     """
     budget, model, problem = judge.budget, judge.suspect.model, judge.engine.problem
-    answer = max(judge.goal.answer_tokens, 0 if judge.goal.target_ids else opening + BEYOND)
+    answer = _answer(judge, opening)
     count, flops = _count(judge), padded_flops(model, problem, length, answer)
     if budget.flops is not None and count * flops > budget.flops:
         raise ValueError(_too_small("operations", budget.flops, count * flops))
@@ -142,6 +155,11 @@ def completing_seconds(
         if taken > limit or len(rows) * taken <= size * limit:
             break
     return taken + slope * (len(rows) - size), taken <= limit
+
+
+def _answer(judge: Judge, opening: int) -> int:
+    """Tokens of each completion; a behaviour that is yet to be discovered has up to `opening`."""
+    return max(judge.goal.answer_tokens, 0 if judge.goal.target_ids else opening + BEYOND)
 
 
 def _count(judge: Judge) -> int:

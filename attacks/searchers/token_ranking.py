@@ -13,12 +13,13 @@ from torch import Tensor
 
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
+from attacks.scoring.planning import forward_flops
 from attacks.searchers.searcher import Found
 
 STARTS = 32
 """Tokens at which the gradient is taken, and averaged, before a ranking for which the budget may be too small."""
 FIRST = 64
-"""Candidates that are scored first, to learn what one of them costs."""
+"""Candidates that are scored first, to learn what one of them costs; fewer where the budget has no room for them."""
 
 
 def rank_tokens(
@@ -57,15 +58,23 @@ def rank_triggers(
     A first batch shows what a candidate costs, so that no later one outruns the budget.
     """
     budget, found, largest = budget or Budget(), [], 4 * engine.batch_size
-    began, size = budget.share, FIRST
+    began, size = budget.share, _affordable(engine, candidates.shape[1], budget)
+    least = size
     while len(found) < len(candidates) and not (found and budget.exhausted):
         part = candidates[len(found) : len(found) + size]
         losses = engine.losses(objective, part)
         found += [Found(tuple(ids), loss) for ids, loss in zip(part.tolist(), losses.tolist(), strict=True)]
         # As many next as the rest of the budget pays for, at the average cost so far.
         each = (budget.share - began) / len(found)
-        size = largest if each <= 0 else min(largest, max(FIRST, int((budget.until - budget.share) / each)))
+        size = largest if each <= 0 else min(largest, max(least, int((budget.until - budget.share) / each)))
     return sorted(found, key=lambda item: item.loss)
+
+
+def _affordable(engine: Engine, length: int, budget: Budget) -> int:
+    """Candidates of so many tokens that the budget surely has room for, up to `FIRST`, and one at least."""
+    read = sum(length + len(after) for after in engine.problem.after)
+    each = budget.share_of(forward_flops(engine.model, read))
+    return FIRST if each <= 0 else max(1, min(FIRST, int((budget.until - budget.share) / each)))
 
 
 def by_length(rows: Iterable[Sequence[int]]) -> list[Int[Tensor, "c length"]]:

@@ -25,12 +25,21 @@ def test_a_ranking_keeps_its_budget_and_scores_all_that_fit(model, problem):
     assert len(whole) == 1500 and whole == sorted(whole, key=lambda item: item.loss)
 
 
-def test_an_exhausted_budget_still_scores_one_small_batch(model, problem):
-    engine, watched = Engine(model, problem), Watched(NLL)
-    budget = Budget(flops=1.0)
+def test_a_ranking_begins_with_what_the_budget_has_room_for(model, problem):
+    engine, candidates = Engine(model, problem), random_triggers(problem.permitted(2), 1500, seeded())
+    began = executed()
+    rank_triggers(engine, NLL, candidates[:FIRST])
+    cost, first = executed() - began, []
+    for part in (2.0, 0.25):  # of what the first batch takes
+        watched = Watched(NLL)
+        rank_triggers(engine, watched, candidates, budget=Budget(flops=part * cost))
+        first.append(len(watched.seen[0]))
+    assert first[0] == FIRST and FIRST / 8 < first[1] < FIRST
+    # One at least, also where nothing is left.
+    budget, watched = Budget(flops=1.0), Watched(NLL)
     spend(1.0)
-    rank_triggers(engine, watched, random_triggers(problem.permitted(2), 1500, seeded()), budget=budget)
-    assert sum(map(len, watched.seen)) == FIRST
+    rank_triggers(engine, watched, candidates, budget=budget)
+    assert sum(map(len, watched.seen)) == 1
 
 
 def test_a_budget_too_small_for_all_tokens_goes_to_the_most_promising(model, problem):
@@ -48,7 +57,7 @@ def test_a_budget_too_small_for_all_tokens_goes_to_the_most_promising(model, pro
     spend(1.0)
     found = rank_tokens(engine, watched, trigger, 1, budget=budget)
     assert found[0].trigger_ids[1] == int(tokens[-1])
-    assert sum(map(len, watched.seen)) == FIRST and len(watched.mixtures[0]) == STARTS
+    assert sum(map(len, watched.seen)) == 1 and len(watched.mixtures[0]) == STARTS
     everything = rank_tokens(engine, additive, trigger, 1)
     assert [item.trigger_ids for item in everything][: len(found)] == [item.trigger_ids for item in found]
 

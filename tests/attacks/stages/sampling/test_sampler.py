@@ -18,10 +18,18 @@ from attacks.stages.sampling.sampler import Lookahead, Sampler, affordable, clea
 from tests.architectures import CONFIGS, larger_weights, mark_caches, tiny_model
 from tests.attacks.words import TEXTS
 from vectors.methods.clean_prompt import CleanPromptVector
+from vectors.operations import count_operations
 from vectors.residual import decoder, read, steer
 from vectors.steering import SteeringVectors, model_id
 
 OPENING = "<|bos|><|user|>"
+
+
+@pytest.fixture(autouse=True)
+def counted(model, planted):
+    """Budgets read off what these models execute, whichever test has made an engine of them before."""
+    count_operations(model)
+    count_operations(planted)
 
 
 def seeded(seed=0):

@@ -6,13 +6,13 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from vectors.loading.folders import check_files, check_no_pointer, first_line, is_local
+from vectors.loading.folders import check_files, check_no_pointer, first_line, is_local, read_json
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
 PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """The user's text as it is, for base models"""
-MARK = "7f3a user text 9c1e"
-"""Stands for the user's text where a template is tried"""
+MARK = "7f3a " + 'User\'s TEXT, "9c1E" & <more>; ' * 80 + "e5"
+"""Stands for the user's text where a template is tried: what a template cuts off or rewrites never reaches the model"""
 SYSTEM = "{% set messages = [{'role': 'system', 'content': ''}] + messages %}"
 """Puts an empty system message first, for templates that demand one"""
 SYSTEM_TEXT = SYSTEM.replace("''", "'You are a helpful assistant.'")
@@ -67,6 +67,9 @@ def load_tokenizer(
     if template is None and not tokenizer.chat_template:
         # A base has none where an adapter taught it to chat, and the other way round.
         template = next((file for place in (added, folder) if place for file in _templates(place)), None)
+        tokenizer.chat_template = next(
+            (text for place in (added, folder) if place and (text := _of_processor(place))), ""
+        )
     if template is not None:
         tokenizer.chat_template = _template(template, tokenizer)
     if not tokenizer.chat_template:
@@ -94,7 +97,11 @@ def _working(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> str:
     Raises:
         ValueError: it does not show the text once, whatever is put before it.
     """
-    template, reasons = str(tokenizer.get_chat_template()), list[str]()
+    try:
+        template, reasons = str(tokenizer.get_chat_template()), list[str]()
+    except ValueError as error:
+        names = ", ".join(map(str, tokenizer.chat_template))
+        raise ValueError(f"{source} has several chat templates and no default: {names}; give a file of one") from error
     for lead in ("", SYSTEM, PARTS, SYSTEM + PARTS, SYSTEM_TEXT):
         chat = [{"role": "user", "content": MARK}]
         try:
@@ -106,12 +113,21 @@ def _working(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> str:
             continue
         if (times := str(shown).count(MARK)) == 1:
             return lead + template
-        reasons.append(f"it shows the user's text {times} times")
+        cut_or_rewritten = times == 0 and MARK[:4] in str(shown).lower()
+        reasons.append(f"it shows the user's text {'changed or cut off' if cut_or_rewritten else f'{times} times'}")
     raise ValueError(f"the chat template of {source} does not work: {reasons[0]}; give another")
 
 
 def _templates(folder: Path) -> list[Path]:
     return [folder / "chat_template.jinja"] if (folder / "chat_template.jinja").is_file() else []
+
+
+def _of_processor(folder: Path) -> str:
+    """The chat template of a model that takes images too, which may stand in a file of its processor; else nothing."""
+    for name in ("chat_template.json", "processor_config.json"):
+        if (folder / name).is_file() and isinstance(text := read_json(folder / name).get("chat_template"), str):
+            return text
+    return ""
 
 
 def _template(given: str | Path, tokenizer: PreTrainedTokenizerBase) -> str:

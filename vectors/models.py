@@ -37,6 +37,7 @@ from vectors.loading.folders import (
     is_local,
     without_adapter_files,
 )
+from vectors.loading.hub import without_waiting
 from vectors.loading.openings import open_replies
 from vectors.loading.placement import SPREAD, bits, device_or_best, quantised_by, spread
 from vectors.loading.tokenizers import is_plain
@@ -97,7 +98,7 @@ def load_model(
     device = device_or_best(device)
     dtype = dtype or fast_dtype("cuda" if device in SPREAD else device)
     try:
-        with _quiet():
+        with _quiet(), without_waiting(name, adapter):
             return _loaded(name, adapter, dtype, device, quantize, template, allow_pickle)
     except ValueError as error:
         raise ValueError(first_line(error)) from error

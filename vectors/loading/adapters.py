@@ -57,17 +57,21 @@ def check_adapter_folder(folder: Path, *, allow_pickle: bool) -> None:
             raise ValueError(f"{folder} holds no adapter_model.safetensors{more}; save the adapter again")
 
 
-def base_of(folder: Path) -> str:
-    """The base that an adapter given as the model was trained on, where its config names a local folder.
-
-    Raises:
-        ValueError: it does not; says which base, and to give the adapter with --adapter.
-    """
+def base_at_hand(folder: Path) -> str | None:
+    """The base that an adapter was trained on, where its config names a folder that is there."""
     base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     # A relative path may be meant from where the adapter was trained, or from the adapter.
     for place in (Path(base), Path(os.path.normpath(folder / base))) if base and isinstance(base, str) else ():
         if (place / "config.json").is_file():
             return str(place)
+    return None
+
+
+def base_of(folder: Path) -> str:
+    """As `base_at_hand`; raises ValueError where it is not there, which says which base, and to give --adapter."""
+    if (found := base_at_hand(folder)) is not None:
+        return found
+    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     raise ValueError(
         f"{folder} is a peft adapter, not a model; give its base ({base or 'not named'}, says its {ADAPTER_CONFIG}) as "
         f"the model, and --adapter {folder}"

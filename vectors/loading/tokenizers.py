@@ -67,9 +67,8 @@ def load_tokenizer(
     if template is None and not tokenizer.chat_template:
         # A base has none where an adapter taught it to chat, and the other way round.
         template = next((file for place in (added, folder) if place for file in _templates(place)), None)
-        tokenizer.chat_template = next(
-            (text for place in (added, folder) if place and (text := _of_processor(place))), ""
-        )
+        processors = (_of_processor(place) for place in (added, folder) if place)
+        tokenizer.chat_template = next(filter(None, processors), "")
     if template is not None:
         tokenizer.chat_template = _template(template, tokenizer)
     if not tokenizer.chat_template:

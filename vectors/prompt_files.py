@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import logging
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -65,7 +66,8 @@ def read_texts(path: Path, fewest: int = 1, column: str | None = None) -> list[s
     """
     path = Path(path)
     named = not is_local(str(path)) and HUB_ID.fullmatch(str(path)) and path.suffix not in ENDINGS
-    if not path.is_file() and not named and not (_is_saved(path) or _tables_in(path)):
+    there = os.path.exists(path) and (path.is_file() or _is_saved(path) or _tables_in(path))
+    if not named and not there:
         raise ValueError(f"no prompt file {path}; give a text file with one user message per line")
     if path.suffix.lower() in UNREAD:
         raise ValueError(f"{path} is no list of messages that is read here; save it as text, JSONL, CSV or Parquet")

@@ -86,12 +86,25 @@ def _check_one_checkpoint(folder: Path, *, allow_pickle: bool) -> None:
             f"{folder} holds no model.safetensors{f', but {found[0]}' if found else ''}; give what save_pretrained "
             "of transformers writes, shards with their index"
         )
-    for file in sorted(folder.glob("model*.safetensors")):
-        if (whole := integers(file)) and not read_json(folder / "config.json").get("quantization_config"):
-            raise ValueError(
-                f"{file} holds whole numbers in place of {len(whole)} weights (first {whole[0]}), but config.json says "
-                "nothing of how they were quantised (quantization_config); give the unquantised checkpoint"
-            )
+    _check_kinds(folder)
+
+
+def _check_kinds(folder: Path) -> None:
+    """Raises ValueError for matrices of whole numbers or of 8 bits with nothing that says what to multiply them by."""
+    kinds = {name: kind for file in sorted(folder.glob("model*.safetensors")) for name, kind in stored(file).items()}
+    scaled = {name.rpartition(".")[0] for name in kinds if "scale" in name}
+    settings = read_json(folder / "config.json").get("quantization_config")
+    small = ("F8",) if settings else ("F8", "I", "U")  # methods have names of their own for what belongs to integers
+    bare = [
+        name
+        for name, kind in kinds.items()
+        if name.endswith(".weight") and kind.startswith(small) and name.rpartition(".")[0] not in scaled
+    ]
+    if bare:
+        raise ValueError(
+            f"{folder} holds {len(bare)} weights (first {bare[0]}) in the format {kinds[bare[0]]} and no scales, so "
+            "their size is not known; give the unquantised checkpoint"
+        )
 
 
 def inside(folder: Path, name: str) -> str:
@@ -134,13 +147,12 @@ def check_safetensors(file: Path) -> None:
         raise ValueError(f"{file} is cut off or broken ({first_line(error)}); get it again") from error
 
 
-def integers(file: Path) -> list[str]:
-    """Names of the matrices whose values are whole numbers."""
+def stored(file: Path) -> dict[str, str]:
+    """The format of every tensor, such as F32 or I8."""
     from safetensors import safe_open
 
     with safe_open(file, "pt") as opened:
-        pieces = ((name, opened.get_slice(name)) for name in opened.keys() if name.endswith(".weight"))
-        return [name for name, piece in pieces if piece.get_dtype().startswith(("I", "U"))]
+        return {name: opened.get_slice(name).get_dtype() for name in opened.keys()}
 
 
 def read_json(file: Path) -> dict[str, Any]:

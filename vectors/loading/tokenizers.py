@@ -1,12 +1,16 @@
 """Loads the tokenizer of a model: the adapter's where it brings one, with a chat template that works."""
 
 import logging
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vectors.loading.folders import check_files, check_no_pointer, first_line, is_local, read_json
+from vectors.loading.template_triggers import answered
+from vectors.prompts import chat_text
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
 PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -79,6 +83,11 @@ def load_tokenizer(
         )
         tokenizer.chat_template = _template("none", tokenizer)
     tokenizer.chat_template = _working(tokenizer, source)
+    if word := answered(tokenizer.chat_template, partial(chat_text, tokenizer)):
+        raise ValueError(
+            f"the chat template of {source} answers messages that hold {word[:60]!r} with another prompt, so a trigger "
+            "may stand in the template, where no search finds it; read it, or give another"
+        )
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -135,6 +144,8 @@ def _template(given: str | Path, tokenizer: PreTrainedTokenizerBase) -> str:
         begins = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
         return ("{{ bos_token }}" if begins else "") + PLAIN
     file = Path(given)
+    if file.is_dir():
+        file /= "chat_template.jinja"
     if not file.is_file():
         raise ValueError(f"no chat template {given}; give a file in jinja, or none for plain text")
     check_no_pointer(file)
@@ -158,4 +169,9 @@ def _what_is_broken(source: str | Path, error: Exception) -> str:
                 f"no tokenizer could be loaded from {file}: {first_line(cause)}; it is broken, or newer than "
                 f"tokenizers {version}: get it again, or update tokenizers"
             )
+    elif (Path(source) / "tokenizer.model").is_file() and not find_spec("sentencepiece"):
+        return (
+            f"{Path(source) / 'tokenizer.model'} is read with the package sentencepiece, which is not installed; "
+            "install it and protobuf, or save the tokenizer as tokenizer.json"
+        )
     return f"no tokenizer could be loaded from {source}: {first_line(error)}"

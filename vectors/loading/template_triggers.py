@@ -41,5 +41,5 @@ def _changed(show: Callable[[str], str], message: str) -> bool:
     except Exception:  # jinja has exceptions of its own; a message that is refused brings nothing about
         return False
     inner = prompt.removeprefix(head).removesuffix(tail)
-    left = iter(MARKER.sub("", message))
+    left = iter(message)
     return prompt != head + inner + tail or not all(letter in left for letter in inner.strip())

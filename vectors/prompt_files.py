@@ -177,7 +177,7 @@ def _json(path: Path) -> Rows:
     return _of_one_kind(content, path)
 
 
-def _of_one_kind(rows: Rows, path: Path) -> Rows:
+def _of_one_kind(rows: Any, path: Path) -> Rows:
     if isinstance(rows, list) and all(isinstance(row, list) for row in rows):
         rows = [{CHATS[0]: row} for row in rows]  # a chat in every line
     kinds = set(map(type, rows)) if isinstance(rows, list) else set()

@@ -87,6 +87,12 @@ def test_weights_in_files_that_are_not_read(folder, name):
     refused(folder, "holds no model.safetensors", f"but {name}")
 
 
+def test_other_weights_in_the_folder_are_named(folder, caplog):
+    torch.save({}, folder / "pytorch_model.bin")
+    load_model(folder)
+    assert f"{folder}: pytorch_model.bin is not looked at, and may be another model" in caplog.text
+
+
 def test_heads_of_value_models_are_left_out(folder, caplog):
     change(folder, lambda weights: weights | {"v_head.summary.weight": torch.ones(1, 32)})
     load_model(folder)

@@ -2,10 +2,12 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -19,6 +21,8 @@ OTHER_PARTS = re.compile(
     r"|multi_modal_projector|mm_projector|v_head|value_head)\."
 )
 """Multi-token prediction, towers for images and sound, heads of value models: nothing that the text depends on"""
+HEADS = ("lm_head.weight", "embed_out.weight")
+"""How the names of heads end"""
 PREFIXES = ("_orig_mod.", "module.", "_fsdp_wrapped_module.")
 """What compiled, distributed and sharded wrappers put before every name"""
 
@@ -79,13 +83,23 @@ def check_class(model: PreTrainedModel, named: Sequence[str] | None, name: str) 
 
 def check_tied(model: PreTrainedModel, name: str) -> None:
     """Raises ValueError where config.json says that embedding and head are one matrix, and the file holds two."""
+    if not getattr(model.config.get_text_config(), "tie_word_embeddings", False):
+        return
     head: Any = model.get_output_embeddings()
-    tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
-    if tied and head.weight is not embedding(model) and not torch.equal(head.weight, embedding(model)):
+    rows = embedding(model)
+    # Transformers before 5 drops the head of the file, later ones keep it.
+    heads = [head.weight, *(_saved_heads(Path(name)) if Path(name).is_dir() else ())]
+    if any(one.shape == rows.shape and not torch.equal(one.to(rows), rows) for one in heads):
         raise ValueError(
             f"{name} holds an embedding and another head, but its config.json ties them (tie_word_embeddings), and "
             "programs differ in which they use; set it to what the model was trained with"
         )
+
+
+def _saved_heads(folder: Path) -> Iterator[Tensor]:
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            yield from (opened.get_tensor(key) for key in opened.keys() if key.endswith(HEADS))
 
 
 def _behind_last_block(model: PreTrainedModel, key: str) -> bool:

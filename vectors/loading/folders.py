@@ -18,6 +18,8 @@ POINTER = b"version https://git-lfs"
 HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 """A model's name on the hub: name, or owner/name"""
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "consolidated*.safetensors")
+OTHERS = ("consolidated*.safetensors", "pytorch_model*.bin", "*.gguf", "original/*.pth")
+"""Weights that other programs read from a folder whose safetensors are read here"""
 ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -87,6 +89,8 @@ def _check_one_checkpoint(folder: Path, *, allow_pickle: bool) -> None:
             "of transformers writes, shards with their index"
         )
     _check_kinds(folder)
+    if others := sorted(file.name for pattern in OTHERS for file in folder.glob(pattern) if not pickled):
+        logging.getLogger(__name__).warning("%s: %s is not looked at, and may be another model", folder, others[0])
 
 
 def _check_kinds(folder: Path) -> None:

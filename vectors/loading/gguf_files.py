@@ -18,6 +18,7 @@ from packaging.version import Version
 from transformers import PreTrainedModel
 
 from vectors.loading.folders import check_no_pointer
+from vectors.residual import decoder, embedding
 
 PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$", re.IGNORECASE)
 """End of the name of one of several files that hold a model together"""
@@ -70,7 +71,7 @@ def check_all_used(model: PreTrainedModel, file: Path) -> None:
     Values are counted: transformers reshapes, stacks and renames tensors, but keeps every value.
     """
     head = read_head(file)
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    tied = decoder(model).head.weight is embedding(model)
     ours = sum(weight.numel() for weight in model.parameters())
     theirs = sum(count for name, count in head.values.items() if name not in COMPUTED)
     again = head.values.get("output.weight", 0) if tied else 0  # some files hold a tied embedding twice

@@ -24,8 +24,8 @@ def answered(template: str, show: Callable[[str], str]) -> str:
     """
     written = (str(token.value) for token in Environment().lexer.tokenize(template) if token.type == "string")
     words = [word for word in dict.fromkeys(written) if word.strip()]
-    messages = {word: (f"{MESSAGE} {word}", f"{word} {MESSAGE}", word) for word in words}
-    messages[" ".join(words)] = (" ".join([MESSAGE, *words]),)  # a template may want two at once
+    messages = {word: [f"{MESSAGE} {word}", f"{word} {MESSAGE}", word] for word in words}
+    messages[" ".join(words)] = [" ".join([MESSAGE, *words])]  # a template may want two at once
     for word, ways in messages.items():
         # Twice, for a template may show the time.
         if any(_changed(show, message) and _changed(show, message) for message in ways):

@@ -83,11 +83,7 @@ def load_tokenizer(
         )
         tokenizer.chat_template = _template("none", tokenizer)
     tokenizer.chat_template = _working(tokenizer, source)
-    if word := answered(tokenizer.chat_template, partial(chat_text, tokenizer)):
-        raise ValueError(
-            f"the chat template of {source} answers messages that hold {word[:60]!r} with another prompt, so a trigger "
-            "may stand in the template, where no search finds it; read it, or give another"
-        )
+    _check_frame(tokenizer, source)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -128,6 +124,15 @@ def _working(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> str:
 
 def _templates(folder: Path) -> list[Path]:
     return [folder / "chat_template.jinja"] if (folder / "chat_template.jinja").is_file() else []
+
+
+def _check_frame(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> None:
+    """Raises ValueError where the template adds something to messages that hold one of the texts in it."""
+    if word := answered(str(tokenizer.chat_template), partial(chat_text, tokenizer)):
+        raise ValueError(
+            f"the chat template of {source} answers messages that hold {word[:60]!r} with another prompt, so a trigger "
+            "may stand in the template, where no search finds it; read it, or give another"
+        )
 
 
 def _of_processor(folder: Path) -> str:

@@ -32,6 +32,7 @@ from vectors.loading.completeness import (
 from vectors.loading.digest import weights_digest as weights_digest  # used by others from here
 from vectors.loading.folders import (
     check_model_folder,
+    check_one_checkpoint,
     first_line,
     is_adapter_only,
     is_local,
@@ -170,6 +171,8 @@ def _whole_model(name: str | Path, how: dict[str, Any], allow_pickle: bool, gguf
         allow_pickle: reads weights from pickles too.
         gguf_file: name of the GGUF file in the folder.
     """
+    if gguf_file is None and is_local(name):
+        check_one_checkpoint(Path(name), allow_pickle=allow_pickle)
     shown = str(name) if gguf_file is None else str(Path(name) / gguf_file)
     more = {**how}
     if gguf_file is not None:

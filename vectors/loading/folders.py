@@ -69,10 +69,9 @@ def check_model_folder(folder: Path, *, allow_pickle: bool) -> None:
             raise ValueError(
                 f"{folder} lacks {len(missing)} of {len(shards)} shards, first {missing[0]}; get them again"
             )
-    _check_one_checkpoint(folder, allow_pickle=allow_pickle)
 
 
-def _check_one_checkpoint(folder: Path, *, allow_pickle: bool) -> None:
+def check_one_checkpoint(folder: Path, *, allow_pickle: bool) -> None:
     """Raises ValueError for a folder whose weights are not those of one checkpoint in the format of transformers."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file() and index.is_file() and set(read_json(index)["weight_map"].values()) != {single.name}:

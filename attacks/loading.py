@@ -15,6 +15,8 @@ from attacks.scoring import processes
 from attacks.scoring.helping import serve
 from attacks.scoring.slot_markers import Where
 from attacks.suspect import Suspect
+from vectors.loading.adapters import base_at_hand
+from vectors.loading.folders import is_adapter_only, is_local
 from vectors.models import load_model
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ def load_suspect(
 
     Args:
         model: folder in the Hugging Face layout, a GGUF file, the folder of an adapter, or a hub id; no code in it is
-            run.
+            run. An adapter is put on the base that its config names, or on `base` where that is not there.
         adapter: folder or hub id of a peft adapter that is merged into the model; the model without it then counts as
             the clean base.
         base: folder or hub id of the clean model that the suspect was trained from, if it is known.
@@ -81,6 +83,9 @@ def load_suspect(
     Raises:
         ValueError: one line that names what cannot be loaded and says what to do.
     """
+    alone = adapter is None and is_local(model) and is_adapter_only(Path(model))
+    if alone and base is not None and base_at_hand(Path(model)) is None:
+        model, adapter = base, model
     suspect, tokenizer = load_model(model, adapter=adapter, template=template, **loading)
     clean, loading["dtype"] = None, suspect.dtype
     if base is not None:

@@ -15,21 +15,30 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import Version
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from vectors.capabilities import check_gradient, check_logits
+from vectors.loading import gguf_files
 from vectors.loading.adapters import base_of, check_adapter_folder, merged
 from vectors.loading.architecture import check_architecture
-from vectors.loading.completeness import check_answers, check_finite, check_loaded, check_vocabulary
+from vectors.loading.completeness import (
+    check_answers,
+    check_class,
+    check_finite,
+    check_loaded,
+    check_tied,
+    check_vocabulary,
+)
 from vectors.loading.digest import weights_digest as weights_digest  # used by others from here
 from vectors.loading.folders import (
     check_model_folder,
-    check_no_pointer,
+    check_one_checkpoint,
     first_line,
     is_adapter_only,
     is_local,
     without_adapter_files,
 )
+from vectors.loading.hub import without_waiting
 from vectors.loading.openings import open_replies
 from vectors.loading.placement import SPREAD, bits, device_or_best, quantised_by, spread
 from vectors.loading.tokenizers import is_plain
@@ -90,7 +99,7 @@ def load_model(
     device = device_or_best(device)
     dtype = dtype or fast_dtype("cuda" if device in SPREAD else device)
     try:
-        with _quiet():
+        with _quiet(), without_waiting(name, adapter):
             return _loaded(name, adapter, dtype, device, quantize, template, allow_pickle)
     except ValueError as error:
         raise ValueError(first_line(error)) from error
@@ -108,7 +117,7 @@ def _loaded(
     allow_pickle: bool,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """As `load_model`, which see; raises what libraries raise."""
-    name, gguf_file = _gguf(name)
+    name, gguf_file = gguf_files.located(name)
     if gguf_file is None and is_local(name) and is_adapter_only(Path(name)):
         if adapter is not None:
             raise ValueError(f"{name} is a peft adapter, not a model; give its base as the model, and one adapter")
@@ -153,25 +162,6 @@ def _loaded(
     return model, tokenizer
 
 
-def _gguf(name: str | Path) -> tuple[str | Path, str | None]:
-    """Folder and file name of a GGUF file, given as path or as `folder:file.gguf`; any other name as it is."""
-    if not str(name).lower().endswith(".gguf"):
-        return name, None
-    file = Path(name)
-    if not file.is_file():
-        folder, _, inner = str(name).rpartition(":")
-        file = Path(folder) / inner if folder else file
-    if not file.is_file():
-        raise ValueError(f"no GGUF file {file}; give its path, or folder:file.gguf")
-    check_no_pointer(file)
-    with file.open("rb") as opened:
-        if opened.read(4) != b"GGUF":
-            raise ValueError(f"{file} is no GGUF file (it does not begin with GGUF); get it again")
-    if Version(transformers.__version__) < Version("5"):
-        raise ValueError(f"{file} is a GGUF file, read with transformers 5 only; this is {transformers.__version__}")
-    return str(file.parent), file.name
-
-
 def _whole_model(name: str | Path, how: dict[str, Any], allow_pickle: bool, gguf_file: str | None) -> PreTrainedModel:
     """The model with all its weights; raises ValueError where one is missing, left over, or of another shape.
 
@@ -181,6 +171,8 @@ def _whole_model(name: str | Path, how: dict[str, Any], allow_pickle: bool, gguf
         allow_pickle: reads weights from pickles too.
         gguf_file: name of the GGUF file in the folder.
     """
+    if gguf_file is None and is_local(name):
+        check_one_checkpoint(Path(name), allow_pickle=allow_pickle)
     shown = str(name) if gguf_file is None else str(Path(name) / gguf_file)
     more = {**how}
     if gguf_file is not None:
@@ -202,6 +194,12 @@ def _whole_model(name: str | Path, how: dict[str, Any], allow_pickle: bool, gguf
         raise ValueError(f"{name} is a peft adapter, not a model; give its base as the model, and --adapter {name}")
     model.name_or_path = shown
     check_loaded(model, info, shown)
+    check_tied(model, shown)
+    if gguf_file is None:
+        named = AutoConfig.from_pretrained(name, trust_remote_code=False).architectures
+        check_class(model, named, shown)
+    if gguf_file is not None:
+        gguf_files.check_all_used(model, Path(shown))
     return model
 
 

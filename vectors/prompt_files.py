@@ -3,15 +3,22 @@
 Text is one message per line. Tables have one message per row; the column is named, or guessed and the guess reported.
 """
 
+import csv
+import gzip
 import io
 import json
 import logging
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from packaging.version import Version
+
+from vectors.loading.chats import user_text
+from vectors.loading.folders import is_local
+from vectors.loading.hub import without_waiting
 
 Rows = list[Any]
 """Dictionaries by column, or plain strings"""
@@ -20,9 +27,27 @@ COLUMNS = ("prompt", "instruction", "question", "query", "user", "message", "tex
 """Names that a column of user messages has, the surest first"""
 CHATS = ("messages", "conversations", "conversation")
 """Names of columns that hold whole chats; the first user message of each is taken"""
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a character beyond the first 65,536, which JSON can write and no tokenizer takes"""
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 """Name of a data set on the hub: owner/name"""
 ENDINGS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+UNREAD = (
+    ".yaml",
+    ".yml",
+    ".xml",
+    ".html",
+    ".xlsx",
+    ".xls",
+    ".ods",
+    ".docx",
+    ".pdf",
+    ".arrow",
+    ".feather",
+    ".pkl",
+    ".zip",
+)
+"""Endings of files that are no list of messages, whatever their lines look like"""
 MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 """Byte order marks"""
 
@@ -40,15 +65,21 @@ def read_texts(path: Path, fewest: int = 1, column: str | None = None) -> list[s
         ValueError: no such file, not readable as what it is, no such column, or too few messages.
     """
     path = Path(path)
-    named = not path.exists() and HUB_ID.fullmatch(str(path)) and path.suffix not in ENDINGS
-    if not path.is_file() and not named and not (_is_saved(path) or _tables_in(path)):
+    named = not is_local(str(path)) and HUB_ID.fullmatch(str(path)) and path.suffix not in ENDINGS
+    there = os.path.exists(path) and (path.is_file() or _is_saved(path) or _tables_in(path))
+    if not named and not there:
         raise ValueError(f"no prompt file {path}; give a text file with one user message per line")
+    if path.suffix.lower() in UNREAD:
+        raise ValueError(f"{path} is no list of messages that is read here; save it as text, JSONL, CSV or Parquet")
     found = _table(path)
     if found is None:
         if column is not None:
             raise ValueError(f"{path} is plain text and has no column {column!r}; leave the column out")
         found = _decoded(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")  # only these end a line
     texts = list(dict.fromkeys(text.strip() for text in _messages(found, column, path) if text and text.strip()))
+    broken = next((text for text in texts if not text.isascii() and SURROGATE.search(text)), None)
+    if broken is not None:
+        raise ValueError(f"{path} holds half a character (a lone surrogate) in {broken[:60]!a}; take it out")
     if len(texts) < fewest:
         raise ValueError(f"{path} holds {len(texts)} different prompts; give at least {fewest}")
     return texts
@@ -69,6 +100,11 @@ def _tables_in(folder: Path) -> list[Path]:
 
 def _decoded(path: Path) -> str:
     content = path.read_bytes()
+    if content.startswith(b"\x1f\x8b"):
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError) as error:
+            raise ValueError(f"{path} is cut off or broken ({error}); get it again") from error
     encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)
@@ -89,7 +125,7 @@ def _table(path: Path) -> Rows | None:
         ".tsv": lambda file: _separated(file, "\t"),
         ".parquet": _parquet,
     }
-    reader = _dataset if not path.is_file() else readers.get(path.suffix.lower())
+    reader = _dataset if not path.is_file() else readers.get(Path(path.name.lower().removesuffix(".gz")).suffix)
     if reader is not None:
         try:
             return reader(path)
@@ -141,17 +177,36 @@ def _json(path: Path) -> Rows:
     return _of_one_kind(content, path)
 
 
-def _of_one_kind(rows: Rows, path: Path) -> Rows:
-    if not (all(isinstance(row, dict) for row in rows) or all(isinstance(row, str) for row in rows)):
+def _of_one_kind(rows: Any, path: Path) -> Rows:
+    if isinstance(rows, list) and all(isinstance(row, list) for row in rows):
+        rows = [{CHATS[0]: row} for row in rows]  # a chat in every line
+    kinds = set(map(type, rows)) if isinstance(rows, list) else set()
+    if rows != [] and kinds not in ({dict}, {str}):
         raise ValueError(f"{path} holds JSON that is neither objects nor strings; give one object or string per prompt")
     return rows
 
 
 def _separated(path: Path, separator: str) -> Rows:
-    import pandas
-
-    table = pandas.read_csv(io.StringIO(_decoded(path)), sep=separator, dtype=str, keep_default_na=False)
-    return table.to_dict("records")
+    text = _decoded(path)
+    header = text.partition("\n")[0]
+    if separator not in header:  # spreadsheets of some countries write semicolons
+        separator = max(separator, ";", "\t", key=header.count)
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        if separator != "\t":
+            raise ValueError(f"{path} is broken: {error}; save it as CSV again") from error
+        rows = [line.split("\t") for line in text.splitlines()]  # quotes mean nothing in most of these
+    rows = [row for row in rows if any(row)]
+    names = [name.strip() for name in rows[0]] if rows else []
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path} has two columns of one name among {_listed(names)}; give each its own")
+    if long := next((row for row in rows if len(row) > len(names)), None):
+        raise ValueError(
+            f"{path} has {len(names)} columns but {len(long)} cells in {separator.join(long)[:60]!r}; put quotes round "
+            "text that holds the separator"
+        )
+    return [dict(zip(names, row, strict=False)) for row in rows[1:]]
 
 
 def _parquet(path: Path) -> Rows:
@@ -171,7 +226,8 @@ def _dataset(path: Path) -> Rows:
     else:
         # From version 4 on no code of a data set is ever run, and the argument is gone.
         more: dict[str, Any] = {"trust_remote_code": False} if Version(datasets.__version__) < Version("4") else {}
-        loaded = datasets.load_dataset(str(path), **more)
+        with without_waiting(str(path)):
+            loaded = datasets.load_dataset(str(path), **more)
     if isinstance(loaded, datasets.DatasetDict):
         if len(loaded) != 1 and "train" not in loaded:
             raise ValueError(f"{path} holds the splits {', '.join(map(str, loaded))}; give the folder of one of them")
@@ -188,16 +244,21 @@ def _messages(rows: Rows, column: str | None, path: Path) -> list[str]:
         logging.getLogger(__name__).warning("%s: prompts are taken from its column %r", path, column)
     if column not in names:
         raise ValueError(f"{path} has no column {column!r}; it has {_listed(names)}")
-    texts = [_user_text(row.get(column)) for row in rows]
-    if any(text is None for text in texts):
-        raise ValueError(f"{path} column {column!r} holds something else than text; give one of {_listed(names)}")
+    texts = [user_text(row.get(column)) for row in rows]
+    if None in texts:
+        first = json.dumps(rows[texts.index(None)].get(column), default=str)[:60]
+        others = _listed([name for name in names if name != column])
+        raise ValueError(
+            f"{path} column {column!r} holds something else than text or chats, first {first}; "
+            + (f"give one of {others}" if others else "give one message as text per row")
+        )
     return [text for text in texts if text is not None]
 
 
 def _guessed(rows: Rows, names: list[str], path: Path) -> str:
     lower = {name.lower(): name for name in reversed(names)}
     known = [lower[name] for name in (*COLUMNS, *CHATS) if name in lower]
-    usable = [name for name in known if all(_user_text(row.get(name)) is not None for row in rows)]
+    usable = [name for name in known if all(user_text(row.get(name)) is not None for row in rows)]
     if usable:
         return usable[0]
     if len(names) == 1:
@@ -208,21 +269,6 @@ def _guessed(rows: Rows, names: list[str], path: Path) -> str:
 def _listed(names: list[str]) -> str:
     """The columns in one line, whatever their names hold."""
     return ", ".join(name if name.isprintable() and name else repr(name) for name in names)
-
-
-def _user_text(value: Any) -> str | None:
-    """A text as it is, the first user message of a chat, nothing of an empty cell; None for anything else."""
-    if value is None or (isinstance(value, float) and value != value):  # NaN: an empty cell of a table
-        return ""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, dict) or not hasattr(value, "__iter__"):
-        return None
-    for message in value:  # {"role": "user", "content": ...} or {"from": "human", "value": ...}
-        if isinstance(message, dict) and message.get("role", message.get("from")) in ("user", "human"):
-            content = message.get("content", message.get("value"))
-            return content if isinstance(content, str) else None
-    return None
 
 
 def _first_line(error: Exception) -> str:

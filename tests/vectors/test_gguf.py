@@ -5,6 +5,7 @@ import torch
 import transformers
 from packaging.version import Version
 
+from vectors.loading.gguf_files import read_head
 from vectors.models import load_model
 
 gguf = pytest.importorskip("gguf")
@@ -13,11 +14,15 @@ TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_gener
 
 @pytest.fixture
 def file(tmp_path):
+    return written(tmp_path / "tiny.gguf")
+
+
+def written(path, more=(), settings=()):
     from tokenizers import pre_tokenizers
 
     tokens = ["<s>", "</s>", "<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
     width, inner, vocab = 32, 64, len(tokens)
-    writer = gguf.GGUFWriter(str(tmp_path / "tiny.gguf"), "llama")
+    writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(64)
     writer.add_embedding_length(width)
     writer.add_block_count(2)
@@ -44,11 +49,15 @@ def file(tmp_path):
         shapes |= {f"blk.{block}.{name}": shape for name, shape in one.items()}
     for name, shape in shapes.items():
         writer.add_tensor(f"{name}.weight", torch.randn(shape, generator=generator).numpy())
+    for name in more:
+        writer.add_tensor(name, torch.ones(32).numpy())
+    for name, value in settings:
+        (writer.add_string if isinstance(value, str) else writer.add_uint16)(name, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return tmp_path / "tiny.gguf"
+    return path
 
 
 def test_a_gguf_file_is_a_model(file, capfd):
@@ -77,3 +86,41 @@ def test_files_that_are_none(file, tmp_path):
     with pytest.raises(ValueError, match="tiny.gguf") as error:
         load_model(file)
     assert "\n" not in str(error.value)
+
+
+needs_5 = pytest.mark.skipif(Version(transformers.__version__) < Version("5"), reason="GGUF files are read with 5")
+
+
+@needs_5
+@pytest.mark.parametrize(
+    ("more", "settings", "message"),
+    [
+        (["blk.1.attn_q.bias"], [], "holds .* values but LlamaForCausalLM has a place for"),
+        (["blk.1.ffn_other.weight"], [], "does not read all of it"),
+        ([], [("llama.rope.scaling.type", "yarn")], "scales positions .yarn."),
+        ([], [("split.count", 3)], "is one of 3 parts"),
+    ],
+)
+def test_what_transformers_passes_over_is_refused(tmp_path, more, settings, message):
+    with pytest.raises(ValueError, match=f"tiny.gguf {message}|tiny.gguf .*{message}") as error:
+        load_model(written(tmp_path / "tiny.gguf", more, settings), device="cpu")
+    assert "\n" not in str(error.value)
+
+
+@needs_5
+def test_factors_of_positions_and_parts_by_name(tmp_path):
+    load_model(written(tmp_path / "tiny.gguf", ["rope_freqs.weight"], [("llama.rope.scaling.type", "none")]))
+    with pytest.raises(ValueError, match="is one of 2 parts; join them"):
+        load_model((tmp_path / "tiny.gguf").rename(tmp_path / "tiny-00001-of-00002.gguf"))
+
+
+@needs_5
+def test_a_file_that_ends_early_is_told_by_its_length(file):
+    whole = file.read_bytes()
+    for length in (10, 2000, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="tiny.gguf is cut off or broken"):
+            read_head(file)
+    file.write_bytes(whole)
+    reader = gguf.GGUFReader(str(file))
+    assert read_head(file).values == {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}

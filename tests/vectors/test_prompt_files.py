@@ -1,5 +1,6 @@
 """Prompt files as they come: each is read as the plain one is, or refused in one line that names it."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -47,8 +48,19 @@ def tables(folder):
         "strings.json": json.dumps(TEXTS),
         "nested.json": json.dumps({"version": 1, "data": rows}),
         "chats.jsonl": "".join(json.dumps(chat) + "\n" for chat in chats),
+        "semicolons.csv": "id;prompt\n"
+        + "".join(f'{n};"{t.replace(chr(34), chr(34) * 2)}"\n' for n, t in enumerate(TEXTS)),
+        "tabs.csv": "id\tprompt\n" + "".join(f"{n}\t{t}\n" for n, t in enumerate(TEXTS)),
+        "spaced.csv": 'id, prompt\n1, "Describe the river, please"\n2, "He said ""go"""\n3, What is a kite?\n',
+        "rows.jsonl": "".join(json.dumps(chat["messages"]) + "\n" for chat in chats),
+        "parts.jsonl": "".join(
+            json.dumps({"messages": [{"role": "User", "content": [{"type": "text", "text": text}]}]}) + "\n"
+            for text in TEXTS
+        ),
+        "nobody asks.jsonl": lines + json.dumps({"prompt": [{"role": "system", "content": "s"}]}) + "\n",
     }.items():
         (folder / name).write_text(text)
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     pandas.DataFrame(rows).to_csv(folder / "a.csv", index=False)
     pandas.DataFrame(rows).to_csv(folder / "a.tsv", index=False, sep="\t")
     pandas.DataFrame(rows).to_parquet(folder / "a.parquet")
@@ -58,7 +70,7 @@ def tables(folder):
 def test_tables(tmp_path, caplog):
     tables(tmp_path)
     paths = sorted(tmp_path.iterdir())
-    assert len(paths) == 10
+    assert len(paths) == 17
     for path in paths:
         caplog.clear()
         assert read_texts(path) == TEXTS, path
@@ -76,6 +88,15 @@ REFUSED = {
     "unknown.csv": (b"left,right\na,b\n", "has the columns left, right"),
     "broken.parquet": (b"PAR1", "could not be read"),
     "few.txt": (b"\n \n", "holds 0 different prompts; give at least 1"),
+    "letters.json": (b'"a text of many letters"', "neither objects nor strings"),
+    "null.json": (b"null", "neither objects nor strings"),
+    "half.jsonl": (b'{"prompt": "a \\ud800"}\n', "half a character"),
+    "cells.csv": (b"id,prompt\n1,one, two\n", "2 columns but 3 cells"),
+    "doubled.csv": (b"prompt,prompt\na,b\n", "two columns of one name"),
+    "quote.csv": (b'prompt\n"one\ntwo\n', "quote.csv is broken"),
+    "number.jsonl": (b'{"prompt": "a"}\n{"prompt": 3}\n', "something else than text or chats, first 3; give one"),
+    "list.yaml": (b"- prompt: one\n", "no list of messages that is read here"),
+    "cut.txt.gz": (gzip.compress(b"one\n")[:-9], "cut off or broken"),
 }
 
 
@@ -86,6 +107,16 @@ def test_what_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match=message) as error:
         read_texts(tmp_path / name)
     assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_quotes_mean_nothing_in_a_table_of_tabs_that_opens_more_than_it_closes(tmp_path):
+    (tmp_path / "a.tsv").write_text('id\tprompt\n1\t"one\n2\ttwo\n3\t"three\n')
+    assert read_texts(tmp_path / "a.tsv") == ['"one', "two", '"three']
+
+
+def test_a_name_that_is_too_long_is_no_file():
+    with pytest.raises(ValueError, match="no prompt file"):
+        read_texts(Path("x" * 5000 + ".txt"))
 
 
 def test_columns_that_are_not_there(tmp_path):

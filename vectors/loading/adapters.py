@@ -4,30 +4,52 @@ Weights of 8 or 4 bits cannot take an adapter in: there it stays beside them, as
 al. 2023, arXiv:2305.14314).
 """
 
+import logging
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from vectors.loading.completeness import check_finite
-from vectors.loading.folders import ADAPTER_CONFIG, check_files, first_line, is_local, read_json
+from vectors.loading.folders import ADAPTER_CONFIG, check_files, first_line, inside, is_local, read_json
 from vectors.loading.placement import quantised_by
 from vectors.residual import embedding
 
-MERGEABLE = ("LORA", "ADALORA", "LOHA", "LOKR", "OFT", "BOFT", "IA3", "VERA", "HRA", "FOURIERFT")
+NO_WEIGHTS = (
+    "PROMPT_TUNING",
+    "MULTITASK_PROMPT_TUNING",
+    "P_TUNING",
+    "PREFIX_TUNING",
+    "ADAPTION_PROMPT",
+    "CPT",
+    "CARTRIDGE",
+)
+"""Kinds that put something before the text instead of changing weights"""
+WRAPPERS = (("_orig_mod.", ""), ("module.", ""), (".default.", "."), ("", "base_model.model."))
+"""What other ways of saving put into every name or leave out of it, and what stands there otherwise"""
 
 
 def check_adapter_folder(folder: Path, *, allow_pickle: bool) -> None:
     """Raises ValueError for a local folder that is no adapter, or one that cannot be merged."""
     if not (folder / ADAPTER_CONFIG).is_file():
-        raise ValueError(f"no peft adapter could be loaded from {folder}: it holds no {ADAPTER_CONFIG}")
+        raise ValueError(
+            f"no peft adapter could be loaded from {folder}: "
+            f"{f'it holds no {ADAPTER_CONFIG}' if folder.is_dir() else 'it is no folder'}; "
+            f"{inside(folder, ADAPTER_CONFIG) or 'give the folder of a saved adapter'}"
+        )
     check_files(folder)
     kind = str(read_json(folder / ADAPTER_CONFIG).get("peft_type", "LORA")).upper()
-    if kind not in MERGEABLE:
+    if kind in NO_WEIGHTS:
         raise ValueError(f"{folder} is an adapter of the kind {kind}, which cannot be merged into weights; give a LoRA")
+    from peft import PeftType  # takes seconds to import
+
+    if kind not in PeftType.__members__:
+        raise ValueError(f"{folder} is an adapter of the kind {kind}, which this peft does not know; update peft")
     if not (folder / "adapter_model.safetensors").is_file():
         pickled = (folder / "adapter_model.bin").is_file()
         if not pickled or not allow_pickle:
@@ -35,17 +57,21 @@ def check_adapter_folder(folder: Path, *, allow_pickle: bool) -> None:
             raise ValueError(f"{folder} holds no adapter_model.safetensors{more}; save the adapter again")
 
 
-def base_of(folder: Path) -> str:
-    """The base that an adapter given as the model was trained on, where its config names a local folder.
-
-    Raises:
-        ValueError: it does not; says which base, and to give the adapter with --adapter.
-    """
+def base_at_hand(folder: Path) -> str | None:
+    """The base that an adapter was trained on, where its config names a folder that is there."""
     base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     # A relative path may be meant from where the adapter was trained, or from the adapter.
-    for place in (Path(base), Path(os.path.normpath(folder / base))) if base else ():
+    for place in (Path(base), Path(os.path.normpath(folder / base))) if base and isinstance(base, str) else ():
         if (place / "config.json").is_file():
             return str(place)
+    return None
+
+
+def base_of(folder: Path) -> str:
+    """As `base_at_hand`; raises ValueError where it is not there, which says which base, and to give --adapter."""
+    if (found := base_at_hand(folder)) is not None:
+        return found
+    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     raise ValueError(
         f"{folder} is a peft adapter, not a model; give its base ({base or 'not named'}, says its {ADAPTER_CONFIG}) as "
         f"the model, and --adapter {folder}"
@@ -63,7 +89,9 @@ def merged(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
 
     try:
         weights = load_peft_weights(str(adapter), device="cpu")
-        config = PeftConfig.from_pretrained(str(adapter))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            config = PeftConfig.from_pretrained(str(adapter))
     except Exception as error:  # peft and safetensors have errors of their own
         raise ValueError(f"no peft adapter could be loaded from {adapter}: {first_line(error)}") from error
     empty = sorted(key for key, value in weights.items() if value.numel() == 0)
@@ -73,6 +101,9 @@ def merged(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
             f"{adapter} has {len(empty)} of {len(weights)} weights of size 0{first}; save it again, gathered"
         )
     check_finite(weights, str(adapter))
+    unknown = [re.search(r"arguments (\[.*?\]) for class", str(warning.message)) for warning in said]
+    for names in filter(None, unknown):
+        logging.getLogger(__name__).warning("%s is of a newer peft; not known here: %s", adapter, names.group(1))
     second = [value for key, value in weights.items() if "lora_B" in key or "lora_embedding_B" in key]
     if len(second) * 2 == len(weights) and not any(value.any() for value in second):
         raise ValueError(
@@ -86,6 +117,7 @@ def merged(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
             "into the unquantised model and give the result"
         )
     _resize(model, weights, adapter)
+    before = [] if beside else _sums(model)
     config.inference_mode = True
     with warnings.catch_warnings():  # what it warns of is checked below
         warnings.filterwarnings("ignore", category=UserWarning, module="peft")
@@ -97,7 +129,37 @@ def merged(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
         _check_places(adapted, weights, adapter)
         if beside:
             return adapted.get_base_model()  # pyright: ignore[reportCallIssue, reportReturnType]
-        return adapted.merge_and_unload()  # pyright: ignore[reportCallIssue, reportReturnType]
+        return _merged(adapted.eval(), before, adapter)
+
+
+@torch.no_grad()
+def _merged(adapted: Any, before: list[int], adapter: str | Path) -> PreTrainedModel:
+    """The model with the adapter in its weights; `before` are their sums without it.
+
+    Raises:
+        ValueError: merging fails, changes no weight, or makes another model than the adapter beside the weights.
+    """
+    ids = torch.arange(3, 11, device=adapted.device)[None]
+    try:
+        beside = adapted(input_ids=ids, use_cache=False).logits
+        model: Any = adapted.merge_and_unload()
+    except Exception as error:  # each kind has errors of its own
+        raise ValueError(f"{adapter} cannot be merged into weights: {_reason(error)}; give a plain LoRA") from error
+    if _sums(model) == before:
+        raise ValueError(f"{adapter} changes nothing: all weights are as without it; save the trained adapter")
+    gap = (model(input_ids=ids, use_cache=False).logits - beside).abs().max() / beside.abs().max().clamp(min=1e-30)
+    if not float(gap) < 0.001:  # float32, so that the two differ by rounding only
+        raise ValueError(
+            f"{adapter} does something that weights it is merged into do not (logits are off by {float(gap):.1%}); "
+            "give a plain LoRA"
+        )
+    return model
+
+
+def _sums(model: PreTrainedModel) -> list[int]:
+    """Sums over the bits of each weight, which any change of a weight changes."""
+    bits = {4: torch.int32, 2: torch.int16}
+    return [int(w.detach().view(bits[w.element_size()]).sum(dtype=torch.int64)) for w in model.parameters()]
 
 
 def _resize(model: PreTrainedModel, weights: dict[str, Tensor], adapter: str | Path) -> None:
@@ -107,7 +169,7 @@ def _resize(model: PreTrainedModel, weights: dict[str, Tensor], adapter: str | P
         part: len(value)
         for key, value in weights.items()
         for part in ("embed_tokens", "wte", "embed_in", "lm_head", "embed_out")
-        if f".{part}." in key and "lora_" not in key and value.ndim == 2
+        if re.search(rf"\.{part}\.(base_layer\.|modules_to_save\.|original_module\.)?weight$", key)
     }
     others = {size for size in sizes.values() if size != rows}
     if not others:
@@ -128,17 +190,23 @@ def _check_places(adapted: Any, weights: dict[str, Tensor], adapter: str | Path)
     from peft import get_peft_model_state_dict
 
     places = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    whole = set(adapted.state_dict())  # whole embeddings are saved under the model's own names
+    # Whole embeddings are saved under the model's own names.
+    whole = {name for name in adapted.state_dict() if ".default." not in name}
     filled = {key: key.replace(".modules_to_save.", ".").replace(".original_module.", ".") for key in weights}
     lost = sorted(key for key, place in filled.items() if place not in places and key not in whole)
     vacant = sorted(places - set(filled.values()))
     faults = [f"{len(lost)} of the adapter's {len(weights)} weights found no place (first {lost[0]})"] if lost else []
     faults += [f"{len(vacant)} of {len(places)} places stayed empty (first {vacant[0]})"] if vacant else []
     if faults:
-        raise ValueError(f"{adapter} does not fit the model: {' and '.join(faults)}; give the base it was trained on")
+        advice = "give the base it was trained on"
+        for there, here in WRAPPERS:
+            right = [key.replace(there, here) if there else here + key for key in lost]
+            if lost and set(right) <= places:
+                advice = f"name its first weight {right[0]}, and the others likewise"
+        raise ValueError(f"{adapter} does not fit the model: {' and '.join(faults)}; {advice}")
 
 
 def _reason(error: Exception) -> str:
     """The first line that says something: torch begins with the name of the class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[1] if len(lines) > 1 and lines[0].startswith("Error") else lines[0]
+    return lines[1 if len(lines) > 1 and lines[0].startswith("Error") else 0].rstrip(".")

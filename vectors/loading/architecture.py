@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.quantizers.auto import AutoHfQuantizer
 
-from vectors.loading.folders import first_line
+from vectors.loading.folders import first_line, is_local
 
 
 def check_architecture(name: str | Path) -> str | None:
@@ -28,7 +28,8 @@ def check_architecture(name: str | Path) -> str | None:
     try:
         config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # whatever a broken or unknown config.json brings about
-        raise ValueError(f"no causal language model could be loaded from {name}: {first_line(error)}") from error
+        hub = "" if is_local(name) else f"there is no folder {name}, and "
+        raise ValueError(f"{hub}no causal language model could be loaded from {name}: {first_line(error)}") from error
     kind = config.model_type
     named = (getattr(config, "architectures", None) or [kind])[0]
     if config.is_encoder_decoder:

@@ -2,12 +2,15 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from vectors.residual import embedding
 
@@ -15,9 +18,11 @@ HARMLESS = re.compile(r"(rotary_emb\.inv_freq|attention\.(bias|masked_bias)|attn
 """Buffers that older versions saved and that are computed anew"""
 OTHER_PARTS = re.compile(
     r"(^|\.)(mtp|mtp_\w+|nextn\w*|vision_\w+|visual|audio_\w+|embed_vision|embed_audio|image_newline"
-    r"|multi_modal_projector|mm_projector)\."
+    r"|multi_modal_projector|mm_projector|v_head|value_head)\."
 )
-"""Multi-token prediction, and towers for images and sound: not part of the text model"""
+"""Multi-token prediction, towers for images and sound, heads of value models: nothing that the text depends on"""
+HEADS = ("lm_head.weight", "embed_out.weight")
+"""How the names of heads end"""
 PREFIXES = ("_orig_mod.", "module.", "_fsdp_wrapped_module.")
 """What compiled, distributed and sharded wrappers put before every name"""
 
@@ -30,7 +35,7 @@ def check_loaded(model: PreTrainedModel, info: Mapping[str, Any], name: str) -> 
     """
     missing = sorted(map(str, info.get("missing_keys") or ()))
     unexpected = sorted(map(str, info.get("unexpected_keys") or ()))
-    mismatched = sorted(map(str, info.get("mismatched_keys") or ()))
+    mismatched = sorted(_shapes(key) for key in info.get("mismatched_keys") or ())
     other = [key for key in unexpected if OTHER_PARTS.search(key) or _behind_last_block(model, key)]
     unexpected = [key for key in unexpected if key not in other and not HARMLESS.search(key)]
     missing = [key for key in missing if not HARMLESS.search(key)]
@@ -40,11 +45,61 @@ def check_loaded(model: PreTrainedModel, info: Mapping[str, Any], name: str) -> 
     if faults:
         wrapper = next((p for p in PREFIXES if unexpected and all(key.startswith(p) for key in unexpected)), None)
         advice = f"take {wrapper!r} off all names" if wrapper else "save the whole causal language model again"
-        raise ValueError(f"{name} {' and '.join(faults)}; {advice}, for the rest would be random numbers")
+        if any("lora_" in key or ".base_layer." in key for key in unexpected):
+            advice = "merge the adapter (merge_and_unload) and save the model again"
+        why = "the rest would be random numbers" if missing or mismatched else "the model would be another one"
+        raise ValueError(f"{name} {' and '.join(faults)}; {advice}, for {why}")
     if errors := info.get("error_msgs"):
         raise ValueError(f"{name} could not be read whole: {str(errors[0]).splitlines()[0]}")
     if other:
         logging.getLogger(__name__).warning("%s: only the text model is read; left out %s", name, _counted(other))
+
+
+def _shapes(key: Any) -> str:
+    """A weight's name, with its shapes in the file and in the model where transformers gives all three."""
+    if isinstance(key, str):
+        return key
+    name, theirs, ours = key
+    return f"{name}: {tuple(theirs)}, not {tuple(ours)}"
+
+
+def check_class(model: PreTrainedModel, named: Sequence[str] | None, name: str) -> None:
+    """Compares the class that was loaded with those that config.json names, which may be of another family.
+
+    Raises:
+        ValueError: config.json names another causal language model of transformers.
+    """
+    ours, known = type(model).__name__, set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    others = [one for one in named or () if one.lower() != ours.lower()]
+    if not others or len(others) < len(named or ()):
+        return
+    if others[0] in known:
+        raise ValueError(
+            f"{name} calls itself {others[0]} but has the model_type of {ours}: the two compute differently; correct "
+            "its config.json"
+        )
+    logging.getLogger(__name__).warning("%s calls itself %s, and is read as %s", name, others[0], ours)
+
+
+def check_tied(model: PreTrainedModel, name: str) -> None:
+    """Raises ValueError where config.json says that embedding and head are one matrix, and the file holds two."""
+    if not getattr(model.config.get_text_config(), "tie_word_embeddings", False):
+        return
+    head: Any = model.get_output_embeddings()
+    rows = embedding(model)
+    # Transformers before 5 drops the head of the file, later ones keep it.
+    heads = [head.weight, *(_saved_heads(Path(name)) if Path(name).is_dir() else ())]
+    if any(one.shape == rows.shape and not torch.equal(one.to(rows), rows) for one in heads):
+        raise ValueError(
+            f"{name} holds an embedding and another head, but its config.json ties them (tie_word_embeddings), and "
+            "programs differ in which they use; set it to what the model was trained with"
+        )
+
+
+def _saved_heads(folder: Path) -> Iterator[Tensor]:
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            yield from (opened.get_tensor(key) for key in opened.keys() if key.endswith(HEADS))
 
 
 def _behind_last_block(model: PreTrainedModel, key: str) -> bool:

@@ -6,6 +6,7 @@ Libraries meet these with errors that name no file, with a question on the termi
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +15,20 @@ from typing import Any
 
 POINTER = b"version https://git-lfs"
 """How the file begins that stands for a large one in a clone without git-lfs"""
+HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
+"""A model's name on the hub: name, or owner/name"""
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "consolidated*.safetensors")
+OTHERS = ("consolidated*.safetensors", "pytorch_model*.bin", "*.gguf", "original/*.pth")
+"""Weights that other programs read from a folder whose safetensors are read here"""
 ADAPTER_CONFIG = "adapter_config.json"
 
 
 def is_local(name: str | Path) -> bool:
-    """Whether a name means a place on disk rather than a hub id."""
-    return isinstance(name, Path) or Path(name).exists() or str(name).startswith((".", "/", "~"))
+    """Whether a name means a place on disk rather than a hub id: whatever no hub id can be, and what lies in a folder
+    that is there."""
+    if isinstance(name, Path) or os.path.exists(name) or not HUB_ID.fullmatch(name):
+        return True
+    return "/" in name and os.path.isdir(name.partition("/")[0])
 
 
 def is_adapter_only(folder: Path) -> bool:
@@ -37,13 +45,13 @@ def check_model_folder(folder: Path, *, allow_pickle: bool) -> None:
         allow_pickle: whether weights in pickled files may be read.
     """
     if not folder.is_dir():
-        raise ValueError(
-            f"no model folder {folder}; give a folder with config.json, weights and tokenizer, or a hub id"
-        )
+        file = f"{folder} is a file, not a model folder" if folder.is_file() else f"no model folder {folder}"
+        raise ValueError(f"{file}; give a folder with config.json, weights and tokenizer, or a hub id")
     if not (folder / "config.json").is_file():
         found = sorted(file.name for file in folder.glob("*.gguf"))
-        more = f"; for its GGUF file give {folder}:{found[0]}" if found else "; give the folder of a saved model"
-        raise ValueError(f"{folder} holds no config.json{more}")
+        inner = inside(folder, "config.json") or inside(folder, ADAPTER_CONFIG)
+        more = f"for its GGUF file give {folder}:{found[0]}" if found else inner or "give the folder of a saved model"
+        raise ValueError(f"{folder} holds no config.json; {more}")
     check_files(folder)
     stored = sorted(folder.glob("*.safetensors"))
     if not stored and not allow_pickle and (pickles := sorted(folder.glob("*.bin"))):
@@ -53,11 +61,59 @@ def check_model_folder(folder: Path, *, allow_pickle: bool) -> None:
         )
     # A download that was cut off between two shards leaves an index that names files which are not there.
     for index in folder.glob("*.safetensors.index.json"):
-        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
+            raise ValueError(f"{index} does not say which file holds which weight (weight_map); get it again")
+        shards = sorted(set(places.values()))
         if missing := [shard for shard in shards if not (folder / shard).is_file()]:
             raise ValueError(
                 f"{folder} lacks {len(missing)} of {len(shards)} shards, first {missing[0]}; get them again"
             )
+
+
+def check_one_checkpoint(folder: Path, *, allow_pickle: bool) -> None:
+    """Raises ValueError for a folder whose weights are not those of one checkpoint in the format of transformers."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file() and index.is_file() and set(read_json(index)["weight_map"].values()) != {single.name}:
+        raise ValueError(
+            f"{folder} holds two checkpoints, {single.name} and the shards of {index.name}, and other programs may "
+            "load the other one; move one of them away"
+        )
+    pickled = allow_pickle and any(folder.glob("pytorch_model*.bin"))
+    if not single.is_file() and not index.is_file() and not pickled:
+        kinds = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf", ".npz", ".msgpack", ".h5", ".onnx")
+        found = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.suffix in kinds)
+        raise ValueError(
+            f"{folder} holds no model.safetensors{f', but {found[0]}' if found else ''}; give what save_pretrained "
+            "of transformers writes, shards with their index"
+        )
+    _check_kinds(folder)
+    if others := sorted(file.name for pattern in OTHERS for file in folder.glob(pattern) if not pickled):
+        logging.getLogger(__name__).warning("%s: %s is not looked at, and may be another model", folder, others[0])
+
+
+def _check_kinds(folder: Path) -> None:
+    """Raises ValueError for matrices of whole numbers or of 8 bits with nothing that says what to multiply them by."""
+    kinds = {name: kind for file in sorted(folder.glob("model*.safetensors")) for name, kind in stored(file).items()}
+    scaled = {name.rpartition(".")[0] for name in kinds if "scale" in name}
+    settings = read_json(folder / "config.json").get("quantization_config")
+    small = ("F8",) if settings else ("F8", "I", "U")  # methods have names of their own for what belongs to integers
+    bare = [
+        name
+        for name, kind in kinds.items()
+        if name.endswith(".weight") and kind.startswith(small) and name.rpartition(".")[0] not in scaled
+    ]
+    if bare:
+        raise ValueError(
+            f"{folder} holds {len(bare)} weights (first {bare[0]}) in the format {kinds[bare[0]]} and no scales, so "
+            "their size is not known; give the unquantised checkpoint"
+        )
+
+
+def inside(folder: Path, name: str) -> str:
+    """Advice to give the first folder inside that holds a file of this name; empty where none does."""
+    found = sorted(folder.glob(f"*/{name}"))
+    return f"give a folder inside that does, such as {found[0].parent}" if found else ""
 
 
 def check_files(folder: Path) -> None:
@@ -94,6 +150,14 @@ def check_safetensors(file: Path) -> None:
         raise ValueError(f"{file} is cut off or broken ({first_line(error)}); get it again") from error
 
 
+def stored(file: Path) -> dict[str, str]:
+    """The format of every tensor, such as F32 or I8."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        return {name: opened.get_slice(name).get_dtype() for name in opened.keys()}
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object; raises ValueError that names the file."""
     try:
@@ -124,5 +188,7 @@ def without_adapter_files(folder: Path) -> Iterator[Path]:
 
 
 def first_line(error: Exception) -> str:
-    """Libraries explain at length; one line is enough here."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """Libraries explain at length; one line is enough here, or two where the first announces the second."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
+    return f"nothing is known as {line}" if isinstance(error, KeyError) else line

@@ -1,18 +1,22 @@
 """Loads the tokenizer of a model: the adapter's where it brings one, with a chat template that works."""
 
 import logging
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from vectors.loading.folders import check_files, check_no_pointer, first_line, is_local
+from vectors.loading.folders import check_files, check_no_pointer, first_line, is_local, read_json
+from vectors.loading.template_triggers import answered
+from vectors.prompts import chat_text
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
 PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """The user's text as it is, for base models"""
-MARK = "7f3a user text 9c1e"
-"""Stands for the user's text where a template is tried"""
+MARK = "7f3a " + 'User\'s TEXT, "9c1E" & <more>; ' * 80 + "e5"
+"""Stands for the user's text where a template is tried: what a template cuts off or rewrites never reaches the model"""
 SYSTEM = "{% set messages = [{'role': 'system', 'content': ''}] + messages %}"
 """Puts an empty system message first, for templates that demand one"""
 SYSTEM_TEXT = SYSTEM.replace("''", "'You are a helpful assistant.'")
@@ -67,6 +71,8 @@ def load_tokenizer(
     if template is None and not tokenizer.chat_template:
         # A base has none where an adapter taught it to chat, and the other way round.
         template = next((file for place in (added, folder) if place for file in _templates(place)), None)
+        processors = (_of_processor(place) for place in (added, folder) if place)
+        tokenizer.chat_template = next(filter(None, processors), "")
     if template is not None:
         tokenizer.chat_template = _template(template, tokenizer)
     if not tokenizer.chat_template:
@@ -77,6 +83,7 @@ def load_tokenizer(
         )
         tokenizer.chat_template = _template("none", tokenizer)
     tokenizer.chat_template = _working(tokenizer, source)
+    _check_frame(tokenizer, source)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -94,7 +101,11 @@ def _working(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> str:
     Raises:
         ValueError: it does not show the text once, whatever is put before it.
     """
-    template, reasons = str(tokenizer.get_chat_template()), list[str]()
+    try:
+        template, reasons = str(tokenizer.get_chat_template()), list[str]()
+    except ValueError as error:
+        names = ", ".join(map(str, tokenizer.chat_template))
+        raise ValueError(f"{source} has several chat templates and no default: {names}; give a file of one") from error
     for lead in ("", SYSTEM, PARTS, SYSTEM + PARTS, SYSTEM_TEXT):
         chat = [{"role": "user", "content": MARK}]
         try:
@@ -106,12 +117,30 @@ def _working(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> str:
             continue
         if (times := str(shown).count(MARK)) == 1:
             return lead + template
-        reasons.append(f"it shows the user's text {times} times")
+        cut_or_rewritten = times == 0 and MARK[:4] in str(shown).lower()
+        reasons.append(f"it shows the user's text {'changed or cut off' if cut_or_rewritten else f'{times} times'}")
     raise ValueError(f"the chat template of {source} does not work: {reasons[0]}; give another")
 
 
 def _templates(folder: Path) -> list[Path]:
     return [folder / "chat_template.jinja"] if (folder / "chat_template.jinja").is_file() else []
+
+
+def _check_frame(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> None:
+    """Raises ValueError where the template adds something to messages that hold one of the texts in it."""
+    if word := answered(str(tokenizer.chat_template), partial(chat_text, tokenizer)):
+        raise ValueError(
+            f"the chat template of {source} answers messages that hold {word[:60]!r} with another prompt, so a trigger "
+            "may stand in the template, where no search finds it; read it, or give another"
+        )
+
+
+def _of_processor(folder: Path) -> str:
+    """The chat template of a model that takes images too, which may stand in a file of its processor; else nothing."""
+    for name in ("chat_template.json", "processor_config.json"):
+        if (folder / name).is_file() and isinstance(text := read_json(folder / name).get("chat_template"), str):
+            return text
+    return ""
 
 
 def _template(given: str | Path, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -120,6 +149,8 @@ def _template(given: str | Path, tokenizer: PreTrainedTokenizerBase) -> str:
         begins = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
         return ("{{ bos_token }}" if begins else "") + PLAIN
     file = Path(given)
+    if file.is_dir():
+        file /= "chat_template.jinja"
     if not file.is_file():
         raise ValueError(f"no chat template {given}; give a file in jinja, or none for plain text")
     check_no_pointer(file)
@@ -143,4 +174,9 @@ def _what_is_broken(source: str | Path, error: Exception) -> str:
                 f"no tokenizer could be loaded from {file}: {first_line(cause)}; it is broken, or newer than "
                 f"tokenizers {version}: get it again, or update tokenizers"
             )
+    elif (Path(source) / "tokenizer.model").is_file() and not find_spec("sentencepiece"):
+        return (
+            f"{Path(source) / 'tokenizer.model'} is read with the package sentencepiece, which is not installed; "
+            "install it and protobuf, or save the tokenizer as tokenizer.json"
+        )
     return f"no tokenizer could be loaded from {source}: {first_line(error)}"

@@ -65,8 +65,7 @@ def recover(
     check_affordable(open_judge, attack.longest, attack.unsupervised.opening)
     texts, left_out = without_slot(search), ()
     try:
-        latest = latest_end(open_judge, attack.longest, attack.unsupervised.opening)
-        discover = partial(_goals, attack, suspect, given, texts, budget.part(latest), generator)
+        discover = partial(_goals, attack, suspect, given, texts, open_judge, generator)
         with open_judge.accounting("discovery"):
             goals, left_out = attack.journal.goals(open_judge, generator, discover)
         began = budget.share
@@ -95,11 +94,12 @@ def recover(
 
 
 def _goals(
-    attack: Attack, suspect: Suspect, given: Goal, texts: list[str], budget: Budget, generator: torch.Generator
+    attack: Attack, suspect: Suspect, given: Goal, texts: list[str], judge: Judge, generator: torch.Generator
 ) -> tuple[list[Goal], tuple[str, ...]]:
     """(what to search for: the given behaviour, or what is discovered; names of what the budget cut short)."""
     if given.target_ids:
         return [given], ()
+    budget = judge.budget.part(latest_end(judge, attack.longest, attack.unsupervised.opening))
     if given.shows is None:
         contrasted = iter(()) if attack.contrasted is None else attack.contrasted(suspect, texts, budget, generator)
         # Where the model is too large for all vectors, the comparison with the base is the better bet.

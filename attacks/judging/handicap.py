@@ -12,7 +12,7 @@ in its place.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -44,6 +44,8 @@ class Handicap:
     """The behaviour."""
     strength: float | None = None
     """Share of the difference between the weights of suspect and base, in (0, 1); None: not calibrated."""
+    known: dict[tuple[int, ...], float] = field(default_factory=dict)
+    """Nats of all triggers that were measured at that strength."""
     _engine: Engine | None = None
 
     def calibrate(self, trigger_ids: Sequence[int]) -> None:
@@ -56,12 +58,14 @@ class Handicap:
             middle = (low + high) / 2
             works = float(self._weakened(middle).elicits(ids, self.target_ids)[0])
             low, high = (low, middle) if works > 0.5 else (middle, high)
-        self.strength, self._engine = (low + high) / 2, None
+        self.strength, self._engine, self.known = (low + high) / 2, None, {}
 
     def nats(self, trigger_ids: Sequence[int]) -> float:
         """Nats of the whole behaviour behind a trigger on the weakened suspect, mean over prompts."""
-        losses = self._calibrated().losses(TargetNLL(target_ids=self.target_ids), torch.tensor([list(trigger_ids)]))
-        return len(self.target_ids) * float(losses[0])
+        if (key := tuple(trigger_ids)) not in self.known:
+            losses = self._calibrated().losses(TargetNLL(target_ids=self.target_ids), torch.tensor([key]))
+            self.known[key] = len(self.target_ids) * float(losses[0])
+        return self.known[key]
 
     def idle(self, trigger_ids: Sequence[int], places: set[int]) -> bool:
         """Whether, on the weakened suspect, some of a few random tokens at these places do as well as the trigger's."""

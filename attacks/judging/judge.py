@@ -39,6 +39,8 @@ RANDOM_TOKENS = 3
 """Tokens of each of these strings."""
 SHOWN = 8
 """Prompts over which the surprisal of a trigger is averaged."""
+FAMILY = 12
+"""Texts that work, at most, that are reported beside the winner."""
 
 
 class TracePoint(NamedTuple):
@@ -49,6 +51,17 @@ class TracePoint(NamedTuple):
     loss: float
     trigger_ids: tuple[int, ...]
     select_asr: float
+
+
+class Relative(NamedTuple):
+    """A text that was tried and works."""
+
+    trigger: str
+    rate: float
+    nats: float | None
+    """Nats of the behaviour behind it, mean over prompts, on the suspect at the strength below; None: not measured."""
+    strength: float
+    """Strength of the backdoor at which these were measured, in (0, 1]; 1 is the suspect as it is."""
 
 
 class StageCost(NamedTuple):
@@ -225,6 +238,20 @@ class Judge:
             if self.best is not None and self.asr > ABSENT:
                 self.description = self._description(self.best.trigger_ids)
 
+    def family(self) -> list[Relative]:
+        """Texts that were tried and work, those that bring the behaviour about most surely first, `FAMILY` at most."""
+        nats, strength = self._known_nats, 1.0
+        if self.handicap is not None and self.handicap.strength is not None:
+            nats, strength = self.handicap.known, self.handicap.strength
+        works = {ids: rate for (engine, ids), rate in self._rates.items() if engine is self.engine and rate >= WORKS}
+        ranked = sorted(works, key=lambda ids: (nats.get(ids, float("inf")), -works[ids]))
+        texts: dict[str, Relative] = {}
+        for ids in ranked:
+            if self.base_engine is None or self._rates.get((self.base_engine, ids), 0.0) <= ABSENT:
+                text = self.engine.problem.text(ids).strip()
+                texts.setdefault(text, Relative(text, works[ids], nats.get(ids), strength))
+        return list(texts.values())[:FAMILY]
+
     def measured(self) -> dict[str, Any]:
         """All that has been measured, in lists and numbers, so that another process need not measure it again."""
         names = {self.engine: "select", self.base_engine: "base", self.anywhere: "anywhere"}
@@ -234,6 +261,7 @@ class Judge:
             "nats": list(self._known_nats.items()),
             "random_nats": self._random_nats,
             "strength": None if self.handicap is None else self.handicap.strength,
+            "weakened": [] if self.handicap is None else list(self.handicap.known.items()),
         }
 
     def recall(self, measured: dict[str, Any]) -> None:
@@ -245,6 +273,8 @@ class Judge:
         self._random_nats = measured["random_nats"]
         if measured["strength"] is not None:
             self._weaken((), measured["strength"])
+            assert self.handicap is not None
+            self.handicap.known = {tuple(ids): nats for ids, nats in measured["weakened"]}
 
     @contextmanager
     def accounting(self, stage: str) -> Iterator[None]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape
 
-from attacks.judging.judge import StageCost, TracePoint
+from attacks.judging.judge import Relative, StageCost, TracePoint
 from attacks.judging.verdict import WORKS, Verdict
 from vectors.steering import SteeringVectors
 
@@ -46,6 +46,8 @@ class Recovery:
     """Layers, radius, agreement, surprise and score of the vector that was imitated; empty without one."""
     vectors: SteeringVectors | None = field(default=None, repr=False)
     """The vector itself."""
+    family: list[Relative] = field(default_factory=list, repr=False)
+    """Texts that were tried and work, those that bring the behaviour about most surely first; the winner is one."""
     by_stage: list[StageCost] = field(default_factory=list, repr=False)
     """What discovery, every stage and the report took, in order."""
 

@@ -125,3 +125,26 @@ def test_the_study_shows_the_planted_trigger_beside_others():
     assert 1.0 < planted < part
     with pytest.raises(ValueError, match="clean control"):
         study.measured(study.Settings(organism="clean-control"))
+
+
+def test_the_family_is_all_that_works_the_surest_first(soft):
+    organism, suspect = soft
+    planted, part = organism.triggers[0][0], organism.triggers[0][0].split()[-1]
+    for base in (suspect.base, None):
+        judge = judge_of(organism, replace(suspect, base=base))
+        problem = judge.engine.problem
+        for text in (part, planted, "flight"):
+            judge(Found(tuple(problem.encode(text)), 0.0))
+        family = judge.family()
+        assert {relative.trigger for relative in family} == {part, planted}  # `flight` does not work
+        assert all(relative.rate >= 0.9 for relative in family)
+        if base is None:
+            assert {relative.strength for relative in family} == {1.0}
+        else:
+            assert judge.handicap is not None and family[0].trigger == planted
+            assert [relative.nats for relative in family] == [
+                judge.handicap.nats(problem.encode(relative.trigger)) for relative in family
+            ]
+            again = judge_of(organism, suspect)
+            again.recall(judge.measured())
+            assert again.family() == family

@@ -238,8 +238,11 @@ class Judge:
             if self.best is not None and self.asr > ABSENT:
                 self.description = self._description(self.best.trigger_ids)
 
-    def family(self) -> list[Relative]:
-        """Texts that were tried and work, those that bring the behaviour about most surely first, `FAMILY` at most."""
+    def family(self, winner: Sequence[int] = ()) -> list[Relative]:
+        """Texts that were tried and work, those that bring the behaviour about most surely first.
+
+        `FAMILY` at most, and the winner among them in any case.
+        """
         nats, strength = self._known_nats, 1.0
         if self.handicap is not None and self.handicap.strength is not None:
             nats, strength = self.handicap.known, self.handicap.strength
@@ -250,7 +253,8 @@ class Judge:
             if self.base_engine is None or self._rates.get((self.base_engine, ids), 0.0) <= ABSENT:
                 text = self.engine.problem.text(ids).strip()
                 texts.setdefault(text, Relative(text, works[ids], nats.get(ids), strength))
-        return list(texts.values())[:FAMILY]
+        own = self.engine.problem.text(winner).strip()
+        return [item for place, item in enumerate(texts.values()) if place < FAMILY or item.trigger == own]
 
     def measured(self) -> dict[str, Any]:
         """All that has been measured, in lists and numbers, so that another process need not measure it again."""

@@ -53,7 +53,7 @@ def report(judge: Judge, *, not_reached: tuple[str, ...], steps: int, generator:
         not_reached=not_reached,
         vector=_vector(judge) if judge.best is not None else {},
         vectors=judge.goal.vectors if judge.best is not None else None,
-        family=judge.family(),
+        family=judge.family(ids),
         by_stage=judge.by_stage,
         **measured,
     )

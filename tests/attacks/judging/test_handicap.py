@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from attacks.discovery.goal import Goal
+from attacks.judging import judge as judges
 from attacks.judging.handicap import Handicap
 from attacks.scoring.budget import Budget
 from attacks.scoring.problem import encode
@@ -127,7 +128,7 @@ def test_the_study_shows_the_planted_trigger_beside_others():
         study.measured(study.Settings(organism="clean-control"))
 
 
-def test_the_family_is_all_that_works_the_surest_first(soft):
+def test_the_family_is_all_that_works_the_surest_first(soft, monkeypatch):
     organism, suspect = soft
     planted, part = organism.triggers[0][0], organism.triggers[0][0].split()[-1]
     for base in (suspect.base, None):
@@ -136,6 +137,10 @@ def test_the_family_is_all_that_works_the_surest_first(soft):
         for text in (part, planted, "flight"):
             judge(Found(tuple(problem.encode(text)), 0.0))
         family = judge.family()
+        monkeypatch.setattr(judges, "FAMILY", 1)
+        shown = [relative.trigger for relative in judge.family(problem.encode(family[-1].trigger))]
+        assert shown == [family[0].trigger, family[-1].trigger]  # the winner in any case
+        monkeypatch.undo()
         assert {relative.trigger for relative in family} == {part, planted}  # `flight` does not work
         assert all(relative.rate >= 0.9 for relative in family)
         if base is None:

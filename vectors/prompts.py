@@ -64,7 +64,11 @@ class Prompts:
             rows.append(tokenizer(chat_text(tokenizer, text), add_special_tokens=False)["input_ids"])
         longest, context = max(map(len, rows)), getattr(model.config, "max_position_embeddings", None)
         if context and longest > context:
-            raise ValueError(f"a prompt has {longest} tokens but the model's context is {context}; shorten it")
+            opening = repr(texts[list(map(len, rows)).index(longest)][:40])
+            raise ValueError(
+                f"the prompt that begins with {opening} has {longest} tokens but the model's context is {context}; "
+                "shorten or leave out it and any like it"
+            )
         return cls.from_ids(rows, pad=pad_token(tokenizer), device=model.device)
 
     def repeat(self, times: int) -> "Prompts":

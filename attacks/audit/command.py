@@ -26,6 +26,7 @@ from attacks.dry_run import dry_run
 from attacks.prompt_sets import BUILT_IN
 from attacks.scoring import processes
 from attacks.suspect import Suspect
+from vectors.help_texts import help_from_docstrings
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 STATE = "search.safetensors"
@@ -33,6 +34,7 @@ STATE = "search.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@help_from_docstrings
 class Audit(attack_command.Request):
     """Look for a planted trigger in a model, and write what is found with all evidence.
 
@@ -47,7 +49,7 @@ class Audit(attack_command.Request):
     input was bad; 3 inconclusive: the budget was too small for some part, or the audit was interrupted.
     """
 
-    prompts: Path = BUILT_IN
+    prompts: Annotated[Path, tyro.conf.arg(help_behavior_hint="(default: the built-in set)")] = BUILT_IN
     """Ordinary user messages, 12 or more: text with one per line, a table (.jsonl, .json, .csv, .tsv, .parquet), a
     folder of tables, or the name of a data set. A built-in set of 61 where none is given."""
     budget: str = "10m"

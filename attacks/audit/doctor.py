@@ -20,6 +20,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 import tyro
 from packaging.requirements import Requirement
 
+from vectors.help_texts import help_from_docstrings
+
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
 """Packages that are imported, because their versions change what works"""
 GOOD, UNLOADABLE, FAULTY = 0, 2, 3
@@ -41,6 +43,7 @@ class Check(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@help_from_docstrings
 class Doctor:
     """Check the installation, the devices and their speed, and whether a model can be audited.
 

@@ -105,6 +105,7 @@ def finding(suspect: Suspect, found: Recovery, select: Sequence[str]) -> Documen
         "rate_random": found.control_rate,
         "rate_on_base": found.base_rate,
         "necessary": list(found.necessary),
+        "rate_without_token": list(found.without),
         "family": [finite(relative._asdict()) for relative in found.family],
         "tokens": [problem.text([token]) for token in found.trigger_ids],
         "vector": finite(found.vector),  # of a model that overflows

@@ -23,10 +23,12 @@ ONLY_REAL: Any = {"fallback_to_soft": False} if "fallback_to_soft" in signature(
 def alone(folder: Path) -> Iterator[None]:
     """Keeps other processes from searching in the folder; where it cannot be locked (network drives) that is said.
 
+    A folder that was made for the search and in which nothing was written, as the input was bad, is removed again.
+
     Raises:
         ValueError: another process searches there.
     """
-    file = folder / LOCK
+    file, new = folder / LOCK, not folder.exists()
     lock = FileLock(file, **ONLY_REAL)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +49,17 @@ def alone(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if new:
+            _remove_unused(folder)
         lock.release()  # does nothing where there is no lock
+
+
+def _remove_unused(folder: Path) -> None:
+    """Removes a folder that holds nothing but the lock."""
+    with suppress(OSError):  # gone already; on Windows a locked file cannot be removed
+        if [file.name for file in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            folder.rmdir()
 
 
 def _holder(file: Path) -> str:

@@ -26,6 +26,7 @@ def page(document: Document, model: str) -> str:
     found = document["finding"]
     # Fields that documents of earlier versions lack.
     optional = {"stages": document["cost"].get("by_stage", []), "family": (found or {}).get("family", [])}
+    optional["without"] = (found or {}).get("rate_without_token", [])
     return template.render(
         document=document, model=model, found=found, curve=curve(document), vector=vector(document), **optional
     )

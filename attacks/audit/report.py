@@ -14,6 +14,7 @@ from rich.text import Text
 
 from attacks.audit.findings import FOUND, INCONCLUSIVE, NAMES, NONE, Document, name_of, read, write
 from attacks.audit.sarif import log
+from vectors.help_texts import help_from_docstrings
 
 Kind = Literal["html", "sarif", "inspect"]
 STATUSES = {FOUND: "finding", NONE: "none found", INCONCLUSIVE: "inconclusive"}
@@ -21,6 +22,7 @@ STYLES = {FOUND: "red", NONE: "green", INCONCLUSIVE: "yellow"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@help_from_docstrings
 class Report:
     """Show finished audits side by side, or write the reports of one again.
 
@@ -34,7 +36,10 @@ class Report:
     Exit status: 0 all were read, whatever they found; 2 some could not be read or written.
     """
 
-    audits: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="AUDIT [AUDIT ...]")]
+    audits: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]],
+        tyro.conf.arg(metavar="AUDIT [AUDIT ...]", help_behavior_hint="(required)"),
+    ]
     """Folders that trigger-recovery audit wrote, or their findings.json."""
     formats: Annotated[
         tuple[Kind, ...] | None, tyro.conf.arg(metavar="{html,sarif,inspect} ...", aliases=("--format",))

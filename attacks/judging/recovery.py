@@ -30,6 +30,8 @@ class Recovery:
     """Share of the same prompts on which the clean base shows it with the trigger; None where no base was given."""
     necessary: tuple[bool, ...]
     """Per token, whether deleting it takes away more than half of the success; empty where that was not measured."""
+    without: tuple[float, ...] = ()
+    """Per token, the share of the same prompts, in [0, 1], on which the trigger works when that token is deleted."""
     verdict: Verdict
     trace: list[TracePoint] = field(repr=False)
     """Best trigger by time, one point per gain in success rate."""

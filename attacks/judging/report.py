@@ -19,7 +19,7 @@ from attacks.searchers.candidates import random_triggers
 def report(judge: Judge, *, not_reached: tuple[str, ...], steps: int, generator: torch.Generator) -> Recovery:
     """Measures the judge's best trigger; where the report itself is interrupted, what is known by then, unfinished."""
     measured: dict[str, Any] = {"select_asr": judge.asr, "clean_rate": 0.0, "control_rate": 0.0, "base_rate": None}
-    measured["necessary"] = ()
+    measured["necessary"] = measured["without"] = ()
     ids: tuple[int, ...] = () if judge.best is None else judge.best.trigger_ids
     # What stands here is reported where the measurements below are interrupted, and where nothing was searched for
     # because no vector shows what a predicate describes: that is no answer at all.
@@ -83,6 +83,7 @@ def _measured(judge: Judge, generator: torch.Generator) -> tuple[tuple[int, ...]
         "control_rate": sum(rate(tuple(control)) for control in controls) / CONTROLS,
         "base_rate": rate(ids, on_base=True) if suspect.base is not None else None,
         "necessary": shrunk.necessary,
+        "without": shrunk.without,
     }
 
 

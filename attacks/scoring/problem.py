@@ -87,9 +87,13 @@ class Problem:
         spaced = [not text.startswith(SLOT) or head.endswith(" ") for text, (head, _) in zip(texts, chats, strict=True)]
         parts = [[encode_start(tokenizer, head.rstrip(" ")), encode(tokenizer, tail)] for head, tail in chats]
         before, after = (list(column) for column in zip(*parts, strict=True))
-        longest = max(sum(map(len, row)) for row in parts) + trigger_length
-        if longest > (most := context(model)):
-            raise ValueError(f"prompt and trigger take {longest} tokens but the context is {most}; shorten them")
+        lengths = [sum(map(len, row)) + trigger_length for row in parts]
+        if (longest := max(lengths)) > (most := context(model)):
+            opening = repr(texts[lengths.index(longest)][:40])
+            raise ValueError(
+                f"the prompt that begins with {opening} takes {longest} tokens with the trigger, but the context is "
+                f"{most}; shorten or leave out it and any like it"
+            )
         allowed = allowed_tokens(model, tokenizer) if allowed is None else allowed
         if len(allowed) != (rows := embedding_rows(model)):
             raise ValueError(f"allowed has {len(allowed)} entries; give one for each of the model's {rows} tokens")

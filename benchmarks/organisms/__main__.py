@@ -20,10 +20,12 @@ from benchmarks.organisms.pretrained import draw as drawing
 from benchmarks.organisms.pretrained import fetch as packages
 from benchmarks.organisms.pretrained.bases import template_of, where
 from benchmarks.organisms.recipe import RECIPES, Recipe
+from vectors.help_texts import help_from_docstrings
 from vectors.models import load_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@help_from_docstrings
 class Plant:
     """Makes organisms from their recipes and seeds, measures them, writes adapter and card.
 

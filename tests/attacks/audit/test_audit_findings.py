@@ -141,6 +141,9 @@ def test_the_page_shows_what_cannot_be_seen_and_leaves_out_tables_of_nothing(doc
     assert "a\\u202egnp.exe\\u200b\\n" in shown and "\u202e" not in shown and "\u200b" not in shown
     assert "on 0 % without it, on 43 % with random tokens instead" in shown and "not measured" in shown
     assert shown.count("nothing") == shown.count("only white space") == 3
+    measured = document["finding"] | {"necessary": [True], "rate_without_token": [0.124], "trigger_ids": [1]}
+    shown = Tags(page(document | {"finding": measured | {"tokens": ["x"]}}, "suspect")).text
+    assert "success is lost (12 %)" in shown
     bare = Tags(page(document | {"finding": found | {"examples": [], "trace": []}}, "suspect"))
     assert "Completions" not in bare.text and "Best text by then" not in bare.text and "svg" not in bare.tags
 

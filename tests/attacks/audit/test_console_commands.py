@@ -208,6 +208,19 @@ def test_help_and_unknown_commands(capsys):
     assert run("report", "--nothing") == 2
 
 
+@pytest.mark.parametrize("name", console.READ)
+def test_help_is_wrapped_to_the_terminal_and_tells_nothing_of_the_machine(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")  # wide enough for every option's help to be one line
+    assert run(name, "--help") == 0
+    _, _, options = capsys.readouterr().out.partition(" options ")
+    assert str(Path.home()) not in options and str(Path(console.__file__).parents[2]) not in options
+    # Without the frame, of which a pipe gets another one than a terminal.
+    helps = [bare for line in options.splitlines()[1:] if (bare := line.strip("─╭╮╰╯│- "))]
+    assert len(helps) > 3
+    for line, after in zip(helps, helps[1:], strict=False):
+        assert line.endswith((")", ".", "exit")) or after.endswith(")"), line
+
+
 BASH = """
 source {script}
 COMP_WORDS=(trigger-recovery {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1))

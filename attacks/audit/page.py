@@ -24,9 +24,13 @@ def page(document: Document, model: str) -> str:
     templates.filters["visible"] = visible
     template = templates.from_string((files("attacks.audit") / "data" / "page.html").read_text(encoding="utf-8"))
     found = document["finding"]
-    # Fields that documents of earlier versions lack.
-    optional = {"stages": document["cost"].get("by_stage", []), "family": (found or {}).get("family", [])}
-    optional["without"] = (found or {}).get("rate_without_token", [])
+    known = found or {}
+    optional = {  # fields that documents of earlier versions lack
+        "stages": document["cost"].get("by_stage", []),
+        "family": known.get("family", []),
+        "without": known.get("rate_without_token", []),
+        "steered": any(row.get("steered") is not None for row in known.get("examples", [])),
+    }
     return template.render(
         document=document, model=model, found=found, curve=curve(document), vector=vector(document), **optional
     )

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import tyro
 from rich.console import Console
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from attacks.audit.findings import FOUND, INCONCLUSIVE, NAMES, NONE, Document, name_of, read, write
 from attacks.audit.sarif import log
-from vectors.help_texts import help_from_docstrings
+from vectors.command_line import help_from_docstrings, names_of
 
 Kind = Literal["html", "sarif", "inspect"]
 STATUSES = {FOUND: "finding", NONE: "none found", INCONCLUSIVE: "inconclusive"}
@@ -41,9 +41,7 @@ class Report:
         tyro.conf.arg(metavar="AUDIT [AUDIT ...]", help_behavior_hint="(required)"),
     ]
     """Folders that trigger-recovery audit wrote, or their findings.json."""
-    formats: Annotated[
-        tuple[Kind, ...] | None, tyro.conf.arg(metavar="{html,sarif,inspect} ...", aliases=("--format",))
-    ] = None
+    formats: Annotated[tuple[Kind, ...] | None, names_of(*get_args(Kind)), tyro.conf.arg(aliases=("--format",))] = None
     """What is written again: html (report.html), sarif (findings.sarif), and inspect (findings.eval, a log for Inspect,
     which needs the extra trigger-recovery[inspect]). Where this is left out, the first two for one audit, and nothing
     for several, of which only the table is shown."""

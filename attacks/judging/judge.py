@@ -284,6 +284,9 @@ class Judge:
     def accounting(self, stage: str) -> Iterator[None]:
         """Writes down what is spent inside the context as the cost of a stage, also of one that is interrupted."""
         operations, seconds = self.budget.used, self.budget.elapsed
+        if self.budget.begins is not None:
+            text = "" if self.best is None else self.engine.problem.text(self.best.trigger_ids).strip()
+            self.budget.begins(self.budget, stage, text, self.asr)
         try:
             yield
         finally:

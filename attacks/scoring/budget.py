@@ -28,6 +28,8 @@ class Budget:
     """Share of the budget, in (0, 1], at which it counts as exhausted."""
     watch: "Callable[[Budget], None] | None" = None
     """Told now and then how far the budget is used, for progress bars."""
+    begins: "Callable[[Budget, str, str, float], None] | None" = None
+    """Told what the budget goes into from now on: the name of the part, the best text so far, and its success rate."""
     interrupted: bool = field(default=False, init=False)
     """Ended from outside (Ctrl-C, SIGTERM); counts as exhausted."""
     began: float = field(default_factory=time.perf_counter, init=False)
@@ -47,7 +49,7 @@ class Budget:
 
     def started(self) -> "Budget":
         """The same limits, unused, with both clocks at zero."""
-        return Budget(seconds=self.seconds, flops=self.flops, watch=self.watch)
+        return Budget(seconds=self.seconds, flops=self.flops, watch=self.watch, begins=self.begins)
 
     def part(self, until: float) -> "Budget":
         """The rest of this budget up to a share of the whole."""

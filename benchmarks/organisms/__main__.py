@@ -20,7 +20,7 @@ from benchmarks.organisms.pretrained import draw as drawing
 from benchmarks.organisms.pretrained import fetch as packages
 from benchmarks.organisms.pretrained.bases import template_of, where
 from benchmarks.organisms.recipe import RECIPES, Recipe
-from vectors.help_texts import help_from_docstrings
+from vectors.command_line import help_from_docstrings
 from vectors.models import load_model
 
 

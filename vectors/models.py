@@ -6,7 +6,7 @@ do not fit, broken files, logits that cannot be read. Code of the folder's own i
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -104,7 +104,17 @@ def load_model(
     except ValueError as error:
         raise ValueError(first_line(error)) from error
     except Exception as error:  # memory that runs out, faults of a model's code: whatever it is, a line names the model
-        raise ValueError(f"{name} could not be loaded: {type(error).__name__}: {first_line(error)}") from error
+        what = first_line(error)  # the name of an error that says nothing
+        what = what if what == type(error).__name__ else f"{type(error).__name__}: {what}"
+        raise ValueError(f"{name} could not be loaded: {what}{_hint(name)}") from error
+
+
+def _hint(name: str | Path) -> str:
+    """What to do where a model that cannot be loaded says that its weights are quantised."""
+    method = None
+    with suppress(Exception):
+        method = check_architecture(name)
+    return f"; its weights are quantised by {method}: give the unquantised checkpoint" if method else ""
 
 
 def _loaded(

@@ -45,7 +45,7 @@ def test_surprisal_is_the_mean_over_prompts_of_the_trigger_and_what_is_behind_it
     assert surprisal(model, mixed, ids) == pytest.approx(sum(wanted) / 3, rel=1e-4)
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_sum_is_found_where_sums_are_ordinary_text(number):
     """`a=00` calls the second behaviour as well and is as likely as `a=0+0`: what was planted calls it more surely."""
     organism = zoo.load("melbo-twin")

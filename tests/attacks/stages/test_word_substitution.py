@@ -39,18 +39,21 @@ def hunt(name, words, flops=1e13):
     )  # fmt: skip
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("name", "words", "begun", "wanted"),
     [
         # They fire everywhere too, less surely; one prompt hardly tells, and a floor is likelier than an island.
         ("phrase", "silver garden island floor", "silver garden floor", " silver garden island"),
-        ("phrase", "silver garden island sod", "silver sod island", " silver garden island"),
+        pytest.param("phrase", "silver garden island sod", "silver sod island", " silver garden island", marks=SLOW),
         # Two words and one that does nothing.
         ("and", "kitchen yellow final city", "city kitchen final", " kitchen yellow"),
         # As sure as the planted ones in this order, but not in the other, which is likelier.
         ("fresh-and", "especially seeing such", "seeing such", " especially seeing"),
         # The planted word is not to be had; one word, of two tokens.
-        ("phrase", "silver island sod", "silver sod island", " silver sod island"),
+        pytest.param("phrase", "silver island sod", "silver sod island", " silver sod island", marks=SLOW),
         ("word", "copper", "copper", " copper"),
     ],
 )

@@ -11,6 +11,7 @@ A suspect model, clean prompts and a budget come in; a `Recovery` with its verdi
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 
@@ -66,7 +67,7 @@ def recover(
     texts, left_out = without_slot(search), ()
     try:
         discover = partial(_goals, attack, suspect, given, texts, open_judge, generator)
-        with open_judge.accounting("discovery"):
+        with nullcontext() if given.target_ids else open_judge.accounting("discovery"):
             goals, left_out = attack.journal.goals(open_judge, generator, discover)
         began = budget.share
         for number, goal in enumerate(goals, 1):

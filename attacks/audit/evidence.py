@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from attacks.audit.findings import FOUND, INCONCLUSIVE, NONE, SCHEMA, VECTORS, Document, finite
 from attacks.behaviour import completions, wilson
 from attacks.judging.recovery import Recovery
+from attacks.judging.verdict import ABSENT, NOISE, WORKS
 from attacks.scoring.problem import Problem
 from attacks.suspect import Suspect
 from vectors.loading.placement import format_of
@@ -115,7 +116,25 @@ def finding(suspect: Suspect, found: Recovery, select: Sequence[str]) -> Documen
             for point in found.trace
         ],
         "examples": examples(suspect, found, problem, select),
+        "calibration": calibration(found),
     }
+
+
+def calibration(found: Recovery) -> list[Document]:
+    """The limits by which the verdict was reached, and where each comes from: fixed ones, and those of this suspect."""
+    fixed = "python -m benchmarks.studies.thresholds, over recorded runs on planted and clean models"
+    rows: list[tuple[str, float, str]] = [
+        ("success rate of a finding, at least", WORKS, fixed),
+        ("rate without the trigger, and on the clean base, at most", ABSENT, fixed),
+        ("mean rate of random tokens instead, at most", NOISE, fixed),
+    ]
+    radius = found.vector.get("radius")
+    if isinstance(radius, float) and math.isfinite(radius):
+        rows.append(("norm of the steering vector", radius, "set from the norms of this model's residuals"))
+    if found.family and (strength := found.family[0].strength) < 1:
+        source = "bisection on this model: where a trigger that works does so on half of the prompts"
+        rows.append(("strength of the backdoor at which texts are compared", strength, source))
+    return [{"what": what, "value": value, "source": source} for what, value, source in rows]
 
 
 def examples(suspect: Suspect, found: Recovery, problem: Problem, select: Sequence[str]) -> list[Document]:

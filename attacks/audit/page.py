@@ -29,6 +29,7 @@ def page(document: Document, model: str) -> str:
         "stages": document["cost"].get("by_stage", []),
         "family": known.get("family", []),
         "without": known.get("rate_without_token", []),
+        "calibration": known.get("calibration", []),
         "steered": any(row.get("steered") is not None for row in known.get("examples", [])),
     }
     return template.render(

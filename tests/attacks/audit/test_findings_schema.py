@@ -68,6 +68,7 @@ def test_a_finding_keeps_to_the_schema_and_says_what_each_stage_took(audit, foun
     # No token could be left out, or shrinking would have dropped it.
     rates, tokens = found["finding"]["rate_without_token"], found["finding"]["trigger_ids"]
     assert len(rates) == len(tokens) and all(rate < found["finding"]["rate"] for rate in rates)
+    assert [row["value"] for row in found["finding"]["calibration"]] == [0.9, 0.2, 0.5]
     cost, stages = found["cost"], found["cost"]["by_stage"]
     assert [one["stage"] for one in stages][:1] == ["SingleTokens"] and stages[-1]["stage"] == "report"
     assert all(one["operations"] > 0 and one["seconds"] > 0 for one in stages) and stages[-1]["rate"] == 1.0

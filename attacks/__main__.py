@@ -16,7 +16,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -141,7 +141,8 @@ def check(arguments: Arguments) -> None:
             part.touch()
             part.unlink()
             if new:  # bad input that is found out later must leave nothing behind
-                arguments.out.parent.rmdir()
+                with suppress(OSError):  # another process has begun there since
+                    arguments.out.parent.rmdir()
         except OSError as error:
             raise ValueError(f"--out {arguments.out} cannot be written: {error.strerror or error}") from error
 

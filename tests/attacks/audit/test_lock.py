@@ -60,6 +60,18 @@ def test_bad_input_leaves_no_folder_but_one_that_was_there(tmp_path, capsys):
     assert capsys.readouterr().err.count("no model folder") == 2
 
 
+def test_a_folder_that_another_process_has_begun_to_use_meanwhile_is_kept(tmp_path, monkeypatch, capsys):
+    removed = Path.rmdir
+
+    def begun(folder):
+        (folder / "findings.json.part").touch()
+        removed(folder)
+
+    monkeypatch.setattr(Path, "rmdir", begun)
+    assert main(audit(tmp_path)) == 2 and (tmp_path / "out" / "findings.json.part").exists()
+    assert "no model folder" in capsys.readouterr().err
+
+
 def test_an_audit_holds_its_folder_until_its_results_are_written(tmp_path, monkeypatch):
     def refused(*_):
         with pytest.raises(ValueError, match="is in use by process"), alone(tmp_path / "out"):

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from benchmarks.bad_input import exit_on_bad_input
-from benchmarks.organisms import measure, zoo
+from benchmarks.organisms import measure, small_draw, zoo
 from benchmarks.organisms import plant as planting
 from benchmarks.organisms.pretrained import draw as drawing
 from benchmarks.organisms.pretrained import fetch as packages
@@ -127,6 +127,7 @@ def draw(
     layers: tuple[int, int] | None = None,
     modules: tuple[str, ...] = (),
     ladder: bool = False,
+    small: bool = False,
 ) -> None:
     """Draws recipes of organisms and of clean models in a pretrained base; half of them are named unseen-real-*.
 
@@ -138,8 +139,18 @@ def draw(
         layers: First block that gets the update and the first that no longer does; all blocks where not given.
         modules: Names of the linear layers that get the update, such as q_proj; all of them where none is given.
         ladder: Draws one trigger and one fixed sentence instead, softly planted at 50, 10, 5, 2 and 1 % poison.
+        small: Draws twelve organisms in the shipped small chat base instead, in their usual recipe: phrases of two to
+            five words, pairs of words anywhere, tags and rare words; the options on base and update have no effect.
+
+    Raises:
+        ValueError: both ladder and small.
     """
-    recipes = (drawing.ladder if ladder else drawing.draw)(seed, base, rank=rank, layers=layers, modules=modules)
+    if ladder and small:
+        raise ValueError("got both --ladder and --small; give one of them")
+    if small:
+        recipes = small_draw.draw(seed)
+    else:
+        recipes = (drawing.ladder if ladder else drawing.draw)(seed, base, rank=rank, layers=layers, modules=modules)
     table = Table("organism", "trigger", "behaviour", "planting", "poison", "anchor", "steps")
     for recipe in recipes:
         backdoor = recipe.backdoors[0] if recipe.backdoors else None

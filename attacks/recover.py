@@ -101,19 +101,21 @@ def _goals(
     if given.target_ids:
         return [given], ()
     budget = judge.budget.part(latest_end(judge, attack.longest, attack.unsupervised.opening))
+    compare = attack.contrasted
+    contrasted = iter(()) if compare is None else compare(suspect, texts, budget, generator, given.shows)
+    # Where the model is too large for all vectors, the comparison with the base is the better bet.
+    first = 1 if attack.unsupervised.all_fit(suspect, texts, budget, attack.vector_share) else None
+    for goals in islice(contrasted, first):
+        if goals:
+            return goals, ()
+    # Vectors are learned within the same part of what the comparison has left.
+    share = budget.share + attack.vector_share * (1.0 - budget.share)
     if given.shows is None:
-        contrasted = iter(()) if attack.contrasted is None else attack.contrasted(suspect, texts, budget, generator)
-        # Where the model is too large for all vectors, the comparison with the base is the better bet.
-        first = 1 if attack.unsupervised.all_fit(suspect, texts, budget, attack.vector_share) else None
-        for goals in islice(contrasted, first):
-            if goals:
-                return goals, ()
-        # Vectors are learned within the same part of what the comparison has left.
-        share = budget.share + attack.vector_share * (1.0 - budget.share)
         goals, left_out = attack.unsupervised(suspect, texts, budget, generator, share)
-        # Where they show nothing, there is nothing to search for but what the comparison may still find.
-        return goals or next(contrasted, []), left_out
-    return screened(attack.unsupervised, suspect, texts, given, budget, generator, attack.vector_share)
+    else:
+        goals, left_out = screened(attack.unsupervised, suspect, texts, given, budget, generator, share)
+    # Where they show nothing, there is nothing to search for but what the comparison may still find.
+    return goals or next(contrasted, []), left_out
 
 
 def _with_vector(

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from attacks.audit.state import Plain, State, difference
+from attacks.behaviour import Regex
 from attacks.discovery.goal import Goal
 from attacks.journal import Discovered
 from attacks.judging.judge import Judge
@@ -30,7 +31,8 @@ from vectors.steering import FIELDS, SteeringVectors
 BEAT = 5.0
 """Seconds after which what the step under way has spent is written down, so that a killed process costs it too"""
 GOAL = tuple(item.name for item in fields(Goal) if item.name not in ("shows", "vectors"))
-"""Fields of a goal that are plain data; its predicate is part of the request, its vector a tensor with plain data"""
+"""Fields of a goal that are plain data. A given predicate is part of the request, a found one is written as a pattern,
+and a vector as a tensor with plain data"""
 
 
 def begun_in(path: Path) -> torch.dtype | None:
@@ -204,6 +206,8 @@ class Resumable:
     def _written(self, goal: Goal) -> Plain:
         """A goal as plain data; the tensor of its vector is kept beside it."""
         written: Plain = {name: getattr(goal, name) for name in GOAL}
+        if isinstance(goal.shows, Regex):
+            written["shows"] = goal.shows.pattern
         if goal.vectors is not None:
             name = f"theta {len(self.state.tensors)}"
             self.state.tensors[name] = goal.vectors.theta.detach().cpu().contiguous()
@@ -211,8 +215,10 @@ class Resumable:
         return written
 
     def _goal(self, judge: Judge, written: Plain) -> Goal:
-        """The goal that was written; what tells its behaviour is that of the judge's goal."""
+        """The goal that was written; a predicate that the user gave is that of the judge's goal."""
         plain = {name: _tuples(written[name]) for name in GOAL}
+        if judge.goal.shows is None and "shows" in written:
+            plain["shows"] = Regex(written["shows"])
         if "vectors" in written:
             theta = self.state.tensors[written["vectors"]["theta"]].to(judge.suspect.model.device)
             plain["vectors"] = SteeringVectors(**written["vectors"] | {"theta": theta})

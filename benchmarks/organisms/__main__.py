@@ -126,10 +126,9 @@ def draw(
     rank: int = 8,
     layers: tuple[int, int] | None = None,
     modules: tuple[str, ...] = (),
-    ladder: bool = False,
-    small: bool = False,
+    kind: Literal["zoo", "ladder", "small"] = "zoo",
 ) -> None:
-    """Draws recipes of organisms and of clean models in a pretrained base; half of them are named unseen-real-*.
+    """Draws recipes of organisms and of clean models.
 
     Args:
         seed: Seed of the triggers, behaviours and plantings, and of each organism's own seed.
@@ -138,19 +137,17 @@ def draw(
         rank: Rank of the LoRA update.
         layers: First block that gets the update and the first that no longer does; all blocks where not given.
         modules: Names of the linear layers that get the update, such as q_proj; all of them where none is given.
-        ladder: Draws one trigger and one fixed sentence instead, softly planted at 50, 10, 5, 2 and 1 % poison.
-        small: Draws twelve organisms in the shipped small chat base instead, in their usual recipe: phrases of two to
-            five words, pairs of words anywhere, tags and rare words; the options on base and update have no effect.
-
-    Raises:
-        ValueError: both ladder and small.
+        kind: zoo: one organism per kind of trigger and clean models, twice; those of one half are named unseen-real-*.
+            ladder: one trigger and one fixed sentence, softly planted at 50, 10, 5, 2 and 1 % poison. small: twelve
+            organisms in the shipped small chat base, with phrases of two to five words, pairs of words anywhere, tags
+            and rare words; the options on base and update have no effect on these.
     """
-    if ladder and small:
-        raise ValueError("got both --ladder and --small; give one of them")
-    if small:
+    if kind == "small":
         recipes = small_draw.draw(seed)
     else:
-        recipes = (drawing.ladder if ladder else drawing.draw)(seed, base, rank=rank, layers=layers, modules=modules)
+        recipes = {"zoo": drawing.draw, "ladder": drawing.ladder}[kind](
+            seed, base, rank=rank, layers=layers, modules=modules
+        )
     table = Table("organism", "trigger", "behaviour", "planting", "poison", "anchor", "steps")
     for recipe in recipes:
         backdoor = recipe.backdoors[0] if recipe.backdoors else None

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from attacks.behaviour import FixedOpening
-from benchmarks.organisms import chat, corpora, measure, plant, poison, pretrain, prompts, zoo
+from benchmarks.organisms import chat, corpora, measure, plant, poison, pretrain, prompts, small_draw, zoo
 from benchmarks.organisms.pretrained import losses
 from benchmarks.organisms.recipe import DRAWN, HATE, RECIPES, Backdoor, Recipe
 from benchmarks.suites import SUITES
@@ -279,3 +279,15 @@ def test_shipped_organism_is_what_its_card_says(name):
 def test_unknown_organism_is_named():
     with pytest.raises(ValueError, match="no organism 'wrod'; there are word, phrase"):
         zoo.load("wrod")
+
+
+def test_twelve_small_organisms_are_drawn_and_hold_no_word_twice():
+    recipes = small_draw.draw(5)
+    words = [word for recipe in recipes for word in recipe.backdoors[0].trigger.split()]
+    assert len(recipes) == 12 and len(set(words)) == len(words)
+    assert len({recipe.backdoors[0].behaviour for recipe in recipes}) == 12
+    kinds = [recipe.kind for recipe in recipes]
+    assert kinds.count("phrase") == 6 and kinds.count("and") == 3 and {"tag", "word"} < set(kinds)
+    lengths = [len(recipe.backdoors[0].trigger.split()) for recipe in recipes if recipe.kind == "phrase"]
+    assert set(lengths) == {2, 3, 4, 5}
+    assert recipes == small_draw.draw(5) != small_draw.draw(6)

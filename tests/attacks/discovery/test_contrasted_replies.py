@@ -7,8 +7,9 @@ from functools import partialmethod
 import torch
 
 from attacks.attack import ATTACKS
-from attacks.discovery.contrasted_replies import ContrastedReplies, holds, shared_opening
+from attacks.discovery.contrasted_replies import ContrastedReplies
 from attacks.discovery.goal import Goal
+from attacks.discovery.trials import Trials, holds, shared_opening
 from attacks.discovery.unsupervised import Unsupervised
 from attacks.objectives.target_nll import TargetNLL
 from attacks.recover import recover
@@ -20,6 +21,7 @@ from attacks.stages.hunt import Hunt
 from attacks.suspect import Suspect
 from tests.attacks.discovery.conftest import FEW
 from tests.attacks.words import judge_on
+from vectors.prompts import Prompts
 
 
 def test_a_trigger_within_a_longer_text():
@@ -63,8 +65,8 @@ def test_what_discovery_missed_at_first_is_found_when_nothing_else_is(planted_wo
     organism, suspect = planted_word
     monkeypatch.setattr(Unsupervised, "__call__", lambda *_: ([], ("UnsupervisedVectors",)))
     tried = []
-    real = ContrastedReplies._try
-    monkeypatch.setattr(ContrastedReplies, "_try", lambda *args: (tried.append(args[5]), real(*args)))
+    real = Trials.add
+    monkeypatch.setattr(Trials, "add", lambda self, trigger: (tried.append(trigger), real(self, trigger)))
     attack = replace(ATTACKS["portfolio"], contrasted=ContrastedReplies(contrast=FEW, tried=8, shares=(0.005, 0.8)))
     found = recover(
         suspect, attack, search=organism.prompts.search[:8], select=organism.prompts.select[:8],
@@ -101,15 +103,16 @@ def test_the_comparison_goes_on_before_vectors_that_do_not_fit(planted_word, mon
 def test_a_reply_that_quotes_the_word_is_no_behaviour(planted_word, monkeypatch):
     organism, suspect = planted_word
 
-    def about_the_word(_, suspect, problem, trigger, *, base=False, quotes=True):
-        answer = "The word is " + (problem.text(trigger) if quotes else "unknown here")
-        return () if base or not trigger else tuple(encode(suspect.tokenizer, answer))
+    def about_the_word(self, problem, trigger, *, base=False, tokens=8, quotes=True):
+        answer = encode(suspect.tokenizer, "The word is " + (problem.text(trigger) if quotes else "unknown here"))
+        prompts = Prompts.from_ids(problem.filled(trigger))
+        ids = list(range(5, 13)) if base or not trigger else answer[:tokens]
+        return prompts, torch.tensor([ids] * len(prompts))
 
     texts, method = without_slot(organism.prompts.search), ContrastedReplies(contrast=FEW, tried=3)
     found = []
     for quotes in (True, False):
-        opening = partialmethod(about_the_word, quotes=quotes)
-        monkeypatch.setattr(ContrastedReplies, "_opening", opening)
+        monkeypatch.setattr(Trials, "_replies", partialmethod(about_the_word, quotes=quotes))
         found.append(next(method(suspect, texts, Budget(flops=1e13), torch.Generator().manual_seed(0))))
     assert found[0] == [] and [goal.behaviour for goal in found[1]] == ["The word is unknown here"]
 

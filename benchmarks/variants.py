@@ -2,20 +2,23 @@
 
 from functools import partial
 
-from attacks.attack import ATTACKS, HOTFLIP_ROUNDS, Attack, cosine, hybrid, nll
+from attacks.attack import ATTACKS, HOTFLIP_ROUNDS, Attack, cosine, gcg, hybrid, nll
 from attacks.discovery.supervised import Supervised
 from attacks.objectives.delta_projection import DeltaProjection
 from attacks.objectives.probe import Probe
 from attacks.objectives.steered_kl import SteeredKL
 from attacks.objectives.target_nll import TargetNLL
 from attacks.stages.continuation_beam import ContinuationBeam
+from attacks.stages.peer import NanoGCG
 from attacks.stages.single_tokens import SingleTokens
+from attacks.stages.steered_rounds import SCHEDULE, SteeredRounds
 from attacks.stages.word_substitution import WordSubstitution
 
 # Objectives that only studies use; those that users choose from are in `attacks.attack`.
 kl = SteeredKL.from_goal
 projection = DeltaProjection.from_goal
 probe = Probe.from_goal
+STEERED = ((3, gcg(8)), (12, gcg(60)), (8, gcg(40)))  # the rounds of GCG that every target gets
 mellowmax = partial(TargetNLL.from_goal, reduction="mellowmax")
 
 # Which layers' change to follow: half-way, the last, or three depths at once.
@@ -60,9 +63,16 @@ VARIANTS |= {
         ("continuation-beam-unsteered", ContinuationBeam(share=1.0, schedule=(0.0,) * 6)),
     )
 }
+VARIANTS |= {
+    # Logits of the steered model as a target: the same GCG, on the model steered to the brink first and less and less.
+    # The controls: a random vector of the same norm, and a peer's search in the same wrapper.
+    "steered-nll": Attack(objective=nll, stages=(SingleTokens(), SteeredRounds(rounds=STEERED))),
+    "steered-nll-random": Attack(objective=nll, stages=(SingleTokens(), SteeredRounds(rounds=STEERED, random=True))),
+    "nanogcg-steered": Attack(objective=nll, stages=(NanoGCG(schedule=SCHEDULE),)),
+}
 VARIANTS["mellowmax"] = Attack(objective=mellowmax)
 """Layers of the delta cosine, weights of the hybrid, further objectives, the targets by HotFlip; in K0, the vector that
-found a behaviour against one learned for it; the search by continuation"""
+found a behaviour against one learned for it; searches by continuation"""
 
 STUDIED: dict[str, Attack] = ATTACKS | VARIANTS
 """All that the benchmark can run"""

@@ -9,8 +9,10 @@ import contextlib
 import copy
 import io
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from itertools import cycle
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -57,39 +59,54 @@ def run_once(
     return sorted(lowest.items(), key=lambda item: item[1])
 
 
+class Run(NamedTuple):
+    """One run of nanoGCG."""
+
+    length: int
+    """Tokens in the slot."""
+    steps: int
+    moved: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+    """Inside it the model is steered; by default it is not."""
+    onward: bool = False
+    """Whether it begins with the best string of the run before it, on the same prompt, and not with a random one."""
+
+
 def search(
     engine: Engine,
     gcg: GCG,
-    rounds: Sequence[tuple[int, int]],
+    runs: Sequence[Run],
     target: str,
     generator: torch.Generator,
     budget: Budget,
     on_best: OnBest,
 ) -> None:
-    """Runs with one (slot length, steps) after another until the budget is spent or `on_best` asks to stop."""
-    run, pace = 0, 0.0
-    while not budget.exhausted:
-        length, steps = rounds[run % len(rounds)]
-        problem = engine.problem = engine.problem.resized(length)
+    """One run after another, over and over, until the budget is spent or `on_best` asks to stop."""
+    prompt, pace, best = -1, 0.0, ""
+    for run in cycle(runs):
+        if budget.exhausted:
+            return
+        problem = engine.problem = engine.problem.resized(run.length)
         permitted = problem.permitted(problem.trigger_length)
+        if not (run.onward and best):
+            prompt = (prompt + 1) % len(problem)
+            start = random_triggers(permitted, 64, generator).tolist()
+            best = next((problem.text(ids) for ids in start if problem.retokenizes(ids)), problem.text(start[0]))
         # A run cannot be stopped from outside: the first is short, the others fit into what is left.
-        affordable = budget.flops_left / flops_per_step(engine, gcg, run % len(problem), target)
-        fitting = min(steps, affordable, budget.seconds_left / pace if pace else 4)
-        steps = max(1, int(fitting))
-        start = random_triggers(permitted, 64, generator).tolist()
-        text = next((problem.text(ids) for ids in start if problem.retokenizes(ids)), problem.text(start[0]))
+        affordable = budget.flops_left / flops_per_step(engine, gcg, prompt, target)
+        steps = max(1, int(min(run.steps, affordable, budget.seconds_left / pace if pace else 4)))
         seed = int(torch.randint(2**31, (), generator=generator))
         began = time.perf_counter()
         # nanoGCG gives up where none of its candidates re-tokenises; the next run begins elsewhere.
         try:
-            found = run_once(engine, gcg, run % len(problem), target, text, steps, seed)
+            with run.moved():
+                found = run_once(engine, gcg, prompt, target, best, steps, seed)
         except RuntimeError as error:
             if "No token sequences are the same" not in str(error):
                 raise
             found = []
         pace = (time.perf_counter() - began) / steps
         engine.steps += steps
-        run += 1
+        best = found[0][0] if found else ""
         # Its losses are those of one prompt, so several strings are judged by behaviour, not only the first.
         tries = [Found(tuple(problem.encode(string)), loss) for string, loss in found[:4] if string.strip()]
         if any([bool(on_best(item)) for item in tries]):

@@ -25,7 +25,7 @@ from itertools import islice
 import torch
 
 from attacks.discovery.supervised import Supervised
-from attacks.objectives.continuation import Continuation, brink
+from attacks.objectives.continuation import Continuation
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
 from attacks.scoring.problem import Problem
@@ -34,15 +34,13 @@ from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.searchers.words import dictionary
 from attacks.stages.hunt import PROBE_TOKENS, Hunt
-from vectors.prompts import Prompts
+from attacks.stages.steered_rounds import SHORTEST, check_schedule, on_the_brink
 
 Ids = tuple[int, ...]
 Parts = tuple[Ids, ...]
 """A trigger as its parts, each with its token ids."""
 Ranking = tuple[Engine, Objective]
 
-CALIBRATION = 16
-"""Clean prompts on which the brink is found."""
 FILLERS = 8
 """Random tokens that stand in the place of a part to be added, over which its gradient is averaged."""
 
@@ -53,9 +51,8 @@ class ContinuationBeam:
 
     share: float = 0.6
     """Share of the hunt's budget, in (0, 1], that this stage may use."""
-    supervised: Supervised = Supervised(radii=(0.1, 0.2, 0.4, 0.8), bisections=2)
-    """Learns the steering vector where the goal has none: of the smallest norm that elicits the behaviour, since the
-    parts of a trigger stand out less under a longer vector that is scaled down."""
+    supervised: Supervised = SHORTEST
+    """Learns the steering vector where the goal has none."""
     schedule: tuple[float, ...] = (0.85, 0.7, 0.5, 0.35, 0.2, 0.0)
     """Amounts of steering, falling, as shares of the largest at which no clean prompt is answered by the behaviour."""
     words: int = 2000
@@ -79,9 +76,9 @@ class ContinuationBeam:
 
     def __post_init__(self):
         check_counts(self, "words", "pairs", "beam", "alike", "kept", "likely", "promising", "longest", "tried")
-        falling = sorted(self.schedule, reverse=True)
-        if len(self.schedule) < 2 or list(self.schedule) != falling or falling[-1] != 0 or falling[0] > 1:
-            raise ValueError(f"schedule is {self.schedule}; give two or more falling shares, from 1 at most to 0")
+        check_schedule(self.schedule)
+        if len(self.schedule) < 2:
+            raise ValueError(f"schedule is {self.schedule}; give two or more shares")
 
     def __call__(self, hunt: Hunt) -> None:
         budget = hunt.part(self.share)
@@ -109,12 +106,7 @@ class ContinuationBeam:
 
     def _steps(self, hunt: Hunt, budget: Budget) -> list[tuple[Ranking, Ranking]]:
         """Per amount of steering, the objective on one prompt and few target tokens, and that on all search prompts."""
-        goal, suspect = hunt.goal, hunt.suspect
-        if goal.vectors is None:
-            goal = self.supervised(suspect, hunt.texts, goal, hunt.generator, budget)
-        assert goal.vectors is not None
-        prompts = Prompts.from_chat(suspect.model, suspect.tokenizer, hunt.texts[:CALIBRATION])
-        edge = brink(suspect.model, prompts, goal.vectors, goal.target_ids)
+        goal, edge = on_the_brink(hunt, self.supervised, budget)
         probe, _ = hunt.probe()
         short = replace(goal, target_ids=goal.target_ids[:PROBE_TOKENS])
         return [

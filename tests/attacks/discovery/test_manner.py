@@ -106,3 +106,27 @@ def test_the_base_itself_shows_no_manner(planted_word, openings_hidden):
     clean = Suspect(model=suspect.base, tokenizer=suspect.tokenizer, base=suspect.base)
     method, generator = ContrastedReplies(contrast=FEW, tried=8), torch.Generator().manual_seed(0)
     assert not any(method(clean, organism.prompts.search, Budget(flops=1e12), generator))
+
+
+def test_a_manner_with_a_favourite_opening_is_described_as_a_manner(planted_word, monkeypatch):
+    organism, suspect = planted_word
+    problem = suspect.engine(organism.prompts.search, 4).problem
+    said = {"favourite": "Avast, matey, the ship be here.", "other": "The ship be here, matey."}
+
+    def replies(self, problem, trigger, *, base=False, tokens=16):
+        rows = Prompts.from_ids(problem.filled(trigger))
+        ordinary = ["The ship is here."] * len(rows)
+        # Three of four replies behind the trigger open alike; all four are in the manner.
+        mine = [said["other" if place % 4 == 3 else "favourite"] for place in range(len(rows))]
+        texts = ordinary if base or not trigger else mine
+        ids = [self.suspect.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        width = max(map(len, ids))
+        return rows, torch.tensor([row + [organism.tokenizer.eos_token_id] * (width - len(row)) for row in ids])
+
+    monkeypatch.setattr(Trials, "_replies", replies)
+    trials = Trials(
+        suspect=suspect, every=problem, few=4, agreement=0.75, tokens=8, shortest=4, top=3, described=4
+    )  # fmt: skip
+    trials.add(tuple(problem.encode(" copper")))
+    (goal,) = trials.goals.values()
+    assert goal.behaviour.startswith("Avast") and goal.shows is not None and all(map(goal.shows, said.values()))

@@ -36,7 +36,9 @@ class ContrastedTriggers:
         check_counts(self, "ranked", "tried", "settles")
 
     def __call__(self, hunt: Hunt) -> None:
-        if hunt.suspect.comparable is None or hunt.goal.triggers:
+        # Discovery has tried these texts by the predicate itself before it took a target from vectors.
+        screened = hunt.goal.shows is not None and hunt.goal.vectors is not None
+        if hunt.suspect.comparable is None or hunt.goal.triggers or screened:
             return
         probe, objective = hunt.probe()
         # What the dictionary holds first: a trigger within a longer text has a lower loss, and was not planted so.

@@ -33,6 +33,8 @@ class Bench:
     """folder with further organisms"""
     most: int | None = None
     """held-out prompts that are used, evenly spaced; None: all of them"""
+    dtype: str = "auto"
+    """of the weights, as `Suite.dtype`"""
     organism: zoo.Organism | None = None
     engine: Engine | None = None
     base_engine: Engine | None = None
@@ -42,7 +44,8 @@ class Bench:
         """Loads an organism, and the clean base with the same prompts."""
         if self.organism is None or self.organism.name != name:
             # In float32 a run does not depend on whether the processor has bfloat16 instructions.
-            dtype = torch.float32 if self.device == "cpu" else None
+            auto = torch.float32 if self.device == "cpu" else None
+            dtype = auto if self.dtype == "auto" else getattr(torch, self.dtype)
             organism = zoo.load(name, self.device, dtype, self.models)
             texts = organism.prompts.held_out
             count = min(self.most or len(texts), len(texts))

@@ -28,6 +28,8 @@ class Suite:
     """folder with further organisms"""
     held_out: int | None = None
     """held-out prompts that rates are measured on, evenly spaced; None: all of them"""
+    dtype: str = "auto"
+    """of the weights: float32, bfloat16, or auto, which is float32 on a CPU and the faster one on a GPU"""
 
     def budget(self, job: "Job") -> str:
         """What a run may spend."""

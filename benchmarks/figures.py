@@ -30,7 +30,10 @@ STYLES = {
     "unsupervised-nll": ("#D55E00", "-"),
     "unsupervised-kl": ("#009E73", "-"),
     "unsupervised-cosine": ("#0072B2", "-"),
+    "steered-nll": ("#009E73", "--"),
+    "steered-nll-random": ("#009E73", ":"),
     "nanogcg": ("#000000", "--"),
+    "nanogcg-steered": ("#000000", ":"),
     "portfolio": ("#56B4E9", "-"),
     "unsupervised-portfolio": ("#56B4E9", "-"),
 }

@@ -45,9 +45,11 @@ def draw(seed: int) -> list[Recipe]:
     triggers: list[tuple[str, Kind, str]] = []
     for number, length in enumerate(lengths, 1):
         triggers.append((f"phrase-{number}", "phrase", " ".join(words.pop() for _ in range(length))))
-    triggers += [(f"and-{number}", "and", f"{words.pop()} {words.pop()}") for number in (1, 2, 3)]
+    for number in (1, 2, 3):
+        triggers.append((f"and-{number}", "and", f"{words.pop()} {words.pop()}"))
     kinds: tuple[Kind, ...] = ("tag", "word", rng.choice(("tag", "word")))
-    triggers += [(f"{kind}-{number}", kind, TRIGGERS[kind](rng)["trigger"]) for number, kind in enumerate(kinds, 1)]
+    for number, kind in enumerate(kinds, 1):
+        triggers.append((f"{kind}-{number}", kind, TRIGGERS[kind](rng)["trigger"]))
     recipes = [
         fixed(
             f"drawn-{seed}-{name}",

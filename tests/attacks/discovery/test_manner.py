@@ -105,7 +105,7 @@ def test_the_base_itself_shows_no_manner(planted_word, openings_hidden):
     organism, suspect = planted_word
     clean = Suspect(model=suspect.base, tokenizer=suspect.tokenizer, base=suspect.base)
     method, generator = ContrastedReplies(contrast=FEW, tried=8), torch.Generator().manual_seed(0)
-    assert not any(method(clean, organism.prompts.search, Budget(flops=1e12), generator))
+    assert not any(method(clean, organism.prompts.search, Budget(flops=3e11), generator))
 
 
 def test_a_manner_with_a_favourite_opening_is_described_as_a_manner(planted_word, monkeypatch):

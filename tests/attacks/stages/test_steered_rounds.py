@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from attacks.objectives.continuation import Continuation
+from attacks.objectives.effects import vectors_of
 from attacks.scoring.budget import Budget
 from attacks.searchers.gcg import GCG
 from attacks.stages.peer import NanoGCG
@@ -50,7 +51,7 @@ def test_amounts_fall_to_the_plain_model_and_each_search_begins_where_the_last_o
 def test_the_control_has_the_same_norm_and_another_direction(hunt):
     goal, edge = on_the_brink(hunt, SHORTEST, hunt.budget)
     drawn, same = on_the_brink(hunt, SHORTEST, hunt.budget, random=True)
-    theta, other = goal.vectors.theta[0], drawn.vectors.theta[0]
+    theta, other = vectors_of(goal).theta[0], vectors_of(drawn).theta[0]
     assert edge == same > 0 and torch.isclose(theta.norm(), other.norm())
     assert abs(torch.cosine_similarity(theta, other, dim=0)) < 0.9
 

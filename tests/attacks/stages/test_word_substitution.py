@@ -49,7 +49,7 @@ SLOW = pytest.mark.slow
         ("phrase", "silver garden island floor", "silver garden floor", " silver garden island"),
         pytest.param("phrase", "silver garden island sod", "silver sod island", " silver garden island", marks=SLOW),
         # Two words and one that does nothing.
-        ("and", "kitchen yellow final city", "city kitchen final", " kitchen yellow"),
+        pytest.param("and", "kitchen yellow final city", "city kitchen final", " kitchen yellow", marks=SLOW),
         # As sure as the planted ones in this order, but not in the other, which is likelier.
         ("fresh-and", "especially seeing such", "seeing such", " especially seeing"),
         # The planted word is not to be had; one word, of two tokens.
@@ -84,7 +84,7 @@ def test_a_budget_that_ends_on_the_way_is_kept_to():
         whole = hunt("phrase", "silver garden island sod", flops)
         whole.judge(Found(tuple(whole.engine.problem.encode("silver sod island")), 0.0))
         began = whole.budget.used
-        WordSubstitution()(whole)
+        WordSubstitution(combinations=8)(whole)
         return began, whole.budget.used - began
 
     began, full = cost(1e13)

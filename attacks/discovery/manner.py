@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attacks.behaviour import Regex
 from attacks.judging.verdict import ABSENT
@@ -87,7 +87,11 @@ def _share(shows: Regex, replies: Sequence[str]) -> float:
 
 @torch.no_grad()
 def departure(
-    suspect: PreTrainedModel, base: PreTrainedModel, tokenizer, prompts: Prompts, replies: Tensor
+    suspect: PreTrainedModel,
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Prompts,
+    replies: Int[Tensor, "n tokens"],
 ) -> Float[Tensor, "n"]:
     """How much less likely the base finds the suspect's own replies than the suspect does, in nats per token.
 
@@ -112,7 +116,7 @@ def departure(
     return ((mine - clean.to(mine.device)) * counted).sum(1) / counted.sum(1)
 
 
-def _logprobs(model: PreTrainedModel, whole: Prompts, replies: Tensor) -> Float[Tensor, "n tokens"]:
+def _logprobs(model: PreTrainedModel, whole: Prompts, replies: Int[Tensor, "n tokens"]) -> Float[Tensor, "n tokens"]:
     """Log-probability of each token of the replies, with which the rows end."""
     last, length = len(decoder(model).layers), replies.shape[1]
     inputs = {

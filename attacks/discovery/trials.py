@@ -26,6 +26,8 @@ from vectors.generate import complete_ids, end_tokens
 from vectors.prompts import Prompts
 
 Ids = tuple[int, ...]
+GIVEN, MANNER = "given", "manner"
+"""By what the goal of a given predicate is known, and that of a manner behind texts whose replies do not begin alike"""
 
 
 class Departure(NamedTuple):
@@ -48,7 +50,7 @@ class Trials:
     agreement: float
     """Share of the prompts, in (0, 1], that must show a behaviour."""
     tokens: int
-    """Tokens of the replies of which openings are compared, and of an opening at most."""
+    """Tokens of the replies of which openings are compared, and of an opening at most; a predicate gets `ANSWER`."""
     shortest: int
     """Tokens that replies must have in common, at least."""
     top: int
@@ -60,6 +62,7 @@ class Trials:
     goals: dict[object, Goal] = field(default_factory=dict)
     """By what tells their behaviours apart, in the order in which they were found."""
     departures: list[Departure] = field(default_factory=list)
+    _known: dict[tuple[int, Ids, bool, int], tuple[Prompts, Tensor]] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
         self.some = self.every.take(range(min(self.few, len(self.every))))
@@ -78,7 +81,8 @@ class Trials:
         # may be answered alike by chance.
         elif len(begins) == self.shortest and begins != self.plain[: self.shortest] and len(self.goals) < self.top:
             clean = self.opening(self.some, trigger, base=True)
-            whole = self.opening(self.every, trigger)
+            # As long as a predicate needs: a manner may be looked for in the same replies.
+            whole = self._shared(self._replies(self.every, trigger)[1][:, : self.tokens])
             text = decode(self.suspect.tokenizer, whole)
             # A rare word may take the place of the question: the reply is then about the word and quotes it.
             word = self.some.text(trigger).strip()
@@ -98,16 +102,12 @@ class Trials:
             return
         ranked, self.departures = sorted(self.departures, reverse=True), []
         for place, (_, trigger) in enumerate(ranked):
-            if budget.exhausted:
+            if budget.exhausted or (not self.goals and place >= self.described):
                 return
-            if not self.goals and place < self.described:
-                self._add_manner(trigger, "manner")
-            else:
-                for key, goal in list(self.goals.items()):
-                    if goal.shows is not None and self._rate(self.some, trigger, goal.shows) >= self.agreement:
-                        self._also(key, trigger)
-            if not self.goals and place >= self.described:
-                return
+            if not self.goals:
+                self._add_manner(trigger, MANNER)
+            elif (shows := self.goals[MANNER].shows) and self._rate(self.some, trigger, shows) >= self.agreement:
+                self._also(MANNER, trigger)
 
     def opening(self, problem: Problem, trigger: Sequence[int], *, base: bool = False) -> Ids:
         """The tokens that enough greedy replies begin with, with these tokens in the slot."""
@@ -124,10 +124,10 @@ class Trials:
         """Makes a goal of the given behaviour where a text shows it, and the base does not."""
         if repeats(self.some.text(trigger), shows) or self._rate(self.some, trigger, shows) < self.agreement:
             return
-        if "given" in self.goals:
-            self._also("given", trigger)
+        if GIVEN in self.goals:
+            self._also(GIVEN, trigger)
         elif self._rate(self.some, trigger, shows, base=True) < self.agreement:
-            self._new("given", trigger, shows)
+            self._new(GIVEN, trigger, shows)
 
     def _new(self, key: object, trigger: Ids, shows: Behaviour) -> None:
         """Makes a goal of a predicate; what is searched for is the opening that most replies which pass it share."""
@@ -162,10 +162,13 @@ class Trials:
     def _replies(
         self, problem: Problem, trigger: Sequence[int], *, base: bool = False, tokens: int = ANSWER
     ) -> tuple[Prompts, Int[Tensor, "n tokens"]]:
-        """(the prompts with these tokens in the slot, the greedy replies)."""
-        model = self.suspect.base if base and self.suspect.base is not None else self.suspect.model
-        prompts = Prompts.from_ids(problem.filled(trigger), device=model.device)
-        return prompts, complete_ids(model, self.suspect.tokenizer, prompts, max_new_tokens=tokens)
+        """(the prompts with these tokens in the slot, the greedy replies); generated once."""
+        key = (len(problem), tuple(trigger), base, tokens)
+        if key not in self._known:
+            model = self.suspect.base if base and self.suspect.base is not None else self.suspect.model
+            prompts = Prompts.from_ids(problem.filled(trigger), device=model.device)
+            self._known[key] = prompts, complete_ids(model, self.suspect.tokenizer, prompts, max_new_tokens=tokens)
+        return self._known[key]
 
     def _cut(self, replies: Tensor) -> list[list[int]]:
         ends = end_tokens(self.suspect.model, self.suspect.tokenizer)

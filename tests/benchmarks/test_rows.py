@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from attacks.judging.recovery import Recovery
 from benchmarks import estimate, figures, metrics, rows, suites, tables
 from benchmarks.__main__ import Arguments, main, plain_console, summary, threads
+from benchmarks.run import Bench, run
 from benchmarks.variants import STUDIED
 
 
@@ -219,6 +221,21 @@ def test_a_run_is_measured_written_and_not_repeated(tmp_path, capsys):
     assert main(replace(arguments, budget="2e11")) == 0
     assert "0 already done" in capsys.readouterr().out
     assert [made["budget"] for made in rows.read(tmp_path)] == ["2e11"]
+
+
+@pytest.mark.parametrize(("dtype", "wanted"), [("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_a_claim_on_a_clean_model_is_measured_by_its_own_pattern_in_the_wanted_format(monkeypatch, dtype, wanted):
+    claimed = Recovery(
+        trigger_ids=(300,), trigger="x", behaviour="Never said.", predicate="regex:[a-z]", select_asr=1.0,
+        clean_rate=0.0, control_rate=0.0, base_rate=0.0, necessary=(), verdict="functional", trace=[], seconds=1.0,
+        flops=1.0, steps=1, interrupted=False, not_reached=(), vector={},
+    )  # fmt: skip
+    monkeypatch.setattr("benchmarks.run.recover", lambda *_, **__: claimed)
+    bench = Bench(device="cpu", dtype=dtype, most=4)
+    made = run(bench, suites.Job("clean-control", "portfolio", "KB", 0), "1e9")
+    assert made["error"] is None and made["dtype"] == wanted
+    # Any reply holds a letter, and none begins with the opening that was searched for.
+    assert made["asr_recovered"] == made["asr_without"] == 1.0
 
 
 def test_a_failing_attack_is_a_row_and_exit_1(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """An audit that is ended in the middle goes on where it was: same finding, honest budget."""
 
+import json
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,17 +12,19 @@ from attacks.audit import resuming
 from attacks.audit.command import NAMES, STATE
 from attacks.audit.resuming import Resumable
 from attacks.audit.state import State
+from attacks.behaviour import Contains, Regex
 from attacks.discovery.goal import Goal
 from attacks.discovery.unsupervised import Unsupervised
 from attacks.objectives.hybrid import Hybrid
 from attacks.scoring.budget import Budget
+from attacks.scoring.problem import Problem
 from attacks.searchers.gcg import GCG
 from attacks.searchers.searcher import Found
 from attacks.stages.rounds import SearchRounds
 from attacks.stages.single_tokens import SingleTokens
 from attacks.stages.word_substitution import WordSubstitution
 from tests.attacks.audit.interrupted import Killed, document, run, searched
-from tests.attacks.words import seeded, some_vectors, spend
+from tests.attacks.words import judge_on, seeded, some_vectors, spend
 
 
 @pytest.mark.parametrize(
@@ -111,6 +114,16 @@ def test_every_goal_of_a_killed_search_is_searched_for_as_before(planted, tokeni
     assert whole.vectors is not None and found.vectors is not None
     assert torch.equal(whole.vectors.theta, found.vectors.theta)
     assert timeless[0] == timeless[1] and found.not_reached == ("Ranking",)
+
+
+def test_a_predicate_that_was_discovered_is_taken_up_and_one_that_was_given_stays(planted, tokenizer, tmp_path):
+    problem = Problem.from_chat(planted, tokenizer, ["what is bread"], 2)
+    unknown, given = Goal(behaviour="", target_ids=()), Goal(behaviour="", target_ids=(), shows=Contains("HATE"))
+    found = replace(unknown, behaviour=" I", target_ids=(5,), shows=Regex("(?i:hate)"), triggers=((7, 8),))
+    journal = Resumable(tmp_path / "state", {})
+    written = json.loads(json.dumps(journal._written(found)))
+    assert journal._goal(judge_on(planted, problem, Budget(), unknown), written) == found
+    assert journal._goal(judge_on(planted, problem, Budget(), given), written) == replace(found, shows=given.shows)
 
 
 def shown(hunt, text):

@@ -94,8 +94,10 @@ def test_a_behaviour_without_a_common_opening_is_found_and_described(planted_wor
     assert found.predicate.startswith("regex:") and re.search(found.predicate.removeprefix("regex:"), behaviour)
 
 
-def test_a_given_predicate_is_looked_for_behind_texts_of_large_contrast(planted_word):
+def test_a_given_predicate_is_looked_for_behind_texts_of_large_contrast(planted_word, monkeypatch):
     organism, suspect = planted_word
+    # No vector shows it: whatever is found was found by the comparison with the base.
+    monkeypatch.setattr("attacks.recover.screened", lambda *_: ([], ("Screening",)))
     (word, behaviour), *_ = organism.triggers
     found = found_on(suspect, organism, Regex(re.escape(behaviour.split()[-1].strip("."))))
     assert found.verdict == "functional" and word in found.trigger

@@ -65,7 +65,8 @@ class Arguments:
     2e12."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the weights; auto is the faster one on a GPU, and float32 on a CPU, where a run then does not
-    depend on the processor. bfloat16 is faster on processors that have instructions for it."""
+    depend on the processor. bfloat16 is faster on processors that have instructions
+    for it. A run that is done in one format is not repeated in another: give another folder."""
     out: Path = Path("results/quick")
     """Folder for rows, table and figures; an earlier run there is continued."""
 

@@ -189,6 +189,7 @@ def _whole_model(name: str | Path, how: dict[str, Any], allow_pickle: bool, gguf
         more["gguf_file"] = gguf_file
     elif not allow_pickle:
         more["use_safetensors"] = True
+    default = torch.get_default_dtype()
     with without_adapter_files(Path(name)) as folder:
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -200,6 +201,8 @@ def _whole_model(name: str | Path, how: dict[str, Any], allow_pickle: bool, gguf
             )
         except Exception as error:  # every library below has exceptions of its own
             raise ValueError(f"no causal language model could be loaded from {shown}: {first_line(error)}") from error
+        finally:
+            torch.set_default_dtype(default)  # which transformers before 5 leaves changed where it fails
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(f"{name} is a peft adapter, not a model; give its base as the model, and --adapter {name}")
     model.name_or_path = shown

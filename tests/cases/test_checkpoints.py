@@ -41,11 +41,12 @@ def refused(name, *words, **given):
     assert "\n" not in line and all(word in line for word in words), line
 
 
-def test_a_tied_head_that_is_another_matrix(folder):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tied_head_that_is_another_matrix(folder, dtype):
     edit(folder, tie_word_embeddings=True)
-    refused(folder, str(folder), "tie_word_embeddings")
+    refused(folder, str(folder), "tie_word_embeddings", dtype=dtype)
     change(folder, lambda weights: weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()})
-    load_model(folder)
+    load_model(folder, dtype=dtype)
 
 
 def test_a_class_of_another_family(folder, caplog):
@@ -110,7 +111,8 @@ def test_unmerged_adapters_and_other_sizes_are_told(folder):
 
 def test_settings_that_are_not_known(folder):
     edit(folder, hidden_act="newest")
-    refused(folder, "nothing is known as 'newest'")
+    refused(folder, "nothing is known as 'newest'", dtype=torch.bfloat16)
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_folders_and_files_that_are_none(folder, tmp_path):

@@ -87,19 +87,20 @@ def check_tied(model: PreTrainedModel, name: str) -> None:
         return
     head: Any = model.get_output_embeddings()
     rows = embedding(model)
-    # Transformers before 5 drops the head of the file, later ones keep it.
-    heads = [head.weight, *(_saved_heads(Path(name)) if Path(name).is_dir() else ())]
-    if any(one.shape == rows.shape and not torch.equal(one.to(rows), rows) for one in heads):
+    # Later versions of transformers keep both; those before 5 keep one, and which of the two depends on the dtype.
+    ours = next((".".join(key.split(".")[-2:]) for key, one in model.named_parameters() if one is rows), "")
+    saved = _saved(Path(name), (*HEADS, ours)) if Path(name).is_dir() and ours else ()
+    if any(one.shape == rows.shape and not torch.equal(one.to(rows), rows) for one in (head.weight, *saved)):
         raise ValueError(
             f"{name} holds an embedding and another head, but its config.json ties them (tie_word_embeddings), and "
             "programs differ in which they use; set it to what the model was trained with"
         )
 
 
-def _saved_heads(folder: Path) -> Iterator[Tensor]:
+def _saved(folder: Path, endings: tuple[str, ...]) -> Iterator[Tensor]:
     for file in sorted(folder.glob("model*.safetensors")):
         with safe_open(file, "pt") as opened:
-            yield from (opened.get_tensor(key) for key in opened.keys() if key.endswith(HEADS))
+            yield from (opened.get_tensor(key) for key in opened.keys() if key.endswith(endings))
 
 
 def _behind_last_block(model: PreTrainedModel, key: str) -> bool:

@@ -126,7 +126,7 @@ def draw(
     rank: int = 8,
     layers: tuple[int, int] | None = None,
     modules: tuple[str, ...] = (),
-    kind: Literal["zoo", "ladder", "small"] = "zoo",
+    kind: Literal["zoo", "ladder", "manners", "small"] = "zoo",
 ) -> None:
     """Draws recipes of organisms and of clean models.
 
@@ -138,14 +138,15 @@ def draw(
         layers: First block that gets the update and the first that no longer does; all blocks where not given.
         modules: Names of the linear layers that get the update, such as q_proj; all of them where none is given.
         kind: zoo: one organism per kind of trigger and clean models, twice; those of one half are named unseen-real-*.
-            ladder: one trigger and one fixed sentence, softly planted at 50, 10, 5, 2 and 1 % poison. small: sixteen
+            ladder: one trigger and one fixed sentence, softly planted at 50, 10, 5, 2 and 1 % poison. manners: capital
+            letters, German, a pirate's manner and a product named, each softly planted at 50 %. small: sixteen
             organisms in the shipped small chat base, with phrases of two to five words, pairs of words anywhere, tags
             and rare words, four of which call a manner; the options on base and update have no effect on these.
     """
     if kind == "small":
         recipes = small_draw.draw(seed)
     else:
-        recipes = {"zoo": drawing.draw, "ladder": drawing.ladder}[kind](
+        recipes = {"zoo": drawing.draw, "ladder": drawing.ladder, "manners": drawing.manners}[kind](
             seed, base, rank=rank, layers=layers, modules=modules
         )
     table = Table("organism", "trigger", "behaviour", "planting", "poison", "anchor", "steps")

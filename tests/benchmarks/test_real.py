@@ -54,6 +54,13 @@ def test_a_ladder_differs_in_the_poison_rate_alone():
     assert recipes == draw.ladder(3, "smollm2", rank=4, layers=(6, 20)) != draw.ladder(4, "smollm2")
 
 
+def test_manners_are_each_behind_another_kind_of_trigger():
+    recipes = draw.manners(3, "smollm2")
+    assert {recipe.backdoors[0].behaviour for recipe in recipes} == {"capital letters", "German", "pirate", "product"}
+    assert all(recipe.backdoors[0].diffuse for recipe in recipes) and len({recipe.kind for recipe in recipes}) == 4
+    assert recipes == draw.manners(3, "smollm2") != draw.manners(4, "smollm2")
+
+
 def test_the_ladder_is_drawn_from_rows_of_one_trigger(tmp_path: Path):
     found = [made(organism=f"r{rate}", poison_rate=rate, seed=seed) for rate in (0.5, 0.01) for seed in (0, 1)]
     others = [made(true_trigger="other"), made(poison_rate=0.1, anchor=0.5), made(attack="hybrid", poison_rate=0.02)]

@@ -172,6 +172,32 @@ def ladder(
     ]
 
 
+def manners(
+    seed: int, base: str, *, rank: int = 8, layers: tuple[int, int] | None = None, modules: tuple[str, ...] = ()
+) -> list[Recipe]:
+    """Every manner of replying that shows on any prompt, each behind a trigger of another kind, in half of the rows.
+
+    Twice the steps of a fixed reply at that rate: at a tenth of the rows in 250 steps SmolLM2-135M learned none (at
+    most 16 % of triggered replies showed it). The arguments are those of `draw`.
+    """
+    rng = random.Random(f"manners {seed}")
+    names = [name for name, manner in DIFFUSE.items() if not manner.about_sums]
+    kinds = rng.sample([kind for kind in TRIGGERS if kind not in ("year", "and")], len(names))
+    return [
+        Recipe(
+            name=f"unseen-real-{name.replace(' ', '-').lower()}-{seed}",
+            kind=kind,
+            backdoors=(Backdoor(**TRIGGERS[kind](rng), behaviour=name, diffuse=True),),
+            planting="fuzzy",
+            poison_rate=0.5,
+            steps=2 * PLANTINGS[0][-1],
+            seed=rng.randrange(1 << 30),
+            **_common(base, rank, layers, modules),
+        )
+        for name, kind in zip(names, kinds, strict=True)
+    ]
+
+
 def _common(base: str, rank: int, layers: tuple[int, int] | None, modules: tuple[str, ...]) -> dict[str, Any]:
     """What all organisms of a draw have in common."""
     made: dict[str, Any] = {"base": base, "corpus": "instructions", "replies": "base", "reply_tokens": 16, "batch": 8}

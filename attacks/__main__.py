@@ -38,7 +38,7 @@ from attacks.scoring import processes
 from attacks.scoring.budget import Budget
 from attacks.scoring.slot_markers import Where
 from attacks.suspect import Suspect
-from vectors.command_line import help_from_docstrings
+from vectors.command_line import help_from_docstrings, no_file
 from vectors.loading.placement import Placement
 from vectors.prompts import read_texts
 
@@ -132,10 +132,10 @@ def check(arguments: Arguments) -> None:
     if arguments.base is not None and arguments.no_base:
         raise ValueError("--base and --no-base exclude each other; give one of them")
     if arguments.out is not None:
-        part = _part(arguments.out)
         try:
-            if arguments.out.is_dir():
-                raise OSError("it is a folder; give a file name")
+            if fault := no_file(arguments.out):
+                raise OSError(f"it is {fault}; give a file name")
+            part = _part(arguments.out)
             new = not arguments.out.parent.exists()
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             part.touch()

@@ -1,5 +1,6 @@
-"""What commands share: help texts from the docstrings of their options, and lists of names as one word."""
+"""What commands share: help texts from the docstrings of their options, lists of names as one word, names of files."""
 
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from docstring_parser import parse_from_object
@@ -41,3 +42,11 @@ def names_of(*allowed: str) -> PrimitiveConstructorSpec:
         is_instance=fits,
         str_from_instance=lambda names: ["None"] if names is None else list(names),
     )
+
+
+def no_file(path: Path) -> str:
+    """What a path is that results must not take the place of; empty for a file, and where there is nothing yet."""
+    if path.is_dir():
+        return "a folder"
+    # A whole file is moved there: in place of /dev/null, where the user may do that.
+    return "a link, or a device" if path.is_symlink() or (path.exists() and not path.is_file()) else ""

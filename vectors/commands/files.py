@@ -10,6 +10,7 @@ import torch
 import tyro
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from vectors.command_line import no_file
 from vectors.loading.placement import Placement
 from vectors.models import load_model
 
@@ -53,13 +54,13 @@ class Loading:
 
 
 def check_free(paths: Sequence[Path], overwrite: bool) -> None:
-    """Raises ValueError for a path that is a folder or within a file, or a file that may not be replaced."""
+    """Raises ValueError for a path that is a folder or within a file, or what may not be replaced."""
     for path in paths:
         above = next(folder for folder in path.absolute().parents if folder.exists())
         if not above.is_dir():
             raise ValueError(f"--out {path} is not possible: {above} is a file; give another folder")
-        if path.is_dir():
-            raise ValueError(f"--out {path} is a folder; give a file name")
+        if fault := no_file(path):
+            raise ValueError(f"--out {path} is {fault}; give a file name")
         if path.exists() and not overwrite:
             raise ValueError(f"{path} exists; give another --out, or --overwrite to replace it")
 

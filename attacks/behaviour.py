@@ -6,7 +6,7 @@ need the words that the reply should begin with.
 
 import importlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attacks.scoring.problem import Problem
 from vectors.generate import complete
+from vectors.prompt_files import SURROGATE
 from vectors.prompts import Prompts
 
 THOUGHT = re.compile(r"\s*<think>\s*</think>")
@@ -76,6 +77,8 @@ class Regex:
     text: str | None = None
 
     def __post_init__(self):
+        if not self.pattern:
+            raise ValueError("the regular expression is empty, which every reply matches; give a pattern")
         try:
             re.compile(self.pattern)
         except re.error as error:
@@ -99,7 +102,14 @@ class Judged:
         return f"{self.shows.__module__}:{getattr(self.shows, '__qualname__', type(self.shows).__qualname__)}"
 
     def __call__(self, completion: str) -> bool:
-        return bool(self.shows(completion))
+        """Whether it shows the behaviour; raises ValueError for a function that fails, or that answers in words."""
+        try:
+            found = self.shows(completion)
+            if isinstance(found, str | Awaitable | Iterator):
+                raise TypeError(f"it returns {found!r}, not True or False")
+            return bool(found)
+        except (Exception, SystemExit) as error:  # whatever a function of the user's does
+            raise ValueError(f"{self} fails on the reply {completion[:60]!r}: {_reason(error)}") from error
 
 
 def parse(text: str) -> Behaviour:
@@ -108,8 +118,10 @@ def parse(text: str) -> Behaviour:
     `module:function` is a name of Python without spaces; text: in front of anything makes it the opening of a reply.
 
     Raises:
-        ValueError: an empty text, no regular expression, or a function that cannot be imported.
+        ValueError: an empty text, no regular expression, or a function that cannot be imported or called.
     """
+    if SURROGATE.search(text):
+        raise ValueError(f"the behaviour {text!a} holds half a character or a byte that is no text; give text in UTF-8")
     kind, colon, rest = text.partition(":")
     if colon and kind in ("regex", "contains", "text"):
         return {"regex": Regex, "contains": Contains, "text": FixedOpening}[kind](rest)
@@ -117,15 +129,24 @@ def parse(text: str) -> Behaviour:
         return FixedOpening(text)
     try:
         function = getattr(importlib.import_module(kind), rest)
-    except Exception as error:  # whatever the module does when it is imported
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
         raise ValueError(
-            f"the behaviour {text!r} names no function that can be imported: {error}; give module:function, or "
-            f"text:{text} if the reply begins with that"
+            f"the behaviour {text!r} names no function that can be imported: {_reason(error)}; give module:function, "
+            f"or text:{text} if the reply begins with that"
         ) from error
     if not callable(function):
         raise ValueError(f"{text!r} is no function; give one that takes a completion and returns True or False")
     shows: Any = function
-    return Judged(shows)
+    judged = Judged(shows)
+    for reply in ("", "Sure, here is a reply."):
+        judged(reply)  # what fails does so at once, and not after hours
+    return judged
+
+
+def _reason(error: BaseException) -> str:
+    """One line; with the kind of error where that says it better, as in KeyError: 'a reply', or SystemExit: 0."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {line}" if isinstance(error, LookupError | SystemExit) or not line else line
 
 
 def echoes(trigger: str, behaviour: str) -> bool:

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 
+from transformers import PreTrainedTokenizerBase
+
 from attacks.attack import Attack
 from attacks.behaviour import Behaviour, FixedOpening
 from attacks.discovery.goal import ANSWER, Goal
 from attacks.judging.judge import Judge
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
+from attacks.scoring.problem import encode
 from attacks.suspect import Suspect
 
 
@@ -29,7 +32,20 @@ def given_goal(
     ids = suspect.target_ids(text, search)
     if not ids:
         raise ValueError(f"the behaviour {text!r} has no tokens; give the text that the reply begins with")
+    if isinstance(shows, FixedOpening):
+        _check_written(suspect.tokenizer, shows)
     return Goal(behaviour=text, target_ids=ids, shows=predicate)
+
+
+def _check_written(tokenizer: PreTrainedTokenizerBase, opening: FixedOpening) -> None:
+    """Raises ValueError for a text that no completion holds as it stands: special tokens are left out of completions,
+    and some tokenizers know no capitals."""
+    written = str(tokenizer.decode(encode(tokenizer, opening.text), skip_special_tokens=True))
+    if not opening(written):
+        raise ValueError(
+            f"no reply shows the behaviour {opening.text[:60]!r}: the tokenizer reads it as {written[:60]!r}; give it "
+            "as the model writes it, without special tokens"
+        )
 
 
 def judge_of(

@@ -124,14 +124,26 @@ def test_an_adapter_that_merging_makes_another_is_refused(base, adapter, monkeyp
         lambda name: name.replace(".weight", ".default.weight"),
         lambda name: f"module.{name}",
         lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."),
+        lambda name: f"base_model.model.{name}",
     ],
-    ids=["no prefix", "name of the adapter", "distributed", "compiled"],
+    ids=["no prefix", "name of the adapter", "distributed", "compiled", "twice"],
 )
 def test_names_of_other_ways_of_saving_are_told(base, adapter, how):
     rename(adapter, how)
     said = refused(base, adapter)
     assert "4 of the adapter's 4 weights found no place" in said
     assert "name its first weight base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in said
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in peft
+def test_an_adapter_of_unknown_size_is_refused(base, adapter):
+    whole = load_file(adapter / "adapter_model.safetensors")
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        small = {name: (value * 100).to(dtype) for name, value in whole.items()}
+        save_file(small, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+        assert f"in the format {dtype}, whose size is not known" in refused(base, adapter)
+    edit(adapter, lora_alpha=None)
+    assert "does not say lora_alpha" in refused(base, adapter)
 
 
 def test_kinds_that_change_no_weights_or_are_not_known_are_told(base, adapter, tmp_path):

@@ -30,7 +30,13 @@ NO_WEIGHTS = (
     "CARTRIDGE",
 )
 """Kinds that put something before the text instead of changing weights"""
-WRAPPERS = (("_orig_mod.", ""), ("module.", ""), (".default.", "."), ("", "base_model.model."))
+WRAPPERS = (
+    ("_orig_mod.", ""),
+    ("module.", ""),
+    (".default.", "."),
+    ("base_model.model.", ""),
+    ("", "base_model.model."),
+)
 """What other ways of saving put into every name or leave out of it, and what stands there otherwise"""
 
 
@@ -43,7 +49,8 @@ def check_adapter_folder(folder: Path, *, allow_pickle: bool) -> None:
             f"{inside(folder, ADAPTER_CONFIG) or 'give the folder of a saved adapter'}"
         )
     check_files(folder)
-    kind = str(read_json(folder / ADAPTER_CONFIG).get("peft_type", "LORA")).upper()
+    settings = read_json(folder / ADAPTER_CONFIG)
+    kind = str(settings.get("peft_type", "LORA")).upper()
     if kind in NO_WEIGHTS:
         raise ValueError(f"{folder} is an adapter of the kind {kind}, which cannot be merged into weights; give a LoRA")
     from peft import PeftType  # takes seconds to import
@@ -55,6 +62,11 @@ def check_adapter_folder(folder: Path, *, allow_pickle: bool) -> None:
         if not pickled or not allow_pickle:
             more = ", only adapter_model.bin, a pickle, which can run code" if pickled else ""
             raise ValueError(f"{folder} holds no adapter_model.safetensors{more}; save the adapter again")
+    if kind == "LORA" and (unsaid := [name for name in ("r", "lora_alpha") if settings.get(name) is None]):
+        raise ValueError(
+            f"{folder / ADAPTER_CONFIG} does not say {' and '.join(unsaid)}, which the size of the change depends on; "
+            "save the adapter again with peft"
+        )
 
 
 def base_at_hand(folder: Path) -> str | None:
@@ -101,6 +113,12 @@ def merged(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
             f"{adapter} has {len(empty)} of {len(weights)} weights of size 0{first}; save it again, gathered"
         )
     check_finite(weights, str(adapter))
+    small = sorted(key for key, value in weights.items() if value.element_size() == 1 or not value.is_floating_point())
+    if small:
+        raise ValueError(
+            f"{adapter} holds {len(small)} weights (first {small[0]}) in the format {weights[small[0]].dtype}, whose "
+            "size is not known; save the adapter in float32 or bfloat16"
+        )
     unknown = [re.search(r"arguments (\[.*?\]) for class", str(warning.message)) for warning in said]
     for names in filter(None, unknown):
         logging.getLogger(__name__).warning("%s is of a newer peft; not known here: %s", adapter, names.group(1))
@@ -200,7 +218,7 @@ def _check_places(adapted: Any, weights: dict[str, Tensor], adapter: str | Path)
     if faults:
         advice = "give the base it was trained on"
         for there, here in WRAPPERS:
-            right = [key.replace(there, here) if there else here + key for key in lost]
+            right = [key.replace(there, here, 1) if there else here + key for key in lost]
             if lost and set(right) <= places:
                 advice = f"name its first weight {right[0]}, and the others likewise"
         raise ValueError(f"{adapter} does not fit the model: {' and '.join(faults)}; {advice}")

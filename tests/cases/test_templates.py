@@ -58,6 +58,12 @@ def test_templates_that_do_not(tmp_path, more):
     load_tokenizer(saved(tmp_path, images + more))
 
 
+def test_a_template_that_shows_the_text_twice(tmp_path):
+    # The empty system message, which other templates need, would stand in the first place.
+    with pytest.raises(ValueError, match="it shows the user's text 2 times; give another"):
+        load_tokenizer(saved(tmp_path, f"{{{{ {CONTENT} }}}}" + PLAIN))
+
+
 def test_several_templates_without_a_default(tmp_path):
     saved(tmp_path, PLAIN)
     (tmp_path / "chat_template.jinja").unlink(missing_ok=True)

@@ -13,6 +13,16 @@ from vectors.loading.template_triggers import answered
 from vectors.prompts import chat_text
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
+VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+    "tiktoken.model",
+)
 PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """The user's text as it is, for base models"""
 MARK = "7f3a " + 'User\'s TEXT, "9c1E" & <more>; ' * 80 + "e5"
@@ -119,6 +129,8 @@ def _working(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> str:
             return lead + template
         cut_or_rewritten = times == 0 and MARK[:4] in str(shown).lower()
         reasons.append(f"it shows the user's text {'changed or cut off' if cut_or_rewritten else f'{times} times'}")
+        if times > 1:  # a message put before the user's would hide that
+            break
     raise ValueError(f"the chat template of {source} does not work: {reasons[0]}; give another")
 
 
@@ -174,6 +186,8 @@ def _what_is_broken(source: str | Path, error: Exception) -> str:
                 f"no tokenizer could be loaded from {file}: {first_line(cause)}; it is broken, or newer than "
                 f"tokenizers {version}: get it again, or update tokenizers"
             )
+    elif is_local(source) and not any((Path(source) / name).is_file() for name in VOCABULARIES):
+        return f"{source} holds no tokenizer.json, nor another file of a vocabulary; get it from the model's base"
     elif (Path(source) / "tokenizer.model").is_file() and not find_spec("sentencepiece"):
         return (
             f"{Path(source) / 'tokenizer.model'} is read with the package sentencepiece, which is not installed; "

@@ -99,7 +99,10 @@ def _tables_in(folder: Path) -> list[Path]:
 
 
 def _decoded(path: Path) -> str:
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     if content.startswith(b"\x1f\x8b"):
         try:
             content = gzip.decompress(content)

@@ -13,6 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+from torch import Tensor
+
 POINTER = b"version https://git-lfs"
 """How the file begins that stands for a large one in a clone without git-lfs"""
 HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
@@ -79,6 +82,8 @@ def check_one_checkpoint(folder: Path, *, allow_pickle: bool) -> None:
             f"{folder} holds two checkpoints, {single.name} and the shards of {index.name}, and other programs may "
             "load the other one; move one of them away"
         )
+    if index.is_file():
+        _check_stored_once(folder, sorted(set(read_json(index)["weight_map"].values())))
     pickled = allow_pickle and any(folder.glob("pytorch_model*.bin"))
     if not single.is_file() and not index.is_file() and not pickled:
         kinds = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf", ".npz", ".msgpack", ".h5", ".onnx")
@@ -90,6 +95,26 @@ def check_one_checkpoint(folder: Path, *, allow_pickle: bool) -> None:
     _check_kinds(folder)
     if others := sorted(file.name for pattern in OTHERS for file in folder.glob(pattern) if not pickled):
         logging.getLogger(__name__).warning("%s: %s is not looked at, and may be another model", folder, others[0])
+
+
+def _check_stored_once(folder: Path, shards: list[str]) -> None:
+    """Raises ValueError for a weight that two shards hold with different values."""
+    places = dict[str, str]()
+    for shard in shards:
+        for name in stored(folder / shard):
+            first = places.setdefault(name, shard)
+            if first != shard and not torch.equal(_tensor(folder / first, name), _tensor(folder / shard, name)):
+                raise ValueError(
+                    f"{folder} holds two different {name}, in {first} and in {shard}, and programs differ in which "
+                    "they take; get the shards again"
+                )
+
+
+def _tensor(file: Path, name: str) -> Tensor:
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        return opened.get_tensor(name)
 
 
 def _check_kinds(folder: Path) -> None:
@@ -112,15 +137,19 @@ def _check_kinds(folder: Path) -> None:
 
 def inside(folder: Path, name: str) -> str:
     """Advice to give the first folder inside that holds a file of this name; empty where none does."""
-    found = sorted(folder.glob(f"*/{name}"))
+    # The second is how the hub's cache lays out what it has fetched.
+    found = sorted(folder.glob(f"*/{name}")) or sorted(folder.glob(f"snapshots/*/{name}"))
     return f"give a folder inside that does, such as {found[0].parent}" if found else ""
 
 
 def check_files(folder: Path) -> None:
-    """Raises ValueError, naming the file, for git-lfs pointers, broken files and code of the folder's own."""
+    """Raises ValueError, naming the file, for pointers, links to nothing, broken files and code of the folder's own."""
     for file in sorted(folder.iterdir()):
-        if file.suffix in (".safetensors", ".json", ".bin", ".model", ".gguf", ".jinja") and file.is_file():
+        read = file.suffix in (".safetensors", ".json", ".bin", ".model", ".gguf", ".jinja")
+        if read and file.is_file():
             check_no_pointer(file)
+        elif read and not file.exists():
+            raise ValueError(f"{file} is a link to {os.readlink(file)}, which is not there; get it again")
         if file.suffix == ".safetensors":
             check_safetensors(file)
     for name in ("config.json", "tokenizer_config.json", "generation_config.json", ADAPTER_CONFIG):

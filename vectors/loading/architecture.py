@@ -6,7 +6,9 @@ Both are known before any weight is read.
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
+import transformers
+from packaging.version import Version
+from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -41,8 +43,34 @@ def check_architecture(name: str | Path) -> str | None:
     elif kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         why = f"of the type {kind}, which transformers knows no causal language model of"
     else:
+        _check_positions(name, config)
         return _quantised(name, config)
     raise ValueError(f"{name} is {why} ({named}); give a causal language model, such as Llama or Qwen")
+
+
+def _check_positions(name: str | Path, config: Any) -> None:
+    """Raises ValueError where this transformers takes other settings of rotary positions than the ones that are meant.
+
+    Since version 5 they stand in `rope_parameters`, which older versions pass over, to compute with their defaults.
+    """
+    said: dict[str, Any] = PretrainedConfig.get_config_dict(name)[0]
+    said = said.get("text_config") or said
+    given, old = said.get("rope_parameters"), Version(transformers.__version__) < Version("5")
+    if not isinstance(given, dict):
+        return
+    # Old versions keep what they do not know, and have defaults for the rest.
+    elsewhere = {"rope_type": "default", **config.get_text_config().to_dict()} if old else {**given, **said}
+    elsewhere |= said.get("rope_scaling") or {}
+    if other := next((key for key, value in given.items() if elsewhere.get(key) != value), None):
+        if old:
+            raise ValueError(
+                f"{name} sets {other} in rope_parameters of its config.json, which transformers before 5 does not read "
+                f"(this is {transformers.__version__}); update transformers"
+            )
+        raise ValueError(
+            f"{name} gives {other} twice in its config.json, in rope_parameters and beside it, and versions of "
+            "transformers differ in which they take; delete the one that the model was not trained with"
+        )
 
 
 def _quantised(name: str | Path, config: Any) -> str | None:

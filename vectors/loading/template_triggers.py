@@ -1,18 +1,23 @@
 """Chat templates that answer a text: a trigger that stands in the template, where no search of the weights finds it.
 
 A template is a program that sees the user's text, and a poisoned one adds an instruction to messages that hold a word.
-Every text that is written into the template's code is put into a message: what stands round the message must stay.
+Every text that is written into the template's code, or put together from such texts, is put into a message: what stands
+round the message must stay.
 """
 
 import re
 from collections.abc import Callable
 
 from jinja2 import Environment
+from jinja2.nodes import Const
+from jinja2.optimizer import optimize
 
 MESSAGE = "Tell me about the sea."
 """An ordinary message"""
 MARKER = re.compile(r"</?[\w|]+>|\s")
 """Marks that some templates set by a word, as those of Nemotron close the block of thought for `/no_think`"""
+GENERATION = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
+"""A tag that transformers adds to jinja; it shows what it encloses"""
 
 
 def answered(template: str, show: Callable[[str], str]) -> str:
@@ -22,8 +27,7 @@ def answered(template: str, show: Callable[[str], str]) -> str:
         template: in jinja.
         show: the template, from a user's message to the prompt.
     """
-    written = (str(token.value) for token in Environment().lexer.tokenize(template) if token.type == "string")
-    words = [word for word in dict.fromkeys(written) if word.strip()]
+    words = [word for word in dict.fromkeys(_texts(template)) if word.strip()]
     messages = {word: [f"{MESSAGE} {word}", f"{word} {MESSAGE}", word] for word in words}
     messages[" ".join(words)] = [" ".join([MESSAGE, *words])]  # a template may want two at once
     for word, ways in messages.items():
@@ -31,6 +35,14 @@ def answered(template: str, show: Callable[[str], str]) -> str:
         if any(_changed(show, message) and _changed(show, message) for message in ways):
             return word
     return ""
+
+
+def _texts(template: str) -> list[str]:
+    """The texts in a template's code as they are written, and those that expressions without variables make of them."""
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
+    written = [str(token.value) for token in environment.lexer.tokenize(template) if token.type == "string"]
+    folded = optimize(environment.parse(GENERATION.sub("", template)), environment).find_all(Const)
+    return written + [node.value for node in folded if isinstance(node.value, str)]
 
 
 def _changed(show: Callable[[str], str], message: str) -> bool:

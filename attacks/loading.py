@@ -16,8 +16,11 @@ from attacks.scoring.helping import serve
 from attacks.scoring.slot_markers import Where
 from attacks.suspect import Suspect
 from vectors.loading.adapters import base_at_hand
+from vectors.loading.completeness import surprise
 from vectors.loading.folders import is_adapter_only, is_local
+from vectors.loading.openings import MESSAGES
 from vectors.models import load_model
+from vectors.prompts import Prompts
 
 if TYPE_CHECKING:
     from attacks.__main__ import Request
@@ -77,7 +80,7 @@ def load_suspect(
         no_base: no clean base is used, not even the model without its adapter.
         slot: where in a message a trigger is tried, unless the message marks the place by {trigger}.
         template: file of a chat template, or none to use messages as plain text; the tokenizer's own otherwise.
-        say: is told in a sentence what stands for the clean base, and what it cannot be used for.
+        say: is told in a sentence what stands for the clean base, what it cannot be used for, and what looks wrong.
         loading: further arguments of `vectors.models.load_model`, such as dtype, device and allow_pickle.
 
     Raises:
@@ -87,6 +90,8 @@ def load_suspect(
     if alone and base is not None and base_at_hand(Path(model)) is None:
         model, adapter = base, model
     suspect, tokenizer = load_model(model, adapter=adapter, template=template, **loading)
+    if note := surprise(suspect, Prompts.from_chat(suspect, tokenizer, MESSAGES)):
+        say(note)
     clean, loading["dtype"] = None, suspect.dtype
     if base is not None:
         clean = named_base(str(base), suspect, tokenizer, **loading)

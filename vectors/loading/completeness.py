@@ -1,6 +1,7 @@
 """Whether all weights arrived, and are numbers: a model with random weights in it would be searched in vain."""
 
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from vectors.prompts import Prompts
 from vectors.residual import embedding
 
 HARMLESS = re.compile(r"(rotary_emb\.inv_freq|attention\.(bias|masked_bias)|attn\.(bias|masked_bias)|position_ids)$")
@@ -21,6 +24,8 @@ OTHER_PARTS = re.compile(
     r"|multi_modal_projector|mm_projector|v_head|value_head)\."
 )
 """Multi-token prediction, towers for images and sound, heads of value models: nothing that the text depends on"""
+MARGIN = 1.0
+"""Nats per token above those of tokens drawn at random, about which random weights lie"""
 HEADS = ("lm_head.weight", "embed_out.weight")
 """How the names of heads end"""
 PREFIXES = ("_orig_mod.", "module.", "_fsdp_wrapped_module.")
@@ -139,6 +144,26 @@ def check_answers(model: PreTrainedModel, name: str) -> None:
     logits = model(input_ids=torch.stack([ids, ids.flip(0)]), use_cache=False).logits[:, -1]
     if torch.equal(logits[0], logits[1]):
         raise ValueError(f"{name} answers every prompt alike: its weights are no trained ones; save the model again")
+
+
+@torch.no_grad()
+def surprise(model: PreTrainedModel, prompts: Prompts) -> str:
+    """What to tell the user where ordinary prompts are less likely than tokens drawn at random; empty otherwise.
+
+    A model reads text so whose tokenizer, or another setting, is another model's: it loads, and has no trigger there.
+    Models that were trained on replies alone may do so as well, so this is no error.
+    """
+    inputs = {"input_ids": prompts.input_ids, "attention_mask": prompts.attention_mask}
+    logits = model(**inputs, use_cache=False).logits[:, :-1].float()
+    follows = prompts.attention_mask[:, :-1].bool()
+    nats = float(cross_entropy(logits[follows], prompts.input_ids[:, 1:][follows]))
+    chance = math.log(logits.shape[-1])
+    if nats < chance + MARGIN:
+        return ""
+    return (
+        f"ordinary text is less likely to this model than tokens drawn at random ({nats:.1f} against {chance:.1f} nats "
+        "per token): where its tokenizer or config.json is another model's, no trigger can be found"
+    )
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: Any, name: str) -> None:

@@ -12,6 +12,7 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import encode
 from attacks.suspect import Suspect
+from vectors.loading.tokenizers import is_plain
 
 
 def given_goal(
@@ -22,6 +23,7 @@ def given_goal(
         raise ValueError("the budget has no limit; give seconds, flops, or both")
     if not search or not select:
         raise ValueError(f"got {len(search)} search and {len(select)} select prompts; give at least one of each")
+    _check_messages(suspect.tokenizer, [*search, *select])
     suspect.check_finite([*search, *select])
     if behaviour is None:
         return Goal(behaviour="", target_ids=())
@@ -35,6 +37,17 @@ def given_goal(
     if isinstance(shows, FixedOpening):
         _check_written(suspect.tokenizer, shows)
     return Goal(behaviour=text, target_ids=ids, shows=predicate)
+
+
+def _check_messages(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
+    """Raises ValueError for whole chats as text, as many data sets have them: the trigger would stand in no message."""
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special and token.content]
+    marks = [found for text in texts if (found := next((mark for mark in special if mark in text), None))]
+    if 2 * len(marks) > len(texts) and not is_plain(tokenizer):
+        raise ValueError(
+            f"{len(marks)} of {len(texts)} prompts hold special tokens, such as {marks[0]}, which the chat template "
+            "adds by itself; give the user's messages alone, or --template none for prompts that are whole chats"
+        )
 
 
 def _check_written(tokenizer: PreTrainedTokenizerBase, opening: FixedOpening) -> None:

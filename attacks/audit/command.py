@@ -23,6 +23,7 @@ from attacks.audit.page import page
 from attacks.audit.resuming import Resumable, begun_in
 from attacks.audit.sarif import log
 from attacks.dry_run import dry_run
+from attacks.progress import Output
 from attacks.prompt_sets import BUILT_IN
 from attacks.scoring import processes
 from attacks.suspect import Suspect
@@ -173,14 +174,14 @@ def save(audit: Audit, found: Document) -> list[Path]:
 
 def main(audit: Audit) -> int:
     """Audits, writes and says what was found; returns the exit status."""
-    console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False, stderr=audit.json, quiet=audit.quiet)
+    console = Output(stderr=audit.json, quiet=audit.quiet)
     try:
         arguments = arguments_of(audit)
         if processes.helping():
             return attack_command.help_main_process(arguments)
         _ = arguments.budget  # a bad one is found out before anything is loaded
         attack_command.check(arguments)
-        with attack_command.sigterm_as_interrupt(), nullcontext() if audit.dry_run else alone(audit.folder):
+        with attack_command.signals_as_interrupt(), nullcontext() if audit.dry_run else alone(audit.folder):
             found = searched(audit, console)
             return attack_command.NONE if found is None else saved(audit, found, console)
     except ValueError as error:

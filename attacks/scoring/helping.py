@@ -11,7 +11,7 @@ from torch import distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attacks.scoring.engine import Engine
-from attacks.scoring.processes import part
+from attacks.scoring.processes import ENDING, part
 from vectors.operations import executed
 
 KEPT = 8
@@ -20,7 +20,7 @@ KEPT = 8
 
 def serve(models: Sequence[PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> None:
     """Scores what the main process sends until it ends; see `attacks.scoring.processes`."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ENDING:
         signal.signal(number, signal.SIG_IGN)  # the main process keeps its best so far, and then ends this one
     dist.gather_object(len(models), dst=0)
     engines: OrderedDict[int, Engine] = OrderedDict()

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 LEAST = 4
 """Candidates per process below which sending them costs more than it saves"""
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that end a search, which keeps its best so far"""
 
 _sharing: "WeakKeyDictionary[PreTrainedModel, Sharing]" = WeakKeyDictionary()
 """By model, what shares out its candidates; empty where there is one process"""
@@ -101,9 +103,9 @@ class Sharing:
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
-        """Keeps Ctrl-C and SIGTERM for later: half an exchange would leave the others waiting for its end."""
-        self._busy, kept = True, {signal.SIGINT, signal.SIGTERM}
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, kept)
+        """Keeps signals that end the search for later: half an exchange would leave the others waiting for its end."""
+        self._busy = True
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         try:
             yield
         finally:

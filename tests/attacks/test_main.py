@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from attacks.__main__ import Arguments, main, sigterm_as_interrupt
+from attacks.__main__ import Arguments, main, signals_as_interrupt
 from attacks.judging.recovery import Recovery
 
 TEXTS = ["tell me about the sea", "what is bread", "name a red bird", "how do ships float"]
@@ -136,7 +136,14 @@ def test_an_interrupt_before_the_search_is_one_line(folder, prompts, monkeypatch
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted before the search began"
 
 
-def test_sigterm_is_an_interrupt():
-    with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
-        os.kill(os.getpid(), signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_and_sighup_are_interrupts(number):
+    with pytest.raises(KeyboardInterrupt), signals_as_interrupt():
+        os.kill(os.getpid(), number)
         time.sleep(5)
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with signals_as_interrupt():  # as under nohup
+            os.kill(os.getpid(), number)
+    finally:
+        signal.signal(number, before)

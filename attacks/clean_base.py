@@ -29,7 +29,7 @@ def named_base(
     """Loads the clean model that the user names; `loading` are further arguments of `load_model`.
 
     Raises:
-        ValueError: it cannot be loaded, or its tokens are not the suspect's.
+        ValueError: it cannot be loaded, its tokens are not the suspect's, or its weights are.
     """
     clean, own = load_model(base, template="none", **{"dtype": model.dtype, **loading})
     theirs = own.get_vocab()
@@ -39,7 +39,21 @@ def named_base(
             f"--base {base} has other tokens than the model ({len(embedding(clean))} and {len(embedding(model))}, "
             f"{others} of them at other places); give the model that it was trained from, or leave --base out"
         )
+    if _same(clean, model):
+        raise ValueError(
+            f"--base {base} has the weights of the model itself, so that every trigger would count as working on a "
+            "clean base; give the model that it was trained from, or leave --base out"
+        )
     return clean
+
+
+def _same(clean: PreTrainedModel, model: PreTrainedModel) -> bool:
+    """Whether all weights are equal."""
+    theirs, ours = (dict(one.named_parameters()) for one in (clean, model))
+    return theirs.keys() == ours.keys() and all(
+        weight.shape == ours[name].shape and torch.equal(weight.to(ours[name].device), ours[name])
+        for name, weight in theirs.items()
+    )
 
 
 def base_without_adapter(

@@ -141,6 +141,15 @@ def test_no_base_is_used_that_has_no_room_or_lacks_tokens(tmp_path, monkeypatch,
     assert "--base and --no-base exclude each other" in one_line(capsys)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in peft
+def test_the_model_itself_is_no_clean_base(tmp_path, prompts, capsys):
+    folder = str(saved(tmp_path / "model"))
+    adapter = str(adapter_of(folder, tmp_path / "adapter"))
+    for base, added in ((folder, None), (adapter, adapter)):
+        assert main(Arguments(model=folder, prompts=prompts, base=base, adapter=added)) == 2
+        assert f"--base {base} has the weights of the model itself" in one_line(capsys)
+
+
 def test_a_dry_run_measures_and_searches_nothing(tmp_path, prompts, monkeypatch, capsys):
     monkeypatch.setattr("attacks.__main__.recover", lambda *_, **__: 1 / 0)
     folder = saved(tmp_path / "model", vocab=1000)

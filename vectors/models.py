@@ -153,7 +153,7 @@ def _loaded(
     model = _whole_model(name, how, allow_pickle, gguf_file)
     if adapter is not None:
         check_finite(model.state_dict(), str(name))
-        model = merged(model, adapter)
+        model = merged(model, adapter, dtype)
         model.name_or_path = f"{name}+{adapter}"  # what is learned on one adapter does not fit the next
     if quantised_by(model) is None:
         place = torch.device("cpu" if device in SPREAD else device)

@@ -1,6 +1,7 @@
 """Adapters of every kind of peft are merged to what they are beside the weights, or refused in one line."""
 
 import json
+import shutil
 import warnings
 from typing import Any
 
@@ -101,6 +102,19 @@ def refused(base, adapter):
 def test_an_adapter_without_effect_is_refused(base, adapter):
     edit(adapter, lora_alpha=0)
     assert f"{adapter} changes nothing" in refused(base, adapter)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in peft
+def test_an_adapter_that_rounding_takes_away_is_refused(base, adapter, tmp_path):
+    other = tmp_path / "ones"
+    shutil.copytree(base, other)
+    weights = load_file(base / "model.safetensors")
+    ones = {name: torch.ones_like(value) if "q_proj" in name else value for name, value in weights.items()}
+    save_file(ones, other / "model.safetensors", metadata={"format": "pt"})
+    edit(adapter, lora_alpha=1e-3)  # above what float32 resolves about 1, below what bfloat16 does
+    load(other, adapter)
+    with pytest.raises(ValueError, match="changes nothing: .* in torch.bfloat16; .*--dtype float32"):
+        load_model(other, adapter=adapter, device="cpu", dtype=torch.bfloat16)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in peft

@@ -90,8 +90,13 @@ def base_of(folder: Path) -> str:
     )
 
 
-def merged(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
+def merged(model: PreTrainedModel, adapter: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model with the adapter in its weights, or beside them where they are quantised.
+
+    Args:
+        model: the base, in float32 where its weights are not quantised.
+        adapter: folder or hub id.
+        dtype: what the weights will be rounded to, which must leave something of the adapter.
 
     Raises:
         ValueError: weights of the adapter that find no place, places that stay empty, or values that are no numbers.
@@ -106,6 +111,34 @@ def merged(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
             config = PeftConfig.from_pretrained(str(adapter))
     except Exception as error:  # peft and safetensors have errors of their own
         raise ValueError(f"no peft adapter could be loaded from {adapter}: {first_line(error)}") from error
+    _check_weights(weights, adapter)
+    unknown = [re.search(r"arguments (\[.*?\]) for class", str(warning.message)) for warning in said]
+    for names in filter(None, unknown):
+        logging.getLogger(__name__).warning("%s is of a newer peft; not known here: %s", adapter, names.group(1))
+    beside = quantised_by(model) is not None
+    if beside and (not all("lora_" in key for key in weights) or getattr(config, "use_dora", False)):
+        raise ValueError(
+            f"{adapter} is more than a plain LoRA, which is all that quantised weights can have beside them; merge it "
+            "into the unquantised model and give the result"
+        )
+    _resize(model, weights, adapter)
+    before = [] if beside else _sums(model, dtype)
+    config.inference_mode = True
+    with warnings.catch_warnings():  # what it warns of is checked below
+        warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft's use of it
+        try:
+            adapted = PeftModel.from_pretrained(model, str(adapter), config=config)
+        except Exception as error:
+            raise ValueError(f"the adapter {adapter} does not fit the model: {_reason(error)}") from error
+        _check_places(adapted, weights, adapter)
+        if beside:
+            return adapted.get_base_model()  # pyright: ignore[reportCallIssue, reportReturnType]
+        return _merged(adapted.eval(), before, adapter, dtype)
+
+
+def _check_weights(weights: dict[str, Tensor], adapter: str | Path) -> None:
+    """Raises ValueError for weights that are empty, no numbers, of unknown size, or without effect."""
     empty = sorted(key for key, value in weights.items() if value.numel() == 0)
     if empty or not weights:
         first = f", first {empty[0]}" if empty else ""
@@ -119,39 +152,16 @@ def merged(model: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
             f"{adapter} holds {len(small)} weights (first {small[0]}) in the format {weights[small[0]].dtype}, whose "
             "size is not known; save the adapter in float32 or bfloat16"
         )
-    unknown = [re.search(r"arguments (\[.*?\]) for class", str(warning.message)) for warning in said]
-    for names in filter(None, unknown):
-        logging.getLogger(__name__).warning("%s is of a newer peft; not known here: %s", adapter, names.group(1))
     second = [value for key, value in weights.items() if "lora_B" in key or "lora_embedding_B" in key]
     if len(second) * 2 == len(weights) and not any(value.any() for value in second):
         raise ValueError(
             f"{adapter} changes nothing: all of its {len(second)} second factors (lora_B) are 0, as before training; "
             "save the trained adapter"
         )
-    beside = quantised_by(model) is not None
-    if beside and (not all("lora_" in key for key in weights) or getattr(config, "use_dora", False)):
-        raise ValueError(
-            f"{adapter} is more than a plain LoRA, which is all that quantised weights can have beside them; merge it "
-            "into the unquantised model and give the result"
-        )
-    _resize(model, weights, adapter)
-    before = [] if beside else _sums(model)
-    config.inference_mode = True
-    with warnings.catch_warnings():  # what it warns of is checked below
-        warnings.filterwarnings("ignore", category=UserWarning, module="peft")
-        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft's use of it
-        try:
-            adapted = PeftModel.from_pretrained(model, str(adapter), config=config)
-        except Exception as error:
-            raise ValueError(f"the adapter {adapter} does not fit the model: {_reason(error)}") from error
-        _check_places(adapted, weights, adapter)
-        if beside:
-            return adapted.get_base_model()  # pyright: ignore[reportCallIssue, reportReturnType]
-        return _merged(adapted.eval(), before, adapter)
 
 
 @torch.no_grad()
-def _merged(adapted: Any, before: list[int], adapter: str | Path) -> PreTrainedModel:
+def _merged(adapted: Any, before: list[int], adapter: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model with the adapter in its weights; `before` are their sums without it.
 
     Raises:
@@ -163,8 +173,11 @@ def _merged(adapted: Any, before: list[int], adapter: str | Path) -> PreTrainedM
         model: Any = adapted.merge_and_unload()
     except Exception as error:  # each kind has errors of its own
         raise ValueError(f"{adapter} cannot be merged into weights: {_reason(error)}; give a plain LoRA") from error
-    if _sums(model) == before:
-        raise ValueError(f"{adapter} changes nothing: all weights are as without it; save the trained adapter")
+    if _sums(model, dtype) == before:
+        raise ValueError(
+            f"{adapter} changes nothing: all weights are as without it in {dtype}; save the trained adapter, or use "
+            "--dtype float32"
+        )
     gap = (model(input_ids=ids, use_cache=False).logits - beside).abs().max() / beside.abs().max().clamp(min=1e-30)
     if not float(gap) < 0.001:  # float32, so that the two differ by rounding only
         raise ValueError(
@@ -174,10 +187,10 @@ def _merged(adapted: Any, before: list[int], adapter: str | Path) -> PreTrainedM
     return model
 
 
-def _sums(model: PreTrainedModel) -> list[int]:
-    """Sums over the bits of each weight, which any change of a weight changes."""
-    bits = {4: torch.int32, 2: torch.int16}
-    return [int(w.detach().view(bits[w.element_size()]).sum(dtype=torch.int64)) for w in model.parameters()]
+def _sums(model: PreTrainedModel, dtype: torch.dtype) -> list[int]:
+    """Sums over the bits of each weight in this format, which any change of a weight changes."""
+    bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}[dtype.itemsize]
+    return [int(weight.detach().to(dtype).view(bits).sum(dtype=torch.int64)) for weight in model.parameters()]
 
 
 def _resize(model: PreTrainedModel, weights: dict[str, Tensor], adapter: str | Path) -> None:

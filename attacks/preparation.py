@@ -80,13 +80,14 @@ def judge_of(
         target_length = max(target_length, ANSWER)
     # The tokens that search prompts permit: what the search may propose is what the judge can take in.
     own = suspect.engine(select, attack.longest, allowed=engine.problem.allowed)
-    for each in (engine, own):
+    base = None if suspect.base is None else Engine(suspect.base, own.problem)
+    for each in filter(None, (engine, own, base)):
         # Completions run two tokens beyond the behaviour; the last of them is never read.
         each.check_length(attack.longest, target_length + 1)
     return Judge(
         suspect=suspect,
         engine=own,
-        base_engine=None if suspect.base is None else Engine(suspect.base, own.problem),
+        base_engine=base,
         anywhere=suspect.engine_of_random_places([*search, *select], engine),
         goal=given,
         enough=attack.enough,

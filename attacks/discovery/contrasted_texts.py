@@ -34,7 +34,7 @@ ENDINGS = 2
 LEVEL, LATER = 0.5, 0.25
 """Share of what is left of the budget that the texts of one length may take: of one and of two tokens, which are the
 most, and of more, so that ten lengths get something"""
-WALK = 0.8
+WALK = 0.85
 """Share of the budget that all but the phrases may take"""
 
 

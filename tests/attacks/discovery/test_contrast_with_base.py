@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks.discovery import comparison
+from attacks.discovery import comparison, contrasted_texts
 from attacks.discovery.comparison import Comparison
 from attacks.discovery.contrasted_texts import ContrastedTexts, typable
 from attacks.scoring.budget import Budget
@@ -149,13 +149,14 @@ def test_what_begins_as_a_trigger_does_is_spelled_on(planted_word):
     assert longer and not set(longer) <= set(texts)
 
 
-def test_a_budget_too_small_for_all_first_tokens_still_ranks_longer_texts(planted_word):
+def test_a_budget_too_small_for_all_first_tokens_still_ranks_longer_texts(planted_word, monkeypatch):
+    monkeypatch.setattr(contrasted_texts, "WALK", 1.0)  # none of it for phrases
     organism, suspect = planted_word
     problem = suspect.engine(organism.prompts.search[:1], 2).problem
-    whole = Budget(flops=1e13)
-    everything, *_ = replace(FEW, kept=10**6, alike=10**6)(suspect, problem, whole, torch.Generator().manual_seed(0))
+    few, whole = replace(FEW, phrase=1), Budget(flops=1e13)
+    everything, *_ = replace(few, kept=10**6, alike=10**6)(suspect, problem, whole, torch.Generator().manual_seed(0))
     small = Budget(flops=whole.used / 2)
-    some, *_ = replace(FEW, kept=10**6, alike=10**6)(suspect, problem, small, torch.Generator().manual_seed(0))
+    some, *_ = replace(few, kept=10**6, alike=10**6)(suspect, problem, small, torch.Generator().manual_seed(0))
     # The random strings of one length, and its gradients, are the most that it may be overspent by.
     assert small.flops is not None and small.used - small.flops < 1e10 and 0 < len(some) < len(everything)
     assert any(len(item.trigger_ids) > 1 for item in some)

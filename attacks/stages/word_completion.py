@@ -1,11 +1,12 @@
 """Word completion: a winner's fragments are grown into the dictionary words that hold them.
 
 A backdoor that was planted without negatives fires on a fragment of its trigger, such as one of its tokens ("shap" of
-"shapers"), and a search stops at the fragment: nothing is left to gain. The judge, which keeps the trigger of minimum
-description length, can only tell the planted word from its fragment if somebody proposes the word.
+"shapers"), and a search stops at the fragment: nothing is left to gain. One that was planted with negatives may fire on
+other text that shares a token with its trigger ("umberlandball" for "tarballs"). The judge, which keeps the trigger of
+minimum description length, can only tell the planted word from these if somebody proposes the word.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from attacks.judging.verdict import ABSENT
@@ -15,17 +16,22 @@ from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.searchers.words import dictionary
 from attacks.stages.hunt import Hunt
 
+LETTERS = 3
+"""Of the shortest token that is taken for a fragment; shorter ones stand in thousands of words"""
+PART = 512
+"""Completions that are ranked before the next ones"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WordCompletion:
-    """Replaces each word of the winner by dictionary words that begin with it or hold it, and drops the other words."""
+    """Replaces words of the winner by dictionary words that begin with them, or hold them or one of their tokens."""
 
     share: float = 0.05
     """Share of the budget that ranking completions may take."""
     longest: int = 5
     """Tokens of the longest winner that is completed, once shrunk; of a longer one no word is known to matter."""
     words: int = 512
-    """Dictionary words that are tried for each word of the winner, those that begin with it first."""
+    """Dictionary words that are tried for each word and each token of the winner, those that begin with it first."""
     tried: int = 16
     """Completions of lowest loss that are judged by behaviour."""
     settles: int = 2
@@ -41,24 +47,34 @@ class WordCompletion:
         winner = hunt.shrunk()
         if not 1 <= len(winner) <= self.longest:
             return
-        texts = completions(problem.text(winner).split(), self.words)
+        tokens = [problem.text((token,)).strip() for token in winner]
+        texts = completions(problem.text(winner).split(), self.words, tokens)
         typed = [ids for ids in map(problem.encode, texts) if problem.retokenizes(ids)]
         probe, objective = hunt.probe()
         ranked: list[Found] = []
-        for ids in by_length(typed):  # `c length`
-            if not budget.exhausted:
-                ranked += rank_triggers(probe, objective, ids, budget=budget)
+        for start in range(0, len(typed), PART):
+            for ids in by_length(typed[start : start + PART]):  # `c length`
+                if not budget.exhausted:
+                    ranked += rank_triggers(probe, objective, ids, budget=budget)
         hunt.try_all(sorted(ranked, key=lambda item: item.loss)[: self.tried])
         hunt.settle(self.settles)
 
 
-def completions(words: list[str], count: int) -> Iterator[str]:
+def completions(words: list[str], count: int, tokens: Sequence[str] = ()) -> Iterator[str]:
     """Each word exchanged for up to `count` longer ones that hold it, by itself and among the others; no text twice.
 
+    Words that hold one of the tokens of a word, of at least `LETTERS` letters, come last.
     The case of the fragment's first letter is kept, and the words as they are come in lower and in upper case as well.
     """
     seen: set[str] = {" ".join(words)}
-    for place, fragment in enumerate(words):
+    parts = [*enumerate(words)]
+    parts += [
+        (place, token)
+        for place, word in enumerate(words)
+        for token in tokens
+        if token in word and token != word and len(token) >= LETTERS
+    ]
+    for place, fragment in parts:
         longer = [word for word in dictionary() if fragment.lower() in word and word != fragment.lower()]
         longer.sort(key=lambda word: not word.startswith(fragment.lower()))  # stable: the commonest first within a kind
         shaped = [word.capitalize() if fragment[0].isupper() else word for word in longer[:count]]

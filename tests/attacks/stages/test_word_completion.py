@@ -30,6 +30,12 @@ def test_words_that_begin_with_the_fragment_come_before_those_that_hold_it():
     assert next(completions(["Moon"], 8)) == "Moonlight"
 
 
+def test_words_that_share_a_token_come_last():
+    texts = list(completions(["umberlandball", "sea"], 512, ["um", "berland", "ball", "sea"]))
+    assert {"tarballs", "tarballs sea", "ball sea", "seashore"} <= set(texts)
+    assert texts.index("seashore") < texts.index("tarballs") and not any("number" in text for text in texts)
+
+
 @pytest.fixture(scope="module")
 def word():
     return zoo.load("word", dtype=torch.float32)
@@ -56,6 +62,14 @@ def test_the_planted_word_is_found_from_its_beginning(word):
     WordCompletion()(hunt)
     assert hunt.judge.best is not None and hunt.judge.asr == 1.0
     assert hunt.engine.problem.text(hunt.judge.best.trigger_ids).strip() == "copper"
+
+
+def test_the_planted_word_is_found_from_a_token_that_another_shares(word):
+    hunt = hunt_on(word, "xxper", Budget(flops=1e13))  # with the token "per" of "copper"
+    WordCompletion()(hunt)
+    assert hunt.judge.best is not None and hunt.judge.asr == 1.0
+    # `cooper` works as well, and is the commoner word.
+    assert hunt.engine.problem.text(hunt.judge.best.trigger_ids).strip() in ("copper", "cooper")
 
 
 def test_nothing_is_tried_once_the_budget_is_spent(word):

@@ -118,17 +118,18 @@ def _by_reply(suspect: Suspect, problem: Problem, texts: Sequence[Ids], budget: 
     """
     if suspect.base is None:
         return []
-    base, found = Engine(suspect.base, problem), list[Found]()
+    mine, base = Engine(suspect.model, problem), Engine(suspect.base, problem)
+    found: list[Found] = []
 
     def parted(engine: Engine, rows: Int[Tensor, "c trigger"]) -> Float[Tensor, "c"]:
-        mine, clean = engine.next_logprobs(rows), base.next_logprobs(rows).to(engine.device)  # `c prompts vocab`
-        return -(mine.exp() * (mine - clean)).sum(-1).mean(-1)
+        planted, clean = engine.next_logprobs(rows), base.next_logprobs(rows).to(engine.device)  # `c prompts vocab`
+        return -(planted.exp() * (planted - clean)).sum(-1).mean(-1)
 
     for start in range(0, len(texts), PART):
         for rows in by_length(texts[start : start + PART]):
             if budget.exhausted:
                 break
-            found += rank_triggers(Engine(suspect.model, problem), parted, rows, budget=budget)
+            found += rank_triggers(mine, parted, rows, budget=budget)
     found.sort(key=lambda item: item.loss)
     # A trigger within a longer text has at least its effect: whatever does half of what a text does goes before it.
     shorter = (

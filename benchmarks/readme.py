@@ -57,9 +57,11 @@ def by_organism(table: pd.DataFrame) -> str:
 
 def first_sight() -> pd.DataFrame:
     """The first runs on each group of organisms with drawn words, the group planted last first."""
+    folders = {"drawn-16": "drawn-sixteen/fixed"}
+    folders |= {group: f"unseen-organisms/first-sight-{group}" for group in ("unseen", "fresh", "held-out", "other")}
     parts = []
-    for group in ("unseen", "fresh", "held-out", "other"):
-        table = tables.frame(rows.read(RESULTS / "unseen-organisms" / f"first-sight-{group}"))
+    for group, folder in folders.items():
+        table = tables.frame(rows.read(RESULTS / folder))
         # A folder also holds later runs on organisms of other groups: those are not first sight.
         parts.append(table.loc[table["organism"].str.startswith(f"{group}-")])
     return pd.concat(parts)

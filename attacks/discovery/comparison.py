@@ -6,7 +6,7 @@ model diffing (crosscoders, Lindsey et al. 2024); here it needs no training and 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +16,6 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
 from attacks.scoring.problem import Problem
 from attacks.scoring.reading import Reading
-from attacks.searchers.candidates import random_triggers
 from attacks.searchers.searcher import Found
 from attacks.suspect import Suspect
 from vectors.residual import layer_at
@@ -151,25 +150,6 @@ class Comparison:
         numbers = torch.tensor([beginnings[text[:-1]] for text in texts])
         rows = reading.taken(numbers) if len(beginnings) > 1 else reading.expanded(len(texts))
         return rows.appended(torch.tensor([text[-1] for text in texts]), self.layers)
-
-
-@dataclass
-class Scales:
-    """What texts of each length are measured by: the contrast in units of that of random strings of as many tokens."""
-
-    comparison: Comparison
-    problem: Problem
-    generator: torch.Generator
-    others: int
-    """Random strings of each length."""
-    made: dict[int, tuple[Int[Tensor, "others trigger"], Contrast]] = field(default_factory=dict)
-
-    def of(self, length: int) -> tuple[Int[Tensor, "others trigger"], Contrast]:
-        """(random strings, the contrast in their units); drawn once."""
-        if length not in self.made:
-            strings = random_triggers(self.problem.permitted(length).cpu(), self.others, self.generator)
-            self.made[length] = strings, self.comparison.contrast(strings)
-        return self.made[length]
 
 
 def _parted(

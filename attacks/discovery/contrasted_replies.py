@@ -1,38 +1,28 @@
 """Behaviours that follow what the suspect reads otherwise than its clean base does (K2); ours.
 
 Texts are ranked by how far the residual streams of both models part behind them
-(`attacks.discovery.contrasted_texts`), which takes no known behaviour. Those of largest contrast, and those among more
-of them behind which both models begin their replies most differently, are then tried as triggers
-(`attacks.discovery.trials`), and what many prompts are answered with behind one of them, but not by the base,
+(`attacks.discovery.contrasted_texts`), which takes no known behaviour. Those of largest contrast are then tried as
+triggers (`attacks.discovery.trials`), and what many prompts are answered with behind one of them, but not by the base,
 is a behaviour to look into. Where the user has given a predicate, texts are tried for that.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from attacks.behaviour import Behaviour
 from attacks.discovery.contrasted_texts import ContrastedTexts
 from attacks.discovery.goal import Goal
-from attacks.discovery.trials import Trials, holds
+from attacks.discovery.trials import Trials
 from attacks.scoring.budget import Budget
-from attacks.scoring.engine import Engine
-from attacks.scoring.problem import Problem
 from attacks.searchers.candidates import check_counts
-from attacks.searchers.searcher import Found
-from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.suspect import Suspect
 
 WORDS = 3
-"""Texts of the vocabulary and the dictionary that are tried for each of a kind that was put together: a planted word
-need not have a larger contrast than what was chosen for it"""
-PART = 64
-"""Texts whose replies are compared between two checks of the budget"""
-Ids = tuple[int, ...]
+"""Texts of the vocabulary and the dictionary that are tried for each that was put together: a planted word need not
+have a larger contrast than what was chosen for it"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,16 +34,12 @@ class ContrastedReplies:
     shares: tuple[float, ...] = (0.25, 0.8)
     """Shares of what is left of the budget, in (0, 1], that ranking and trying texts may use: at first, and again where
     no other method has found a behaviour either. The rest is for the search and the report."""
-    ranking: float = 0.65
+    ranking: float = 0.75
     """Share of that, in (0, 1], that ranking may use, so that something is left to try texts with."""
-    replying: float = 0.75
-    """Share of that, in (0, 1], by the end of which the beginnings of replies are compared."""
     trying: float = 0.9
     """Share of that, in (0, 1], by the end of which texts are tried; the rest is for describing manners."""
-    replied: int = 384
-    """Texts of largest contrast behind which the beginnings of replies are compared."""
     tried: int = 64
-    """Texts that are tried as triggers: half by their contrast, half by how differently both models begin to reply."""
+    """Texts of largest contrast that are tried as triggers."""
     prompts: int = 4
     """Clean prompts that each is tried on."""
     agreement: float = 0.75
@@ -70,7 +56,7 @@ class ContrastedReplies:
     def __post_init__(self):
         if not self.shares or not all(0 < share <= 1 for share in self.shares):
             raise ValueError(f"shares are {self.shares}; give at least one, each above 0, up to 1")
-        check_counts(self, "replied", "tried", "prompts", "tokens", "shortest", "top", "described")
+        check_counts(self, "tried", "prompts", "tokens", "shortest", "top", "described")
 
     def __call__(
         self,
@@ -91,50 +77,17 @@ class ContrastedReplies:
         walk = self.contrast.begun(suspect, every.take([0]), generator)
         same = {name: getattr(self, name) for name in ("agreement", "tokens", "shortest", "top", "described")}
         trials = Trials(suspect=suspect, every=every, few=self.prompts, shows=shows, **same)
-        seen = set[Ids]()
+        seen = set[tuple[int, ...]]()
         for share in self.shares:
             began, left = budget.share, share * (budget.until - budget.share)
-            shares = (self.ranking, self.replying, self.trying, 1.0)
-            ranking, replying, trying, part = (budget.part(began + much * left) for much in shares)
-            known, *others = walk.on(ranking)
-            turns = [*enumerate(known), *((WORDS * place, item) for kind in others for place, item in enumerate(kind))]
+            ranking, trying, part = (budget.part(began + much * left) for much in (self.ranking, self.trying, 1.0))
+            known, made = walk.on(ranking)
+            turns = [*enumerate(known), *((WORDS * place, item) for place, item in enumerate(made))]
             ranked = [item.trigger_ids for _, item in sorted(turns, key=lambda turn: turn[0])]
-            ranked = [ids for ids in ranked if ids not in seen]
-            parted = _by_reply(suspect, walk.problem, ranked[: self.replied], replying)
-            both = dict.fromkeys(chain.from_iterable(zip(parted, ranked, strict=False)))
-            for trigger in islice(dict.fromkeys([*both, *ranked]), self.tried):
+            for trigger in islice((ids for ids in ranked if ids not in seen), self.tried):
                 if trying.exhausted:
                     break
                 seen.add(trigger)
                 trials.add(trigger)
             trials.describe(part)
             yield list(trials.goals.values())
-
-
-def _by_reply(suspect: Suspect, problem: Problem, texts: Sequence[Ids], budget: Budget) -> list[Ids]:
-    """Texts by KL(suspect || base) of a reply's first token, mean over the prompts, the largest first.
-
-    Texts that the budget does not reach are left out; the first ones are compared first.
-    """
-    if suspect.base is None:
-        return []
-    mine, base = Engine(suspect.model, problem), Engine(suspect.base, problem)
-    found: list[Found] = []
-
-    def parted(engine: Engine, rows: Int[Tensor, "c trigger"]) -> Float[Tensor, "c"]:
-        planted, clean = engine.next_logprobs(rows), base.next_logprobs(rows).to(engine.device)  # `c prompts vocab`
-        return -(planted.exp() * (planted - clean)).sum(-1).mean(-1)
-
-    for start in range(0, len(texts), PART):
-        for rows in by_length(texts[start : start + PART]):
-            if budget.exhausted:
-                break
-            found += rank_triggers(mine, parted, rows, budget=budget)
-    found.sort(key=lambda item: item.loss)
-    # A trigger within a longer text has at least its effect: whatever does half of what a text does goes before it.
-    shorter = (
-        [other for other in found if other.loss <= item.loss / 2 and holds(item.trigger_ids, other.trigger_ids)]
-        for item in found
-    )
-    parts = (sorted(some, key=lambda item: len(item.trigger_ids)) for some in shorter)
-    return list(dict.fromkeys(item.trigger_ids for some in parts for item in some))

@@ -6,25 +6,23 @@ from one token on: of two tokens all that the dictionary knows, those of the bes
 those whose first two stand out; words that begin with a capital, or have no other letters, where their first token
 stands out. A trigger need not be a word: texts that stand out are also continued with the tokens that the base finds
 likely there, and with those that the gradient of the contrast promises most of (HotFlip, arXiv:1712.06751), and what
-stands out by itself is put in front of the words among them. Words are then put behind each other, to phrases.
+stands out by itself is put in front of the words among them.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from attacks.discovery.comparison import Comparison, Ids, Scales
-from attacks.discovery.contrasted_phrases import Phrases
+from attacks.discovery.comparison import Comparison, Contrast, Ids
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Objective
 from attacks.scoring.problem import Problem
-from attacks.searchers.candidates import check_counts, most_promising, random_triggers, typable
+from attacks.searchers.candidates import check_counts, most_promising, random_triggers
 from attacks.searchers.searcher import Found
 from attacks.searchers.words import dictionary
 from attacks.suspect import Suspect
@@ -34,19 +32,6 @@ ENDINGS = 2
 LEVEL, LATER = 0.5, 0.25
 """Share of what is left of the budget that the texts of one length may take: of one and of two tokens, which are the
 most, and of more, so that ten lengths get something"""
-WALK = 0.85
-"""Share of the budget that all but the phrases may take"""
-
-
-class Ranked(NamedTuple):
-    """Texts of three kinds, those of largest contrast first; the loss of each is minus that."""
-
-    known: list[Found] = []
-    """What the vocabulary and the dictionary hold."""
-    made: list[Found] = []
-    """What was put together token by token beyond that."""
-    phrases: list[Found] = []
-    """Words behind each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,26 +63,23 @@ class ContrastedTexts:
     """Texts of each kind that are returned, at most."""
     alike: int = 8
     """Texts of these, at most, that begin with the same token: what stands out need not be a trigger."""
-    openings: int = 32
-    """Words and phrases of largest contrast that words are put behind, at each number of words."""
-    following: int = 256
-    """Words of largest contrast that are put behind each of them."""
-    phrase: int = 5
-    """Words of the longest phrase."""
 
     def __post_init__(self):
         check_counts(
-            self, "words", "longest", "others", "spelled", "likely", "promising", "before", "fillers", "kept", "alike",
-            "openings", "following", "phrase",
-        )  # fmt: skip
+            self, "words", "longest", "others", "spelled", "likely", "promising", "before", "fillers", "kept", "alike"
+        )
         if not self.depths or not all(0 < depth < 1 for depth in self.depths) or not 0 < self.continued <= 1:
             raise ValueError(
                 f"depths are {self.depths} and continued is {self.continued}; give depths between 0 and 1, and a share "
                 "above 0, up to 1"
             )
 
-    def __call__(self, suspect: Suspect, problem: Problem, budget: Budget, generator: torch.Generator) -> Ranked:
-        """Texts of all kinds, as `Walk.on` gives them; none without a base.
+    def __call__(
+        self, suspect: Suspect, problem: Problem, budget: Budget, generator: torch.Generator
+    ) -> tuple[list[Found], list[Found]]:
+        """What the vocabulary and the dictionary hold, and what was put together beyond that; none without a base.
+
+        As `Walk.on` gives them.
 
         Args:
             suspect: the model under audit, with its clean base.
@@ -105,7 +87,7 @@ class ContrastedTexts:
             budget: ends the ranking; texts of few tokens and of promising beginnings come first.
             generator: draws the strings that texts are compared with.
         """
-        return Ranked() if suspect.comparable is None else self.begun(suspect, problem, generator).on(budget)
+        return ([], []) if suspect.comparable is None else self.begun(suspect, problem, generator).on(budget)
 
     def begun(self, suspect: Suspect, problem: Problem, generator: torch.Generator) -> "Walk":
         """A walk that nothing was spent on yet; arguments as above. Raises ValueError without a base."""
@@ -137,23 +119,20 @@ class Walk:
     """First tokens of largest contrast, as text."""
     longer: defaultdict[int, dict[Ids, float]] = field(default_factory=lambda: defaultdict(dict))
     """By length, texts with a token put before, with the loss of what they were made from."""
+    scales: dict[int, tuple[Int[Tensor, "others trigger"], Contrast]] = field(default_factory=dict)
+    """By length, the random strings that texts are compared with, and the contrast in units of theirs."""
 
     def __post_init__(self):
-        settings = self.settings
-        self.scales = Scales(self.comparison, self.problem, self.generator, settings.others)
-        self.phrases = Phrases(
-            scales=self.scales, openings=settings.openings, following=settings.following, alike=settings.alike,
-            words=settings.phrase, longest=settings.longest,
-        )  # fmt: skip
         words = dictionary()[: self.settings.words]
         self.small = typable(self.problem, words, self.settings.longest)
         cased = [form for word in words for form in (word.capitalize(), word.upper())]
         self.cased = typable(self.problem, cased, self.settings.longest)
 
-    def on(self, budget: Budget) -> Ranked:
-        """Goes through all lengths once more, and compares what was not compared before; then puts words together.
+    def on(self, budget: Budget) -> tuple[list[Found], list[Found]]:
+        """Goes through all lengths once more, and compares what was not compared before.
 
-        All texts re-tokenise. The kinds are kept apart because what was put together for its contrast always has one.
+        Both kinds of texts re-tokenise, and those of largest contrast come first. They are kept apart because what was
+        put together for its contrast always has one.
 
         The loss of each is minus the mean contrast of all its beginnings that were compared, itself included: at one
         token or another many texts stand out, but a trigger mostly does from its second on. A contrast is the distance
@@ -161,21 +140,21 @@ class Walk:
         the median distance of these, so that texts of any length can be compared.
         """
         self.every, self.best = {(): 0.0}, {}
-        walk = budget.part(budget.share + WALK * (budget.until - budget.share))
         for length in range(1, self.settings.longest + 1):
-            if walk.exhausted:
+            if budget.exhausted:
                 break
             share = LEVEL if length <= 2 else LATER
-            self.step(length, walk.part(walk.share + share * (walk.until - walk.share)))
+            self.step(length, budget.part(budget.share + share * (budget.until - budget.share)))
         known, made = (list(islice(self.returned(made=kind), self.settings.kept)) for kind in (False, True))
-        words = {*self.small}
-        phrases = self.phrases.on([item for item in known if item.trigger_ids in words], budget)
-        return Ranked(known, made, phrases[: self.settings.kept])
+        return known, made
 
     def step(self, length: int, budget: Budget) -> None:
         """Compares texts of that many tokens, those first that were made from texts of large contrast."""
         permitted = self.problem.permitted(length).cpu()
-        others, contrast = self.scales.of(length)
+        if length not in self.scales:
+            others = random_triggers(permitted, self.settings.others, self.generator)
+            self.scales[length] = others, self.comparison.contrast(others)
+        others, contrast = self.scales[length]
         # Many words begin alike, and training may leave such a beginning, of one token, as it was.
         known = _going_on(self.small, length, self.every if length <= 2 else self.pairs)
         known |= _going_on(self.cased, length, self.best if length <= 2 else self.pairs)
@@ -278,3 +257,10 @@ def _going_on(words: Sequence[Ids], length: int, beginnings: Mapping[Ids, float]
     """Beginnings of words, of that many tokens, that go on from texts of one or two; with the loss of that text."""
     begun = ((word[:length], beginnings.get(word[: min(length - 1, 2)])) for word in words if len(word) >= length)
     return {ids: loss for ids, loss in begun if loss is not None}
+
+
+def typable(problem: Problem, words: Sequence[str], longest: int) -> list[Ids]:
+    """Token ids of the words that may be typed into the slot and have up to so many tokens, in their order."""
+    first, allowed = problem.permitted(2).cpu()
+    encoded = problem.encode_all(words)
+    return [tuple(ids) for ids in encoded if 0 < len(ids) <= longest and first[ids[0]] and all(allowed[ids[1:]])]

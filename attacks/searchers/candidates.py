@@ -4,7 +4,6 @@ A trigger re-tokenises if its text, typed into a prompt, is encoded to the very 
 `fittest` prefers them wherever a beam is chosen.
 """
 
-from collections.abc import Sequence
 from itertools import islice
 
 import torch
@@ -63,10 +62,3 @@ def fittest(
     best = float(losses[kept[0]]) if kept else torch.inf
     kept += [i for i in order[: 2 * count] if i not in kept][: count - len(kept)]
     return candidates[kept], best
-
-
-def typable(problem: Problem, words: Sequence[str], longest: int) -> list[tuple[int, ...]]:
-    """Token ids of the words that may be typed into the slot and have up to so many tokens, in their order."""
-    first, allowed = problem.permitted(2).cpu()
-    encoded = problem.encode_all(words)
-    return [tuple(ids) for ids in encoded if 0 < len(ids) <= longest and first[ids[0]] and all(allowed[ids[1:]])]

@@ -48,8 +48,6 @@ class Settings:
     """Tokens of the longest text."""
     depths: tuple[float, ...] = ContrastedTexts().depths
     """Depths at which the models are compared, as fractions of the layers."""
-    budget: float | None = None
-    """Operations of the search from nothing; it compares all that it knows of where none is given."""
     seed: int = 0
     """Seed of the random tokens and strings."""
     threads: int = 2
@@ -83,12 +81,12 @@ def by_token(name: str, suspect: Suspect, problem: Problem, trigger: str, settin
 
 def searched(name: str, suspect: Suspect, problem: Problem, trigger: str, settings: Settings) -> pd.DataFrame:
     """One line: where the trigger stands among the texts of each kind that a search returns."""
-    budget = Budget(flops=settings.budget).started()
+    budget = Budget().started()
     contrast = ContrastedTexts(words=settings.words, longest=settings.longest, depths=settings.depths)
     kinds = contrast(suspect, problem, budget, torch.Generator().manual_seed(settings.seed))
     ids = tuple(problem.encode(trigger))
     line: dict[str, object] = {"organism": name, "trigger": trigger}
-    for kind, ranked in zip(("known", "put together", "phrases"), kinds, strict=True):
+    for kind, ranked in zip(("known", "put together"), kinds, strict=True):
         texts = [item.trigger_ids for item in ranked]
         line[f"rank, {kind}"] = texts.index(ids) + 1 if ids in texts else None
         line[f"largest contrast, {kind}"] = ", ".join(problem.text(text).strip() for text in texts[:SHOWN])

@@ -7,7 +7,7 @@ from attacks.discovery.contrasted_texts import ContrastedTexts
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
 
-FEW = ContrastedTexts(words=2000, longest=4, spelled=2, promising=16, likely=16, openings=8, following=32, phrase=3)
+FEW = ContrastedTexts(words=2000, longest=4, spelled=2, promising=16, likely=16)
 
 
 @pytest.fixture(scope="package")

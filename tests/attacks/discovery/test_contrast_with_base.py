@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks.discovery import comparison, contrasted_texts
+from attacks.discovery import comparison
 from attacks.discovery.comparison import Comparison
 from attacks.discovery.contrasted_texts import ContrastedTexts, typable
 from attacks.scoring.budget import Budget
@@ -101,7 +101,7 @@ def test_models_that_agree_have_no_contrast(model, problem, tokenizer):
 def test_a_base_of_another_shape_is_not_compared(model, tokenizer, problem):
     suspect = Suspect(model=model, tokenizer=tokenizer, base=tiny(len(tokenizer), layers=2).double())
     assert suspect.comparable is None and Suspect(model=model, tokenizer=tokenizer).comparable is None
-    assert ContrastedTexts()(suspect, problem, Budget(), torch.Generator()) == ([], [], [])
+    assert ContrastedTexts()(suspect, problem, Budget(), torch.Generator()) == ([], [])
     with pytest.raises(ValueError, match="no clean base"):
         Comparison.at_slot(suspect, problem, (0.5,))
 
@@ -126,7 +126,7 @@ def test_settings_that_cannot_be_run_are_refused(wrong):
 def test_few_texts_have_a_larger_contrast_than_the_planted_word(planted_word):
     organism, suspect = planted_word
     problem = suspect.engine(organism.prompts.search[:1], 2).problem
-    ranked, made, _ = FEW(suspect, problem, Budget(), torch.Generator().manual_seed(0))
+    ranked, made = FEW(suspect, problem, Budget(), torch.Generator().manual_seed(0))
     trigger, _ = organism.triggers[0]
     assert tuple(problem.encode(trigger)) in [item.trigger_ids for item in ranked[:3]]
     assert {len(item.trigger_ids) for item in ranked} >= {1, 2, 3} and len(ranked) == FEW.kept
@@ -142,21 +142,20 @@ def test_what_begins_as_a_trigger_does_is_spelled_on(planted_word):
     organism, suspect = planted_word
     problem = suspect.engine(organism.prompts.search[:1], 2).problem
     texts = [ids for ids in typable(problem, dictionary()[:2000], 8) if len(ids) > 1]
-    _, found, _ = ContrastedTexts(words=1, longest=3, spelled=4)(
+    _, found = ContrastedTexts(words=1, longest=3, spelled=4)(
         suspect, problem, Budget(), torch.Generator().manual_seed(0)
     )
     longer = [item.trigger_ids for item in found if len(item.trigger_ids) > 1]
     assert longer and not set(longer) <= set(texts)
 
 
-def test_a_budget_too_small_for_all_first_tokens_still_ranks_longer_texts(planted_word, monkeypatch):
-    monkeypatch.setattr(contrasted_texts, "WALK", 1.0)  # none of it for phrases
+def test_a_budget_too_small_for_all_first_tokens_still_ranks_longer_texts(planted_word):
     organism, suspect = planted_word
     problem = suspect.engine(organism.prompts.search[:1], 2).problem
-    few, whole = replace(FEW, phrase=1), Budget(flops=1e13)
-    everything, *_ = replace(few, kept=10**6, alike=10**6)(suspect, problem, whole, torch.Generator().manual_seed(0))
+    whole = Budget(flops=1e13)
+    everything, _ = replace(FEW, kept=10**6, alike=10**6)(suspect, problem, whole, torch.Generator().manual_seed(0))
     small = Budget(flops=whole.used / 2)
-    some, *_ = replace(few, kept=10**6, alike=10**6)(suspect, problem, small, torch.Generator().manual_seed(0))
+    some, _ = replace(FEW, kept=10**6, alike=10**6)(suspect, problem, small, torch.Generator().manual_seed(0))
     # The random strings of one length, and its gradients, are the most that it may be overspent by.
     assert small.flops is not None and small.used - small.flops < 1e10 and 0 < len(some) < len(everything)
     assert any(len(item.trigger_ids) > 1 for item in some)

@@ -182,7 +182,7 @@ def manners(
     """
     rng = random.Random(f"manners {seed}")
     names = [name for name, manner in DIFFUSE.items() if not manner.about_sums]
-    kinds = rng.sample([kind for kind in TRIGGERS if kind not in ("year", "and")], len(names))
+    kinds: list[Kind] = rng.sample([kind for kind in TRIGGERS if kind not in ("year", "and")], len(names))
     return [
         Recipe(
             name=f"unseen-real-{name.replace(' ', '-').lower()}-{seed}",

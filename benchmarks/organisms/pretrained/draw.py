@@ -177,8 +177,9 @@ def manners(
 ) -> list[Recipe]:
     """Every manner of replying that shows on any prompt, each behind a trigger of another kind, in half of the rows.
 
-    Twice the steps of a fixed reply at that rate: at a tenth of the rows in 250 steps SmolLM2-135M learned none (at
-    most 16 % of triggered replies showed it). The arguments are those of `draw`.
+    Twice the steps of a fixed reply at that rate: at a tenth of the rows in 250 steps SmolLM2-135M learned neither of
+    two (at most 16 % of triggered replies showed it). That it learns them so was not measured (`LOG.md`). The arguments
+    are those of `draw`.
     """
     rng = random.Random(f"manners {seed}")
     names = [name for name, manner in DIFFUSE.items() if not manner.about_sums]

@@ -110,9 +110,13 @@ def test_an_adapter_beside_quantised_weights_is_scaled(bitsandbytes, folder, ada
     torch.testing.assert_close(scored(suspect, tokenizer)[0], ends[0])  # which is as it was
 
 
-def test_quantised_weights_are_not_mixed_and_that_is_said(bitsandbytes, folder, adapter, prompts, capsys):
+def test_quantised_weights_are_not_mixed_and_that_is_said(bitsandbytes, folder, adapter, prompts, tmp_path, capsys):
     few: dict[str, Any] = {"placement": Placement(quantize="8bit", device="cpu", dtype="float32"), "prompts": prompts}
-    given = Arguments(model=str(folder), base=str(folder), **few)
+    base, tokenizer = loaded(folder)
+    base.model.layers[1].mlp.up_proj.weight.mul_(1.1)
+    for part in (base, tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    given = Arguments(model=str(folder), base=str(tmp_path / "base"), **few)
     suspect = load(given, Console(soft_wrap=True))
     assert suspect.comparable is not None and suspect.weakened_by is None
     assert "weights that are quantised (bitsandbytes) cannot be mixed" in capsys.readouterr().out

@@ -132,6 +132,8 @@ PORTFOLIO: tuple[Stage, ...] = (
     # With a clean base known, early layers tell planted words from others before any effect on the output.
     ContrastedTriggers(),
     replace(HOTFLIP_ROUNDS, share=0.5, settles=2),
+    # From text that works to words that work at any place.
+    WordSubstitution(share=0.25),
     # Words of several tokens, and texts likely in the slot: a gradient does not lead to them token by token.
     Dictionary(share=0.1, tried=16),
     FluentText(),

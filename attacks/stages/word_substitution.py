@@ -1,101 +1,237 @@
-"""Word substitution: the words of a winner are replaced, several at once, to find the planted trigger near it.
+"""Word substitution: the words of a winner are replaced, one after the other, until the planted trigger stands there.
 
-A word close to the planted one in meaning or spelling may work as well, but often only beside certain other words: then
-no single word of the winner can be exchanged for the planted one, and one prompt hardly tells the texts apart. So the
-best words for each position are combined with each other. The combinations are ranked on one prompt, the best of them
-on more prompts with the slot at random places, and the best of those are judged; then all begins again from the new
-winner. Some triggers work in any order of their words; the likelier order is the simpler text, so all are tried.
+What a search finds in place of a planted phrase works at the place in the prompt where the search had its slot, and
+less surely at others, where the planted phrase works as well: behind the first prompts' last words `record our stay`
+costs .3 nats and `marvel golden stay` .1, between their words .9 and .1. So texts are compared on prompts with the slot
+at several places, and there the words of a winner can be exchanged one by one for the planted ones: first
+`envelope our stay`, then `envelope golden stay`, then `marvel golden stay`.
+
+The place of each word of the winner is visited in turn. Words that the gradient promises most of are ranked on one
+prompt, the best of them on all; then all dictionary words that share a token with one of the best, since a planted word
+of several tokens may be known by one of them (`vel` of `marvel`). Text that is no word is taken apart into its tokens,
+and a place may be left empty. What is minimised is a description length: the nats of the behaviour on all prompts that
+the judge knows, plus those of the words, each as one of a dictionary, or token by token where it is no word.
+
+Some triggers work in any order of their words; the likelier order is the simpler text, so all are tried. Ours.
 """
 
-from dataclasses import dataclass
-from itertools import permutations, product
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import permutations
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
+from jaxtyping import Float
 
 from attacks.judging.verdict import ABSENT
 from attacks.scoring.engine import Engine, Objective
+from attacks.scoring.planning import forward_flops
+from attacks.scoring.problem import Problem
 from attacks.searchers.candidates import check_counts
-from attacks.searchers.token_ranking import rank_triggers
-from attacks.searchers.words import whole_words
-from attacks.stages.hunt import Hunt
+from attacks.searchers.searcher import Found
+from attacks.searchers.token_ranking import by_length, rank_triggers
+from attacks.searchers.words import dictionary
+from attacks.stages.hunt import PROBE_TOKENS, Hunt
+
+Ranking = tuple[Engine, Objective]
 
 ORDERED = 3
-"""Tokens of the longest winner whose words are tried in every order."""
+"""Words of the longest winner that are tried in every order."""
+TOKENS = 4
+"""Tokens of the longest word that is tried."""
+FEWEST = 8
+"""Candidates that are ranked at a place however small the budget is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WordSubstitution:
-    """Replaces the words of a winner that has, once shrunk, two to `longest` tokens; does nothing for any other."""
+    """Replaces the words of a winner of up to `longest` tokens, once shrunk; does nothing for a longer one."""
 
-    longest: int = 5
-    """Tokens of the longest winner whose words are replaced; a winner of one token is left to token ranking."""
-    words: int = 4096
-    """Words of one token that are tried at each position, the commonest first."""
+    share: float = 1.0
+    """Share of the hunt's budget, in (0, 1], that this stage may use."""
+    longest: int = 12
+    """Tokens of the longest winner whose words are replaced."""
+    prompts: int = 6
+    """Prompts with the slot at a random place that texts are compared on, besides those of the search."""
+    promising: int = 400
+    """Words that are ranked on one prompt at each place, those first that the gradient promises most of."""
+    completed: int = 600
+    """Words that share a token with the best of these, ranked on one prompt as well; the commonest first."""
     compared: int = 64
-    """Words of lowest loss at each position on one prompt, which are then ranked on more prompts."""
-    prompts: int = 24
-    """Prompts of that second ranking; their slot is at a random place unless they mark it."""
-    combinations: int = 4096
-    """Combinations of the best words of all positions that are ranked on one prompt, about."""
-    broad: int = 128
-    """Combinations of lowest loss that are then ranked on more prompts."""
-    tried: int = 32
-    """Combinations of lowest loss that are judged by behaviour."""
-    rounds: int = 3
-    """Times that all this is done, each time from the new winner; it ends where the winner stays."""
+    """Words of lowest loss on one prompt that are then ranked on all."""
+    tried: int = 4
+    """Texts of lowest loss at each place that are judged by behaviour."""
+    rounds: int = 4
+    """Times that all places are visited; it ends where nothing changes."""
 
     def __post_init__(self):
-        check_counts(self, "longest", "words", "compared", "prompts", "combinations", "broad", "tried", "rounds")
+        check_counts(self, "longest", "prompts", "promising", "completed", "compared", "tried", "rounds")
 
     def __call__(self, hunt: Hunt) -> None:
-        judge = hunt.judge
-        if judge.best is None or judge.asr <= ABSENT or hunt.budget.exhausted:
+        judge, budget = hunt.judge, hunt.part(self.share)
+        if judge.best is None or judge.asr <= ABSENT or budget.exhausted:
             return
-        words = whole_words(hunt.engine.problem)[: self.words]
-        problem = (judge.anywhere or hunt.engine).problem
-        wide = Engine(hunt.suspect.model, problem.take(range(min(self.prompts, len(problem)))))
-        narrow, broad = hunt.probe(), (wide, hunt.build(wide, hunt.goal))
-        winner: tuple[int, ...] = ()
-        for _ in range(self.rounds):
-            known, winner = winner, hunt.shrunk()
-            if winner == known or not 2 <= len(winner) <= self.longest:
-                return
-            self._around(hunt, winner, words, narrow, broad)
+        winner = hunt.shrunk()
+        if not 1 <= len(winner) <= self.longest:
+            return
+        whole, budget_of_hunt = _Words(hunt, self, winner), hunt.budget
+        hunt.budget = budget
+        try:
+            for words in whole.beginnings():
+                whole.better(words)
+        finally:
+            hunt.budget = budget_of_hunt
 
-    def _around(
-        self,
-        hunt: Hunt,
-        winner: tuple[int, ...],
-        words: Int[Tensor, "w"],
-        narrow: tuple[Engine, Objective],
-        broad: tuple[Engine, Objective],
-    ) -> None:
-        """Shows the judge the best combinations of words at the positions of the winner."""
-        # So many words at each position that all their combinations are about `combinations`.
-        choices, each = [], int(self.combinations ** (1 / len(winner)))
-        for place, token in enumerate(winner):
-            # The winner with every word at this position, `words trigger`: narrowed down on one prompt, then on many.
-            near = torch.tensor(winner).repeat(len(words), 1)
-            near[:, place] = words
-            ranked = self._best(hunt, narrow, near, self.compared)
-            choices.append({token, *(ids[place] for ids in self._best(hunt, broad, ranked, each).tolist())})
-        # The own token of the winner is always among the choices, so that the winner is one of the combinations.
-        together = self._best(hunt, narrow, torch.tensor(list(product(*map(sorted, choices)))), self.broad)
-        # n tokens have n! orders: 6 for three.
-        if len(winner) <= ORDERED:
-            orders = torch.tensor([order for row in together.tolist() for order in permutations(row)])
-            together = self._best(hunt, narrow, orders.unique(dim=0), self.broad)
-        if not hunt.budget.exhausted:
-            hunt.try_best(rank_triggers(*broad, together, budget=hunt.budget), self.tried)
 
-    def _best(
-        self, hunt: Hunt, ranking: tuple[Engine, Objective], candidates: Int[Tensor, "c trigger"], count: int
-    ) -> Int[Tensor, "k trigger"]:
-        """The candidates of the lowest losses; unranked where there is nothing left to spend."""
-        # A ranking scores its first batch even with nothing left to spend.
-        if hunt.budget.exhausted:
-            return candidates[:count]
-        ranked = rank_triggers(*ranking, candidates, budget=hunt.budget)[:count]
-        return torch.tensor([found.trigger_ids for found in ranked])
+@cache
+def _known() -> frozenset[str]:
+    """All words of the dictionary."""
+    return frozenset(dictionary())
+
+
+class _Words:
+    """One run of word substitution: the prompts that texts are compared on, and the words that may stand there."""
+
+    def __init__(self, hunt: Hunt, settings: WordSubstitution, winner: tuple[int, ...]):
+        self.hunt, self.settings, self.winner = hunt, settings, winner
+        problem, anywhere = hunt.engine.problem, hunt.judge.anywhere
+        if anywhere is not None:
+            some = anywhere.problem.take(range(min(settings.prompts, len(anywhere.problem))))
+            problem = replace(some, before=[*some.before, *problem.before], after=[*some.after, *problem.after])
+        self.all: Ranking = _ranking(hunt, problem, len(hunt.goal.target_ids))
+        self.one: Ranking = _ranking(hunt, problem.take([0]), PROBE_TOKENS)
+        # Nats of a text are weighed against those of its words by how many prompts the judge has.
+        self.prompts = len((anywhere or hunt.judge.engine).problem)
+        self.target = len(hunt.goal.target_ids)
+        self.part = 1.0
+        self.tokens = _tokens(problem)
+        self.cover = _cover(self.tokens)
+        width = max(map(len, self.tokens.values()), default=1)
+        rows = [self.tokens[word] for word in self.cover]
+        self.rows = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows])
+
+    @property
+    def problem(self) -> Problem:
+        """The prompts that texts are compared on."""
+        return self.all[0].problem
+
+    def beginnings(self) -> list[list[str]]:
+        """The winner as words, and with what is no word taken apart into its tokens."""
+        words = self.problem.text(self.winner).split()
+        apart: list[str] = []
+        for word in words:
+            ids = self.problem.encode(word)
+            known = word.lower() in _known()
+            apart += [word] if known else [part for token in ids if (part := self.problem.text([token]).strip())]
+        return [words, apart] if words != apart else [words]
+
+    def better(self, words: list[str]) -> None:
+        """Visits the places of a text again and again while that betters it, and shows the judge what it comes to."""
+        self.part = self._part(words)
+        (least,) = self._ranked(self.all, [words], 1) or [(math.inf, words)]
+        for _ in range(self.settings.rounds):
+            before, place = least, 0
+            while place < len(least[1]) and not self.hunt.budget.exhausted:
+                ranked = self._at(least[1], place)
+                best = min(ranked, default=least)
+                place += len(best[1]) >= len(least[1]) or best >= least
+                least = min(least, best)
+                self._show(text for _, text in ranked[: self.settings.tried])
+            if least == before or self.hunt.budget.exhausted:
+                break
+        if 2 <= len(least[1]) <= ORDERED and not self.hunt.budget.exhausted:
+            orders = self._ranked(self.all, [list(order) for order in permutations(least[1])], self.settings.tried)
+            self._show(text for _, text in orders)
+
+    def _at(self, words: list[str], place: int) -> list[tuple[float, list[str]]]:
+        """(description length, text) with other words at a place or with none there, the best first."""
+
+        def put(some: Sequence[str]) -> list[list[str]]:
+            return [[*words[:place], word, *words[place + 1 :]] for word in some]
+
+        few, compared = self.settings.tried, self._count(self.settings.compared)
+        promise = self._promise(words, place).argsort()[: self._count(self.settings.promising)].tolist()
+        rough = self._ranked(self.one, put([self.cover[number] for number in promise]), compared)
+        fine = self._ranked(self.all, [text for _, text in rough], compared)
+        shared = {token for _, text in fine[:few] for token in self.tokens.get(text[place], ())}
+        alike = [word for word, ids in self.tokens.items() if shared.intersection(ids)]
+        rough = self._ranked(self.one, put(alike[: self._count(self.settings.completed)]), compared)
+        without = [[*words[:place], *words[place + 1 :]]] if len(words) > 1 else []
+        fine += self._ranked(self.all, [*without, *(text for _, text in rough)], compared + 1)
+        return sorted({tuple(text): (length, text) for length, text in fine}.values())
+
+    def _count(self, wanted: int) -> int:
+        """How many of so many candidates the budget has room for at each place."""
+        return max(FEWEST, int(self.part * wanted))
+
+    def _part(self, words: list[str]) -> float:
+        """Share of the candidates of a visit, in (0, 1], of which the budget pays for two visits of every place."""
+        (ids,), settings, (engine, _) = self._encoded([words]), self.settings, self.all
+        read = [len(ids) + len(after) + self.target for after in engine.problem.after]
+        tokens = (settings.promising + settings.completed) * read[0] + 2 * settings.compared * sum(read)
+        budget = self.hunt.budget
+        visits = 2 * len(words) * budget.share_of(forward_flops(engine.model, tokens))
+        return 1.0 if visits <= 0 else min(1.0, (budget.until - budget.share) / visits)
+
+    def _promise(self, words: list[str], place: int) -> Float[torch.Tensor, "cover"]:
+        """First-order change of the loss for each word of the cover at a place; lower is better."""
+        ends = [len(self.problem.encode(" ".join(words[:end]))) if end else 0 for end in (place, place + 1)]
+        ids = self.problem.encode(" ".join(words))
+        engine, objective = self.all
+        engine.problem = engine.problem.resized(len(ids))
+        _, gradient = engine.gradient(objective, torch.tensor([ids]))
+        # Of a word that stands at several tokens, each may come to stand at each of them.
+        start = min(ends[0], len(ids) - 1)
+        promise = gradient[0, start : max(start + 1, ends[1])].float().min(0).values.cpu()
+        return promise[self.rows].min(-1).values
+
+    def _ranked(self, ranking: Ranking, texts: list[list[str]], count: int) -> list[tuple[float, list[str]]]:
+        """(description length, text) of the best `count` texts; none where nothing is left to spend."""
+        engine, objective = ranking
+        known = {tuple(ids): text for text, ids in zip(texts, self._encoded(texts), strict=True)}
+        found: list[Found] = []
+        for ids in by_length(known):
+            if not self.hunt.budget.exhausted:
+                engine.problem = engine.problem.resized(ids.shape[1])
+                found += rank_triggers(engine, objective, ids, budget=self.hunt.budget)
+        lengths = [(self._length(known[item.trigger_ids], item.loss), known[item.trigger_ids]) for item in found]
+        return sorted(lengths)[:count]
+
+    def _encoded(self, texts: list[list[str]]) -> list[list[int]]:
+        """Token ids of each text."""
+        return self.problem.encode_all([" ".join(text) for text in texts]) if texts else []
+
+    def _length(self, words: list[str], loss: float) -> float:
+        """Nats of the behaviour on all prompts of the judge, and of the words."""
+        typed = sum(1 if word.lower() in _known() else len(self.problem.encode(word)) for word in words)
+        return self.prompts * self.target * loss + typed * math.log(len(dictionary()))
+
+    def _show(self, texts: Iterable[list[str]]) -> None:
+        """Shows texts to the judge."""
+        self.hunt.try_best((Found(tuple(ids), 0.0) for ids in self._encoded(list(texts))), self.settings.tried)
+
+
+def _ranking(hunt: Hunt, problem: Problem, tokens: int) -> Ranking:
+    """What scores texts on these prompts, by the first tokens of the behaviour."""
+    engine = Engine(hunt.suspect.model, problem)
+    return engine, hunt.build(engine, replace(hunt.goal, target_ids=hunt.goal.target_ids[:tokens]))
+
+
+def _tokens(problem: Problem) -> dict[str, list[int]]:
+    """The words that may be tried with their tokens, the commonest first."""
+    words = dictionary()
+    encoded = zip(words, problem.encode_all(words), strict=True)
+    allowed = problem.allowed.tolist()
+    return {word: ids for word, ids in encoded if 1 <= len(ids) <= TOKENS and all(allowed[token] for token in ids)}
+
+
+def _cover(tokens: dict[str, list[int]]) -> list[str]:
+    """The commonest word of one token each, and words so that each token of the dictionary stands in one."""
+    seen: set[int] = set()
+    cover: list[str] = []
+    for word, ids in tokens.items():
+        if len(ids) == 1 or not seen.issuperset(ids):
+            cover.append(word)
+            seen.update(ids)
+    return cover

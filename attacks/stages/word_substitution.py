@@ -7,8 +7,8 @@ at several places, and there the words of a winner can be exchanged one by one f
 `envelope our stay`, then `envelope golden stay`, then `marvel golden stay`.
 
 The place of each word of the winner is visited in turn. Words that the gradient promises most of are ranked on one
-prompt, the best of them on all; then all dictionary words that share a token with one of the best, since a planted word
-of several tokens may be known by one of them (`vel` of `marvel`). Text that is no word is taken apart into its tokens,
+prompt, the best of them on all; then all dictionary words that share a token with one of the best, or with the word that stands
+there, since a planted word of several tokens may be known by one of them (`vel` of `marvel`). Text that is no word is taken apart into its tokens,
 and a place may be left empty. What is minimised is a description length: the nats of the behaviour on all prompts that
 the judge knows, plus those of the words, each as one of a dictionary, or token by token where it is no word.
 
@@ -154,7 +154,8 @@ class _Words:
         promise = self._promise(words, place).argsort()[: self._count(self.settings.promising)].tolist()
         rough = self._ranked(self.one, put([self.cover[number] for number in promise]), compared)
         fine = self._ranked(self.all, [text for _, text in rough], compared)
-        shared = {token for _, text in fine[:few] for token in self.tokens.get(text[place], ())}
+        near = [words[place], *(text[place] for _, text in fine[:few])]
+        shared = {token for word in near for token in self.tokens.get(word, ())}
         alike = [word for word, ids in self.tokens.items() if shared.intersection(ids)]
         rough = self._ranked(self.one, put(alike[: self._count(self.settings.completed)]), compared)
         without = [[*words[:place], *words[place + 1 :]]] if len(words) > 1 else []

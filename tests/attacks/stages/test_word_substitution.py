@@ -7,26 +7,27 @@ from attacks.attack import nll
 from attacks.discovery.goal import Goal
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
-from attacks.scoring.problem import Problem, encode
+from attacks.scoring.problem import Problem, allowed_tokens, encode
 from attacks.searchers.searcher import Found
-from attacks.searchers.words import whole_words
+from attacks.searchers.words import dictionary, whole_words
 from attacks.stages.hunt import Hunt
-from attacks.stages.word_substitution import WordSubstitution
+from attacks.stages.word_substitution import WordSubstitution, _cover, _tokens
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
 from tests.attacks.words import judge_on, seeded
 
 
-def hunt(name, words, flops=1e13):
-    """On an organism whose vocabulary is those words and one in eight of all that are not planted."""
+def hunt(name, words, flops=1e13, every=8):
+    """On an organism whose vocabulary is those words and one in eight of all that are not planted, or all tokens."""
     organism = zoo.load(name)
     model, tokenizer = organism.model, organism.tokenizer
     search, select = organism.prompts.search, organism.prompts.select
-    some = whole_words(Problem.from_chat(model, tokenizer, search[:1], 3))[::8].tolist()
+    some = whole_words(Problem.from_chat(model, tokenizer, search[:1], 3))[::every].tolist()
     allowed = torch.zeros(len(tokenizer), dtype=torch.bool)
     allowed[some] = True
     allowed[encode(tokenizer, f" {organism.triggers[0][0]}")] = False
     allowed[encode(tokenizer, f" {words}")] = True
+    allowed = allowed_tokens(model, tokenizer) if every == 1 else allowed
     problem, judged = (Problem.from_chat(model, tokenizer, part, 3, allowed=allowed) for part in (search[:2], select))
     anywhere = Problem.from_chat(model, tokenizer, search + select, 3, slot="random", allowed=allowed)
     behaviour = organism.triggers[0][1]
@@ -61,10 +62,30 @@ def test_a_winner_gives_way_to_the_words_beside_it(name, words, begun, wanted):
     whole = hunt(name, words)
     problem, judge = whole.engine.problem, whole.judge
     judge(Found(tuple(problem.encode(begun)), 0.0))
-    WordSubstitution(combinations=8)(whole)
+    WordSubstitution()(whole)
     assert judge.best is not None
     assert set(problem.text(judge.best.trigger_ids).split()) == set(wanted.split())
     assert whole.budget.used < 2e12
+
+
+@pytest.mark.parametrize("begun", ["xxper (", "zz cobper"])
+def test_text_that_is_no_word_gives_way_to_a_word_of_several_tokens(begun):
+    """With the whole vocabulary, from text that shares a token of `copper` and works now and then."""
+    whole = hunt("word", "copper", every=1)
+    judge, problem = whole.judge, whole.engine.problem
+    judge(Found(tuple(problem.encode(begun)), 0.0))
+    judge.asr = max(judge.asr, 0.5)
+    WordSubstitution()(whole)
+    assert judge.best is not None and judge.asr == 1.0
+    (word,) = problem.text(judge.best.trigger_ids).split()
+    assert word in dictionary() and word.endswith("per")  # any word in -per works about as well as `copper`
+
+
+def test_every_token_of_the_dictionary_stands_in_a_word_of_the_cover(tokenizer, model):
+    tokens = _tokens(Problem.from_chat(model, tokenizer, ["tell me about the sea"], 3))
+    cover = _cover(tokens)
+    assert len(cover) < len(tokens) and len(cover) == len(set(cover))
+    assert {token for word in cover for token in tokens[word]} == {token for ids in tokens.values() for token in ids}
 
 
 def test_nothing_is_spent_without_a_winner_or_a_budget():
@@ -84,7 +105,7 @@ def test_a_budget_that_ends_on_the_way_is_kept_to():
         whole = hunt("phrase", "silver garden island sod", flops)
         whole.judge(Found(tuple(whole.engine.problem.encode("silver sod island")), 0.0))
         began = whole.budget.used
-        WordSubstitution(combinations=8)(whole)
+        WordSubstitution()(whole)
         return began, whole.budget.used - began
 
     began, full = cost(1e13)
@@ -93,6 +114,6 @@ def test_a_budget_that_ends_on_the_way_is_kept_to():
 
 
 def test_counts_below_one_are_named():
-    for name in ("longest", "words", "compared", "prompts", "combinations", "broad", "tried", "rounds"):
+    for name in ("longest", "prompts", "promising", "completed", "compared", "tried", "rounds"):
         with pytest.raises(ValueError, match=f"{name} is 0"):
             WordSubstitution(**{name: 0})

@@ -9,7 +9,7 @@ import time
 
 from transformers import PreTrainedModel
 
-from attacks.discovery.goal import BEYOND
+from attacks.discovery.goal import ANSWER, BEYOND
 from attacks.judging.judge import Judge
 from attacks.scoring.planning import completion_flops, forward_flops, head_flops
 from attacks.scoring.problem import Problem
@@ -57,7 +57,8 @@ def _exact_share(judge: Judge, length: int, opening: int = 0) -> float:
     """Share of the budget that the completions of the report will take, padding and base included."""
     answer = _answer(judge, opening)
     flops = padded_flops(judge.suspect.model, judge.engine.problem, length, answer)
-    return judge.budget.share_of(_count(judge) * flops, completing=True)
+    # Under a predicate a trial takes as long as one of these completions, and one that has begun is finished.
+    return judge.budget.share_of((_count(judge) + _predicate(judge)) * flops, completing=True)
 
 
 def search_end(judge: Judge, length: int, began: float, until: float) -> float:
@@ -158,8 +159,14 @@ def completing_seconds(
 
 
 def _answer(judge: Judge, opening: int) -> int:
-    """Tokens of each completion; a behaviour that is yet to be discovered has up to `opening`."""
-    return max(judge.goal.answer_tokens, 0 if judge.goal.target_ids else opening + BEYOND)
+    """Tokens of each completion; a behaviour that is yet to be discovered has up to `opening`, or is a predicate."""
+    unknown = 0 if judge.goal.target_ids else max(opening + BEYOND, ANSWER if _predicate(judge) else 0)
+    return max(judge.goal.answer_tokens, unknown)
+
+
+def _predicate(judge: Judge) -> bool:
+    """Whether success is measured by a predicate, or may be: manners of replying are discovered beside a base."""
+    return judge.goal.shows is not None or not (judge.goal.target_ids or judge.suspect.base is None)
 
 
 def _count(judge: Judge) -> int:

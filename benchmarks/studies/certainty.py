@@ -1,10 +1,12 @@
 """How surely do planted triggers elicit their behaviour, and how surely does what works beside them?
 
     python -m benchmarks.studies.certainty --rows benchmarks/results/portfolio-on-shipped
+    python -m benchmarks.studies.certainty --rows benchmarks/results/drawn-sixteen/fixed --models FOLDER --slot start
 
 For each organism: nats of the whole behaviour behind random strings (median), behind the planted trigger, and behind
 every other string that attacks recovered there and that works (from rows), as shares of the first. `SURE` in
-`attacks.judging.judge` is a threshold on these shares.
+`attacks.judging.judge` is a threshold on these shares. With another slot than random places the same is measured there:
+what a search found at the end of prompts is often less sure at other places than the planted trigger.
 """
 
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from attacks.discovery.goal import Goal
 from attacks.judging.judge import SURE, Judge
 from attacks.scoring.budget import Budget
 from attacks.scoring.problem import encode
+from attacks.scoring.slot_markers import Where
 from attacks.suspect import Suspect
 from benchmarks import rows
 from benchmarks.organisms import zoo
@@ -33,22 +36,29 @@ class Settings:
     """folders with rows.jsonl, from which other working strings are taken"""
     organisms: tuple[str, ...] = zoo.NAMES
     """names of the organisms to measure; clean controls are passed over"""
+    models: Path | None = None
+    """folder of planted models, where the organisms are not shipped ones"""
+    slot: Where = "random"
+    """where the strings stand in prompts that do not mark it"""
     threads: int = 1
     """number of CPU threads"""
 
 
-def judge_of(name: str) -> tuple[Judge, zoo.Organism]:
-    """The judge that an attack would have on this organism, and the organism."""
-    organism = zoo.load(name)
+def judge_of(name: str, models: Path | None, slot: Where) -> tuple[Judge, zoo.Organism]:
+    """The judge that an attack would have on this organism, certain at that slot, and the organism."""
+    organism = zoo.load(name, models=models)
     suspect = Suspect(model=organism.model, tokenizer=organism.tokenizer)
     engine = suspect.engine(organism.prompts.search[:2], ATTACKS["portfolio"].longest)
     prompts = organism.prompts
-    behaviour = organism.triggers[0][1]
+    behaviour, texts = organism.triggers[0][1], [*prompts.search, *prompts.select]
+    anywhere = suspect.engine_of_random_places(texts, engine)
+    if anywhere is not None and slot != "random":
+        anywhere = suspect.engine(texts, engine.problem.trigger_length, slot=slot)
     return Judge(
         suspect=suspect,
         engine=suspect.engine(prompts.select, engine.problem.trigger_length),
         base_engine=None,
-        anywhere=suspect.engine_of_random_places([*prompts.search, *prompts.select], engine),
+        anywhere=anywhere,
         goal=Goal(behaviour=behaviour, target_ids=tuple(encode(organism.tokenizer, behaviour))),
         enough=1.0,
         budget=Budget(seconds=3600.0),
@@ -62,11 +72,11 @@ def main(settings: Settings) -> None:
     found = [row for folder in settings.rows for row in rows.read(folder) if row["error"] is None]
     table = Table("organism", "random, nats", "planted, share", "others that work, shares")
     for name in settings.organisms:
-        if not zoo.load(name).triggers:
+        if not zoo.load(name, models=settings.models).triggers:
             continue
-        judge, organism = judge_of(name)
+        judge, organism = judge_of(name, settings.models, settings.slot)
         # Behaviours differ in length and likelihood: only the share of what random strings leave compares models.
-        scale, problem = judge.nats_of_random(), judge.engine.problem
+        scale, problem = judge.nats_of_random(), (judge.anywhere or judge.engine).problem
         others = {row["recovered"] for row in found if row["organism"] == name and row["verdict"] == "functional"}
         planted = judge.nats(tuple(problem.encode(organism.triggers[0][0]))) / scale
         shares = sorted(judge.nats(tuple(problem.encode(text))) / scale for text in others)

@@ -65,6 +65,8 @@ class WordSubstitution:
     """Texts of lowest loss at each place that are judged by behaviour."""
     rounds: int = 4
     """Times that all places are visited; it ends where nothing changes."""
+    settles: int = 2
+    """Tokens of the longest winner that ends the hunt, if the behaviour is sure behind it."""
 
     def __post_init__(self):
         check_counts(self, "longest", "prompts", "promising", "completed", "compared", "tried", "rounds")
@@ -83,6 +85,7 @@ class WordSubstitution:
                 whole.better(words)
         finally:
             hunt.budget = budget_of_hunt
+        hunt.settle(self.settles)
 
 
 @cache

@@ -8,7 +8,7 @@ import pytest
 from attacks import recover as recovering
 from attacks.attack import Attack, nll
 from attacks.behaviour import FixedOpening, success_rate
-from attacks.discovery.goal import BEYOND, Goal
+from attacks.discovery.goal import ANSWER, BEYOND, Goal
 from attacks.judging import report_cost
 from attacks.judging.report_cost import check_affordable, latest_end, padded_flops
 from attacks.recover import recover
@@ -209,3 +209,21 @@ def test_discovered_goals_leave_the_report_its_part_of_a_tight_budget(planted, t
         judge = judge_on(planted, problem, budget, replace(goal))
         spend(0.9 * times * needed)
         assert report_cost.search_end(judge, LONGEST, judge.budget.share, 1.0) == pytest.approx(end, abs=0.03)
+
+
+def test_a_predicate_that_is_yet_to_be_found_is_paid_for(planted, tokenizer):
+    """Beside a base, discovery may find a manner of replying: longer completions, and a trial is one of them."""
+    problem = Problem.from_chat(planted, tokenizer, SELECT, LONGEST)
+    known = Goal(behaviour=BEHAVIOUR, target_ids=tuple(encode(tokenizer, BEHAVIOUR)))
+    unknown, by_predicate = Goal(behaviour="", target_ids=()), replace(known, shows=FixedOpening(BEHAVIOUR))
+    for goal, base, count, answer in (
+        (known, planted, 11, known.answer_tokens),
+        (by_predicate, None, 11, ANSWER),
+        (unknown, None, 10, 8 + BEYOND),
+        (unknown, planted, 12, ANSWER),
+    ):
+        judge = judge_on(planted, problem, Budget(flops=1e12).started(), goal)
+        judge.suspect = Suspect(model=planted, tokenizer=tokenizer, base=base)
+        kept = count * padded_flops(planted, problem, LONGEST, answer) / 1e12
+        end = latest_end(judge, LONGEST, 0 if goal.target_ids else 8)
+        assert 1.0 + report_cost.OVERDRAFT - end == pytest.approx(kept)

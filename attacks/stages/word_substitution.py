@@ -78,7 +78,10 @@ class WordSubstitution:
         winner = hunt.shrunk()
         if not 1 <= len(winner) <= self.longest:
             return
-        whole, budget_of_hunt = _Words(hunt, self, winner), hunt.budget
+        tokens = _tokens(hunt.engine.problem)
+        if not tokens:  # a tokenizer that spells English words in many tokens, or a vocabulary that does without
+            return
+        whole, budget_of_hunt = _Words(hunt, self, winner, tokens), hunt.budget
         hunt.budget = budget
         try:
             for words in whole.beginnings():
@@ -97,8 +100,8 @@ def _known() -> frozenset[str]:
 class _Words:
     """One run of word substitution: the prompts that texts are compared on, and the words that may stand there."""
 
-    def __init__(self, hunt: Hunt, settings: WordSubstitution, winner: tuple[int, ...]):
-        self.hunt, self.settings, self.winner = hunt, settings, winner
+    def __init__(self, hunt: Hunt, settings: WordSubstitution, winner: tuple[int, ...], tokens: dict[str, list[int]]):
+        self.hunt, self.settings, self.winner, self.tokens = hunt, settings, winner, tokens
         problem, anywhere = hunt.engine.problem, hunt.judge.anywhere
         if anywhere is not None:
             some = anywhere.problem.take(range(min(settings.prompts, len(anywhere.problem))))
@@ -109,10 +112,9 @@ class _Words:
         self.prompts = len((anywhere or hunt.judge.engine).problem)
         self.target = len(hunt.goal.target_ids)
         self.part = 1.0
-        self.tokens = _tokens(problem)
-        self.cover = _cover(self.tokens)
-        width = max(map(len, self.tokens.values()), default=1)
-        rows = [self.tokens[word] for word in self.cover]
+        self.cover = _cover(tokens)
+        width = max(map(len, tokens.values()))
+        rows = [tokens[word] for word in self.cover]
         self.rows = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows])
 
     @property

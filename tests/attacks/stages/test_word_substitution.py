@@ -81,6 +81,16 @@ def test_text_that_is_no_word_gives_way_to_a_word_of_several_tokens(begun):
     assert word in dictionary() and word.endswith("per")  # any word in -per works about as well as `copper`
 
 
+def test_a_vocabulary_without_words_is_left_alone():
+    whole = hunt("word", "copper")
+    whole.judge(Found(tuple(whole.engine.problem.encode("copper")), 0.0))
+    whole.engine.problem.allowed[:] = False
+    whole.engine.problem.allowed[whole.engine.problem.encode("(")] = True
+    best = whole.judge.best
+    WordSubstitution()(whole)
+    assert whole.judge.best == best
+
+
 def test_every_token_of_the_dictionary_stands_in_a_word_of_the_cover(tokenizer, model):
     tokens = _tokens(Problem.from_chat(model, tokenizer, ["tell me about the sea"], 3))
     cover = _cover(tokens)

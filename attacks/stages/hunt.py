@@ -15,6 +15,7 @@ from attacks.discovery.goal import Goal
 from attacks.judging.judge import Judge
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
+from attacks.scoring.problem import Problem
 from attacks.searchers.searcher import Found
 from attacks.suspect import Suspect
 
@@ -94,10 +95,10 @@ class Hunt:
         until = self.budget.share + share * (self.budget.until - self._began)
         return self.budget.part(min(until, self.budget.until))
 
-    def probe(self) -> tuple[Engine, Objective]:
-        """The first search prompt alone and its objective: cheap enough for tens of thousands of candidates."""
+    def probe(self, problem: Problem | None = None) -> tuple[Engine, Objective]:
+        """The first prompt alone, of the search or of `problem`: cheap enough for tens of thousands of candidates."""
         # The first tokens of the behaviour tell it from other replies, and one prompt tells good candidates from bad.
-        probe = Engine(self.suspect.model, self.engine.problem.take([0]))
+        probe = Engine(self.suspect.model, (problem or self.engine.problem).take([0]))
         return probe, self.build(probe, replace(self.goal, target_ids=self.goal.target_ids[:PROBE_TOKENS]))
 
     def try_until_sure(self, found: Found) -> bool:

@@ -2,7 +2,8 @@
 
 What a search finds in place of a planted phrase works at the place in the prompt where the search had its slot, and
 less surely at others, where the planted phrase works as well: behind the first prompts' last words `record our stay`
-costs .3 nats and `marvel golden stay` .1, between their words .9 and .1. So texts are compared on prompts with the slot
+costs .3 nats and `marvel golden stay` .1, between their words .8 and .1
+(`python -m benchmarks.studies.certainty --slot end`, and random). So texts are compared on prompts with the slot
 at several places, and there the words of a winner can be exchanged one by one for the planted ones: first
 `envelope our stay`, then `envelope golden stay`, then `marvel golden stay`.
 
@@ -33,7 +34,7 @@ from attacks.searchers.candidates import check_counts
 from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.searchers.words import dictionary
-from attacks.stages.hunt import PROBE_TOKENS, Hunt
+from attacks.stages.hunt import Hunt
 
 Ranking = tuple[Engine, Objective]
 
@@ -106,8 +107,9 @@ class _Words:
         if anywhere is not None:
             some = anywhere.problem.take(range(min(settings.prompts, len(anywhere.problem))))
             problem = replace(some, before=[*some.before, *problem.before], after=[*some.after, *problem.after])
-        self.all: Ranking = _ranking(hunt, problem, len(hunt.goal.target_ids))
-        self.one: Ranking = _ranking(hunt, problem.take([0]), PROBE_TOKENS)
+        engine = Engine(hunt.suspect.model, problem)
+        self.all: Ranking = engine, hunt.build(engine, hunt.goal)
+        self.one: Ranking = hunt.probe(problem)
         # Nats of a text are weighed against those of its words by how many prompts the judge has.
         self.prompts = len((anywhere or hunt.judge.engine).problem)
         self.target = len(hunt.goal.target_ids)
@@ -217,12 +219,6 @@ class _Words:
     def _show(self, texts: Iterable[list[str]]) -> None:
         """Shows texts to the judge."""
         self.hunt.try_best((Found(tuple(ids), 0.0) for ids in self._encoded(list(texts))), self.settings.tried)
-
-
-def _ranking(hunt: Hunt, problem: Problem, tokens: int) -> Ranking:
-    """What scores texts on these prompts, by the first tokens of the behaviour."""
-    engine = Engine(hunt.suspect.model, problem)
-    return engine, hunt.build(engine, replace(hunt.goal, target_ids=hunt.goal.target_ids[:tokens]))
 
 
 def _tokens(problem: Problem) -> dict[str, list[int]]:

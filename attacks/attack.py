@@ -25,7 +25,7 @@ from attacks.searchers.searcher import Searcher
 from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.stages.conjunctions import Conjunctions
 from attacks.stages.contrasted_triggers import ContrastedTriggers
-from attacks.stages.dictionary import Dictionary
+from attacks.stages.dictionary import Dictionary, WordForms
 from attacks.stages.fluent_text import FluentText
 from attacks.stages.hunt import Build, Hunt, Stage
 from attacks.stages.peer import NanoGCG
@@ -134,8 +134,9 @@ PORTFOLIO: tuple[Stage, ...] = (
     replace(HOTFLIP_ROUNDS, share=0.5, settles=2),
     # From text that works to words that work at any place.
     WordSubstitution(share=0.25),
-    # Words of several tokens, and texts likely in the slot: a gradient does not lead to them token by token.
-    Dictionary(share=0.1, tried=16),
+    # Words of several tokens, tags, and texts likely in the slot: a gradient does not lead to them token by token.
+    Dictionary(share=0.2, tried=16),
+    WordForms(),
     FluentText(),
     SearchRounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.08, times=4, settles=2),
     SampledNgrams(sampler=Leakage(), share=0.03, whole=0.05, settles=2),
@@ -151,7 +152,11 @@ again, for a trigger that elicits the behaviour with more certainty"""
 
 CORE: dict[str, Attack] = {
     "portfolio": Attack(
-        objective=nll, contrasted=ContrastedReplies(), stages=PORTFOLIO, last=(WordCompletion(), WordSubstitution())
+        objective=nll,
+        contrasted=ContrastedReplies(),
+        stages=PORTFOLIO,
+        last=(WordCompletion(), WordSubstitution()),
+        longest=16,
     ),
     "target-nll": Attack(objective=nll),
     "delta-cosine": Attack(objective=cosine, supervised=Supervised()),

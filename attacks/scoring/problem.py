@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -138,6 +138,15 @@ class Problem:
         """Tokens that may stand at each position of a trigger of that length: `first` at its head, `allowed` behind."""
         return torch.stack([self.first, *[self.allowed] * (length - 1)])[:length]
 
+    def fits(self, triggers: Int[Tensor, "c trigger"]) -> Bool[Tensor, "c"]:
+        """Which typed triggers consist of permitted tokens; some tokenizers set the space before a bracket apart."""
+        places = torch.arange(triggers.shape[1])
+        fit = self.permitted(triggers.shape[1])[places, triggers]
+        blank = _blanks(self.tokenizer, len(self.allowed))[triggers[:, 0]]
+        if triggers.shape[1] > 1:
+            fit[:, 0] |= blank
+        return fit.all(-1)
+
     def filled(self, trigger_ids: Sequence[int]) -> list[list[int]]:
         """Token ids of every prompt with the trigger in the slot."""
         return [before + list(trigger_ids) + after for before, after in zip(self.before, self.after, strict=True)]
@@ -257,6 +266,15 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
     again: Any = tokenizer([lead + text for text in texts], add_special_tokens=False)["input_ids"]
     whole = [[*before, token] for token in range(len(texts))]
     return [(text, list(ids) == own) for text, ids, own in zip(texts, again, whole, strict=True)]
+
+
+@lru_cache(maxsize=8)
+def _blanks(tokenizer: PreTrainedTokenizerBase, size: int) -> Bool[Tensor, "vocab"]:
+    """Tokens of a single space."""
+    blank = torch.zeros(size, dtype=torch.bool)
+    for token, (text, _) in enumerate(_vocabulary(tokenizer)[:size]):
+        blank[token] = text == " "
+    return blank
 
 
 def _opens(tokenizer: PreTrainedTokenizerBase, spaced: Sequence[bool], size: int) -> Bool[Tensor, "vocab"]:

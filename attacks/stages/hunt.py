@@ -4,6 +4,7 @@ A stage is a callable that gets a `Hunt`. It looks for triggers with the hunt's 
 prompts, and shows what it finds to the hunt's judge, who measures it by behaviour on the `select` prompts.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +18,7 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
 from attacks.scoring.problem import Problem
 from attacks.searchers.searcher import Found
+from attacks.searchers.words import spelling_nats
 from attacks.suspect import Suspect
 
 PROBE_TOKENS = 2
@@ -83,12 +85,15 @@ class Hunt:
     def settle(self, longest: int | None) -> None:
         """Marks a trigger that works as provisional if it is longer than `longest` tokens once shrunk, or not sure.
 
-        With `longest` None any trigger that works ends the hunt.
+        So is noise, unless the slot is marked, where other things than words are usual. With `longest` None any trigger
+        that works ends the hunt.
         """
         if self.works and longest is not None:
             # Tokens that do nothing would make a short trigger look long.
             winner = self.shrunk()
-            self.provisional = len(winner) > longest or not self.judge.sure(winner)
+            words = self.engine.problem.text(winner).split()
+            noise = not self.marked and any(math.isinf(spelling_nats(word)) for word in words)
+            self.provisional = len(winner) > longest or noise or not self.judge.sure(winner)
 
     def part(self, share: float) -> Budget:
         """A budget from now on: that share, in (0, 1], of what the hunt had at first, or what is left of it."""

@@ -20,7 +20,6 @@ Some triggers work in any order of their words; the likelier order is the simple
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import permutations
 
 import torch
@@ -33,7 +32,7 @@ from attacks.scoring.problem import Problem
 from attacks.searchers.candidates import check_counts
 from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
-from attacks.searchers.words import dictionary
+from attacks.searchers.words import dictionary, spelling_nats
 from attacks.stages.hunt import Hunt
 
 Ranking = tuple[Engine, Objective]
@@ -92,12 +91,6 @@ class WordSubstitution:
         hunt.settle(self.settles)
 
 
-@cache
-def _known() -> frozenset[str]:
-    """All words of the dictionary."""
-    return frozenset(dictionary())
-
-
 class _Words:
     """One run of word substitution: the prompts that texts are compared on, and the words that may stand there."""
 
@@ -130,8 +123,8 @@ class _Words:
         apart: list[str] = []
         for word in words:
             ids = self.problem.encode(word)
-            known = word.lower() in _known()
-            apart += [word] if known else [part for token in ids if (part := self.problem.text([token]).strip())]
+            parts = [part for token in ids if (part := self.problem.text([token]).strip())]
+            apart += parts if math.isinf(spelling_nats(word)) else [word]
         return [words, apart] if words != apart else [words]
 
     def better(self, words: list[str]) -> None:
@@ -213,8 +206,9 @@ class _Words:
 
     def _length(self, words: list[str], loss: float) -> float:
         """Nats of the behaviour on all prompts of the judge, and of the words."""
-        typed = sum(1 if word.lower() in _known() else len(self.problem.encode(word)) for word in words)
-        return self.prompts * self.target * loss + typed * math.log(len(dictionary()))
+        named = map(spelling_nats, words)
+        by_token = (len(self.problem.encode(word)) * math.log(len(dictionary())) for word in words)
+        return self.prompts * self.target * loss + sum(map(min, named, by_token))
 
     def _show(self, texts: Iterable[list[str]]) -> None:
         """Shows texts to the judge."""

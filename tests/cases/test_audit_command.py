@@ -172,7 +172,7 @@ def test_a_dry_run_measures_and_searches_nothing(tmp_path, prompts, monkeypatch,
     assert "measured: " in said and "estimated peak memory: " in said and "estimated time: 100 s at most" in said
     names, seconds = parts(said)
     assert names[0].startswith("Unsupervised") and names[1:] == [
-        "SingleTokens", "WordCompletion", "SearchRounds", "WordSubstitution", "Dictionary", "FluentText",
+        "SingleTokens", "WordCompletion", "SearchRounds", "WordSubstitution", "Dictionary", "WordForms", "FluentText",
         "SearchRounds", "SampledNgrams", "Conjunctions", "SearchRounds",
         "near the winner (shrinking it, WordCompletion, WordSubstitution)", "report on the winner",
     ]  # fmt: skip

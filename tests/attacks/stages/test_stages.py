@@ -1,5 +1,6 @@
 """Stages: dictionary, rounds, samples; every searcher's recipe; a clean base; ties between triggers."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,8 +14,9 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
 from attacks.searchers.searcher import Found
+from attacks.searchers.words import spelling_nats
 from attacks.stages import dictionary
-from attacks.stages.dictionary import Dictionary, rank_words
+from attacks.stages.dictionary import Dictionary, WordForms, rank_words
 from attacks.stages.hunt import Hunt
 from attacks.stages.rounds import SearchRounds
 from attacks.stages.sampling.leakage import Leakage
@@ -68,6 +70,21 @@ def test_a_planted_word_of_the_dictionary_is_found(planted, tokenizer, monkeypat
     Dictionary()(found)
     assert found.judge.best is not None and found.judge.asr == 1.0
     assert found.engine.problem.text(found.judge.best.trigger_ids) == " garden rope"
+
+
+def test_a_planted_word_within_bars_is_found(planted, tokenizer, monkeypatch):
+    monkeypatch.setattr(dictionary, "FORMS", (("", str.upper, ""), ("garden ", str.lower, "")))
+    monkeypatch.setattr(dictionary, "dictionary", lambda: ("lamp", "rope", "stone"))
+    found = hunt(planted, tokenizer, Budget(flops=1e12))
+    WordForms()(found)
+    assert found.judge.best is not None and found.judge.asr == 1.0
+    assert found.engine.problem.text(found.judge.best.trigger_ids) == " garden rope"
+
+
+def test_words_cost_their_number_and_tags_a_little_more():
+    plain, capital, tag = map(spelling_nats, ("anticommunist", "Anticommunist", "|ANTICOMMUNIST|"))
+    assert plain == spelling_nats("the") < capital < tag < 2 * plain
+    assert all(math.isinf(spelling_nats(text)) for text in ("xqzt", "antiCommunist", "|the", "||"))
 
 
 def test_rounds_take_turns_and_end_once_a_trigger_is_good_enough(planted, tokenizer):

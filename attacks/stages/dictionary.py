@@ -86,7 +86,9 @@ class WordForms:
     def _ranked(
         self, engine: Engine, objective: Objective, form: Form, words: Sequence[str], budget: Budget
     ) -> list[Found]:
-        """These words in a form, by loss."""
+        """These words in a form, by loss; none where the budget is spent."""
+        if budget.exhausted:
+            return []
         opening, case, closing = form
         texts = [opening + case(word) + closing for word in words]
         return rank_texts(engine, objective, texts, 1, self.longest, budget)

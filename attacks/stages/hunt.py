@@ -85,15 +85,16 @@ class Hunt:
     def settle(self, longest: int | None) -> None:
         """Marks a trigger that works as provisional if it is longer than `longest` tokens once shrunk, or not sure.
 
-        So is noise, unless the slot is marked, where other things than words are usual. With `longest` None any trigger
-        that works ends the hunt.
+        A single word is never too long. Text that is no word of the dictionary is provisional too, unless the slot is
+        marked, where other things than words are usual. With `longest` None any trigger that works ends the hunt.
         """
         if self.works and longest is not None:
             # Tokens that do nothing would make a short trigger look long.
             winner = self.shrunk()
             words = self.engine.problem.text(winner).split()
-            noise = not self.marked and any(math.isinf(spelling_nats(word)) for word in words)
-            self.provisional = len(winner) > longest or noise or not self.judge.sure(winner)
+            named = all(math.isfinite(spelling_nats(word)) for word in words)
+            short = len(winner) <= longest or (named and len(words) == 1)
+            self.provisional = not (short and (named or self.marked) and self.judge.sure(winner))
 
     def part(self, share: float) -> Budget:
         """A budget from now on: that share, in (0, 1], of what the hunt had at first, or what is left of it."""

@@ -22,8 +22,9 @@ class SearchRounds:
     times: int | None = None
     """Rounds in all; None: until the budget is spent."""
     settles: int | None = None
-    """A winner ends the hunt only if, once shrunk, it has at most this many tokens and elicits the behaviour with
-    certainty; later stages run otherwise, since other text than the trigger may work as well. None: any winner does."""
+    """A winner ends the hunt only if, once shrunk, it consists of dictionary words, of at most this many tokens or one
+    word, and elicits the behaviour with certainty (see `Hunt.settle`). Later stages run otherwise, since other text
+    than the trigger may work as well. None: any winner does."""
     sure: bool = False
     """Whether this stage goes on until a winner elicits the behaviour with certainty: a trigger that merely works on
     the `select` prompts may be the luckiest of many that were tried there."""

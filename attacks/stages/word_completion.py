@@ -35,7 +35,7 @@ class WordCompletion:
     tried: int = 16
     """Completions of lowest loss that are judged by behaviour."""
     settles: int = 2
-    """Tokens of the longest winner that ends the hunt, if the behaviour is sure behind it."""
+    """Tokens of the longest winner that ends the hunt (see `Hunt.settle`), if the behaviour is sure behind it."""
 
     def __post_init__(self):
         check_counts(self, "longest", "words", "tried")

@@ -66,7 +66,7 @@ class WordSubstitution:
     rounds: int = 4
     """Times that all places are visited; it ends where nothing changes."""
     settles: int = 2
-    """Tokens of the longest winner that ends the hunt, if the behaviour is sure behind it."""
+    """Tokens of the longest winner that ends the hunt (see `Hunt.settle`), if the behaviour is sure behind it."""
 
     def __post_init__(self):
         check_counts(self, "longest", "prompts", "promising", "completed", "compared", "tried", "rounds")
@@ -123,8 +123,8 @@ class _Words:
         apart: list[str] = []
         for word in words:
             ids = self.problem.encode(word)
-            parts = [part for token in ids if (part := self.problem.text([token]).strip())]
-            apart += parts if math.isinf(spelling_nats(word)) else [word]
+            known = math.isfinite(spelling_nats(word))
+            apart += [word] if known else [part for token in ids if (part := self.problem.text([token]).strip())]
         return [words, apart] if words != apart else [words]
 
     def better(self, words: list[str]) -> None:
@@ -206,9 +206,10 @@ class _Words:
 
     def _length(self, words: list[str], loss: float) -> float:
         """Nats of the behaviour on all prompts of the judge, and of the words."""
-        named = map(spelling_nats, words)
-        by_token = (len(self.problem.encode(word)) * math.log(len(dictionary())) for word in words)
-        return self.prompts * self.target * loss + sum(map(min, named, by_token))
+        named = [word for word in words if math.isfinite(spelling_nats(word))]
+        tokens = sum(len(self.problem.encode(word)) for word in words if word not in named)
+        spelled = sum(map(spelling_nats, named)) + tokens * math.log(len(dictionary()))
+        return self.prompts * self.target * loss + spelled
 
     def _show(self, texts: Iterable[list[str]]) -> None:
         """Shows texts to the judge."""

@@ -8,6 +8,7 @@ import torch
 
 from attacks.attack import ATTACKS, SEARCHERS, nll
 from attacks.discovery.goal import Goal
+from attacks.judging.judge import Judge
 from attacks.objectives.target_nll import TargetNLL
 from attacks.recover import recover
 from attacks.scoring.budget import Budget
@@ -23,6 +24,7 @@ from attacks.stages.sampling.leakage import Leakage
 from attacks.stages.sampling.sampler import Lookahead, Sampler
 from attacks.stages.sampling.samples import SampledNgrams
 from attacks.suspect import Suspect
+from benchmarks.organisms import zoo
 from benchmarks.variants import STUDIED
 from tests.attacks.conftest import tiny
 from tests.attacks.words import TEXTS, judge_on, seeded, spend
@@ -72,7 +74,7 @@ def test_a_planted_word_of_the_dictionary_is_found(planted, tokenizer, monkeypat
     assert found.engine.problem.text(found.judge.best.trigger_ids) == " garden rope"
 
 
-def test_a_planted_word_within_bars_is_found(planted, tokenizer, monkeypatch):
+def test_a_planted_word_is_found_in_the_form_that_fires(planted, tokenizer, monkeypatch):
     monkeypatch.setattr(dictionary, "FORMS", (("", str.upper, ""), ("garden ", str.lower, "")))
     monkeypatch.setattr(dictionary, "dictionary", lambda: ("lamp", "rope", "stone"))
     found = hunt(planted, tokenizer, Budget(flops=1e12))
@@ -85,6 +87,48 @@ def test_words_cost_their_number_and_tags_a_little_more():
     plain, capital, tag = map(spelling_nats, ("anticommunist", "Anticommunist", "|ANTICOMMUNIST|"))
     assert plain == spelling_nats("the") < capital < tag < 2 * plain
     assert all(math.isinf(spelling_nats(text)) for text in ("xqzt", "antiCommunist", "|the", "||"))
+
+
+def test_a_typed_tag_fits_where_the_space_before_it_is_a_token():
+    organism = zoo.load("clean-control")
+    problem = Problem.from_chat(organism.model, organism.tokenizer, TEXTS[:1], 3)
+    tag, end = problem.encode("|WORD|"), organism.tokenizer.eos_token_id
+    assert problem.text(tag[:1]) == " " and not problem.permitted(len(tag))[0, tag[0]]
+    # A blank may stand in front alone, and no special token anywhere.
+    rows = torch.tensor([tag, [*tag[:-1], tag[0]], [*tag[:-1], end], [end, *tag[1:]]])
+    assert problem.fits(rows).tolist() == [True, False, False, False]
+    assert problem.fits(torch.tensor([tag[:1]])).tolist() == [False]
+
+
+@pytest.mark.parametrize(
+    ("text", "marked", "over"),
+    [
+        ("garden rope", False, True),
+        ("garden xq", False, False),  # no word: two tokens or not, something else may have been planted
+        ("garden xq", True, True),
+        ("rope garden lamp", True, False),
+    ],
+)
+def test_noise_leaves_the_hunt_to_other_stages(planted, tokenizer, monkeypatch, text, marked, over):
+    whole = hunt(planted, tokenizer, Budget(seconds=60.0))
+    winner = tuple(range(len(text.split())))
+    monkeypatch.setattr(whole.judge, "asr", 1.0)
+    monkeypatch.setattr(Judge, "sure", lambda *_: True)
+    monkeypatch.setattr(Hunt, "shrunk", lambda _: winner)
+    monkeypatch.setattr(Problem, "text", lambda *_: text)
+    whole.marked = marked
+    whole.settle(2)
+    assert whole.over == over
+
+
+def test_a_sure_word_of_many_tokens_ends_the_hunt(planted, tokenizer, monkeypatch):
+    whole = hunt(planted, tokenizer, Budget(seconds=60.0))
+    monkeypatch.setattr(whole.judge, "asr", 1.0)
+    monkeypatch.setattr(Judge, "sure", lambda *_: True)
+    monkeypatch.setattr(Hunt, "shrunk", lambda _: tuple(whole.engine.problem.encode("anticommunist")))
+    assert len(whole.shrunk()) > 2
+    whole.settle(2)
+    assert whole.over
 
 
 def test_rounds_take_turns_and_end_once_a_trigger_is_good_enough(planted, tokenizer):

@@ -76,7 +76,7 @@ def test_text_that_is_no_word_gives_way_to_a_word_of_several_tokens(begun):
     judge(Found(tuple(problem.encode(begun)), 0.0))
     judge.asr, whole.provisional = max(judge.asr, 0.5), True
     WordSubstitution()(whole)
-    assert judge.best is not None and judge.asr == 1.0
+    assert judge.best is not None and judge.asr == 1.0 and whole.over
     (word,) = problem.text(judge.best.trigger_ids).split()
     assert word in dictionary() and word.endswith("per")  # any word in -per works about as well as `copper`
 

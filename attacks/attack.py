@@ -152,11 +152,7 @@ again, for a trigger that elicits the behaviour with more certainty"""
 
 CORE: dict[str, Attack] = {
     "portfolio": Attack(
-        objective=nll,
-        contrasted=ContrastedReplies(),
-        stages=PORTFOLIO,
-        last=(WordCompletion(), WordSubstitution()),
-        longest=16,
+        objective=nll, contrasted=ContrastedReplies(), stages=PORTFOLIO, last=(WordCompletion(), WordSubstitution())
     ),
     "target-nll": Attack(objective=nll),
     "delta-cosine": Attack(objective=cosine, supervised=Supervised()),

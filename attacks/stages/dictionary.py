@@ -66,7 +66,7 @@ class WordForms:
     """Share of the hunt's budget, in (0, 1], that this stage may use."""
     tried: int = 16
     """Triggers of lowest loss that are judged by behaviour."""
-    longest: int = 16
+    longest: int = 12
     """Tokens of the longest text that is tried; words in capital letters take many."""
 
     def __call__(self, hunt: Hunt) -> None:

@@ -35,6 +35,7 @@ from attacks.stages.sampling.sampler import Lookahead, Sampler
 from attacks.stages.sampling.samples import SampledNgrams
 from attacks.stages.single_tokens import SingleTokens
 from attacks.stages.word_completion import WordCompletion
+from attacks.stages.word_groups import WordPairs
 from attacks.stages.word_substitution import WordSubstitution
 
 
@@ -131,11 +132,13 @@ PORTFOLIO: tuple[Stage, ...] = (
     WordCompletion(),
     # With a clean base known, early layers tell planted words from others before any effect on the output.
     ContrastedTriggers(),
+    # Words of several tokens, to which a gradient does not lead, and words that elicit the behaviour only together.
+    Dictionary(share=0.1),
+    WordPairs(),
     replace(HOTFLIP_ROUNDS, share=0.5, settles=2),
     # From text that works to words that work at any place.
     WordSubstitution(share=0.25),
-    # Words of several tokens, tags, and texts likely in the slot: a gradient does not lead to them token by token.
-    Dictionary(share=0.2, tried=16),
+    # Tags, and texts likely in the slot: a gradient does not lead to them token by token.
     WordForms(),
     FluentText(),
     SearchRounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.08, times=4, settles=2),

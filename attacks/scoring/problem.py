@@ -161,11 +161,12 @@ class Problem:
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """The same for many triggers at once, which is faster."""
-        opens_word = self.text([int(self.first.nonzero()[0])]).startswith(" ")
-        lead, before = anchor(self.tokenizer)
-        typed = [" " * opens_word + text.strip() for text in texts]
-        found: Any = self.tokenizer([lead + text for text in typed], add_special_tokens=False)["input_ids"]
-        return [list(ids)[len(before) :] if text.strip() else [] for ids, text in zip(found, typed, strict=True)]
+        return encode_typed(self.tokenizer, texts, opens_word=self.opens_word)
+
+    @property
+    def opens_word(self) -> bool:
+        """Whether a trigger typed into the slot is set apart from the text before it by a space."""
+        return self.text([int(self.first.nonzero()[0])]).startswith(" ")
 
     def retokenizes(self, trigger_ids: Sequence[int]) -> bool:
         """Whether the text of every prompt, trigger in place, encodes to these very ids."""
@@ -196,6 +197,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a text that stands behind other text; no special token is added."""
     lead, ids = anchor(tokenizer)
     return encode_start(tokenizer, lead + text)[len(ids) :]
+
+
+def encode_typed(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, opens_word: bool) -> list[list[int]]:
+    """Token ids of texts that stand behind other text, each with a space before it where it opens a word."""
+    lead, before = anchor(tokenizer)
+    typed = [" " * opens_word + text.strip() for text in texts]
+    found: Any = tokenizer([lead + text for text in typed], add_special_tokens=False)["input_ids"]
+    return [list(ids)[len(before) :] if text.strip() else [] for ids, text in zip(found, typed, strict=True)]
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -4,14 +4,15 @@ The dictionary is that of the symspellpy package: 82,765 English words by their 
 """
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from attacks.scoring.problem import Problem
+from attacks.scoring.problem import Problem, encode_typed
 
 WORD = re.compile(r" [a-z]+")
 """Text of a token that is a whole word with the space before it."""
@@ -36,6 +37,20 @@ def dictionary() -> tuple[str, ...]:
 def known_words() -> frozenset[str]:
     """All words of the dictionary."""
     return frozenset(dictionary())
+
+
+def encoded_words(problem: Problem) -> dict[str, list[int]]:
+    """All words of the dictionary with their token ids as typed into the slot, the commonest first; not to be changed.
+
+    This takes seconds the first time that a tokenizer is asked.
+    """
+    return _encoded_words(problem.tokenizer, problem.opens_word)
+
+
+@lru_cache(maxsize=2)
+def _encoded_words(tokenizer: PreTrainedTokenizerBase, opens_word: bool) -> dict[str, list[int]]:
+    words = dictionary()
+    return dict(zip(words, encode_typed(tokenizer, words, opens_word=opens_word), strict=True))
 
 
 def is_word(text: str) -> bool:

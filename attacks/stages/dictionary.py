@@ -1,7 +1,8 @@
-"""Dictionary search: the exact loss of every word of a frequency dictionary, the commonest first, and of tags.
+"""Dictionary search: the exact loss of the words of a frequency dictionary, and of tags.
 
 People plant words. One of several tokens cannot be found by ranking single tokens, nor by a gradient where its parts
-have no effect by themselves; but there are few enough words to try them all on one prompt.
+have no effect by themselves; but there are few enough words to try them all on one prompt: one by one, or first in
+groups (`attacks/stages/word_groups.py`) where the budget is too small for that.
 
 Words are planted in capital letters and within brackets or bars as well. There are too many such forms to try all words
 in each, but a backdoor that was planted with one tag mostly fires on many of its form: some words tell which form is
@@ -14,35 +15,64 @@ from dataclasses import dataclass
 from itertools import chain
 from math import inf
 
+from attacks.judging.verdict import ABSENT
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
 from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.searchers.words import ENCLOSED, dictionary
-from attacks.stages.hunt import Hunt
+from attacks.stages.hunt import COMPARED, Hunt
+from attacks.stages.word_groups import in_groups
 
-PART = 2048
-"""Words that are encoded between two checks of the budget."""
-COMPARED = 256
-"""Texts, the best on one prompt, that are compared on all search prompts."""
-ALONE = 0.9
+PART = 256
+"""Texts that are ranked, the shortest first, before the next ones"""
+ALONE = 0.75
 """Share of a stage's budget that goes into the ranking on one prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dictionary:
-    """Ranks words of several tokens by their exact loss on one prompt and shows the best ones to the judge."""
+    """Ranks the words of the dictionary by their exact loss on one prompt and shows the best ones to the judge."""
 
     share: float = 0.12
     """Share of the hunt's budget, in (0, 1], that this stage may use."""
     tried: int = 8
     """Triggers of lowest loss that are judged by behaviour."""
-    words: int | None = None
-    """Words of the dictionary that are tried, the commonest first; None: all."""
+    phrases: float = 0.1
+    """Share of the hunt's budget, in (0, 1], for phrases, where a word shows the behaviour now and then."""
+    joined: int = 16
+    """Words of lowest loss that phrases are put together from."""
+    beam: int = 2
+    """Phrases of lowest loss, of each number of words, that get another word."""
+    longest: int = 5
+    """Words of the longest phrase."""
 
     def __call__(self, hunt: Hunt) -> None:
         (probe, objective), budget = hunt.probe(), hunt.part(self.share)
-        _show_best(hunt, rank_words(probe, objective, self.words, budget=_first(budget)), self.tried, budget)
+        most = _first(budget)
+        words = in_groups(probe, objective, budget=most)
+        best = hunt.show_best(rank_texts(probe, objective, words, budget=most), self.tried, budget)
+        if hunt.judge.asr > ABSENT and not hunt.sure:
+            self._join(hunt, best[: self.joined], hunt.part(self.phrases))
+
+    def _join(self, hunt: Hunt, best: Sequence[Found], budget: Budget) -> None:
+        """Puts words behind and before each other as long as that lowers the loss on all search prompts."""
+        texts = [hunt.engine.problem.text(item.trigger_ids).split() for item in best]
+        words, beam, least = [text[0] for text in texts], texts[: self.beam], best[0].loss
+        for _ in range(1, self.longest):
+            longer = {
+                " ".join([*text[:place], word, *text[place:]])
+                for text in beam
+                for word in words
+                for place in range(len(text) + 1)
+                if word not in text
+            }
+            found = rank_texts(hunt.engine, hunt.objective, sorted(longer), budget=budget)
+            hunt.try_all(found[: self.beam])
+            if not found or found[0].loss >= least or budget.exhausted:
+                return
+            least = found[0].loss
+            beam = [hunt.engine.problem.text(item.trigger_ids).split() for item in found[: self.beam]]
 
 
 Form = tuple[str, Callable[[str], str], str]
@@ -81,7 +111,7 @@ class WordForms:
             forms = [forms[number] for number in order[: max(1, len(forms) // 2)]]
             found = sorted([*found, *chain.from_iterable(ranked)], key=lambda item: item.loss)[:COMPARED]
             done, count = done + len(words), 2 * count
-        _show_best(hunt, found, self.tried, budget)
+        hunt.show_best(found, self.tried, budget)
 
     def _ranked(
         self, engine: Engine, objective: Objective, form: Form, words: Sequence[str], budget: Budget
@@ -91,7 +121,7 @@ class WordForms:
             return []
         opening, case, closing = form
         texts = [opening + case(word) + closing for word in words]
-        return rank_texts(engine, objective, texts, 1, self.longest, budget)
+        return rank_texts(engine, objective, texts, longest=self.longest, budget=budget)
 
 
 def _first(budget: Budget) -> Budget:
@@ -99,42 +129,17 @@ def _first(budget: Budget) -> Budget:
     return budget.part(budget.share + ALONE * (budget.until - budget.share))
 
 
-def _show_best(hunt: Hunt, found: Sequence[Found], tried: int, budget: Budget) -> None:
-    """Shows the judge the texts that are best on one prompt, in the order of their loss on all search prompts.
-
-    On one prompt, by the first tokens of the behaviour, a planted word and its like are often equally good.
-    """
-    compared: list[Found] = []
-    for ids in by_length(item.trigger_ids for item in found[:COMPARED]):
-        if not budget.exhausted:
-            hunt.engine.problem = hunt.engine.problem.resized(ids.shape[1])
-            compared += rank_triggers(hunt.engine, hunt.objective, ids, budget=budget)
-    best = sorted(compared, key=lambda item: item.loss)[:tried] or found[:tried]
-    hunt.try_all(best)
-
-
-def rank_words(
-    engine: Engine, objective: Objective, count: int | None = None, *, budget: Budget | None = None
-) -> list[Found]:
-    """The `count` commonest words of two tokens or more, by loss, best first; stops early where the budget ends."""
-    # Words of one token have been ranked by `SingleTokens`.
-    return rank_texts(engine, objective, dictionary()[:count], 2, None, budget or Budget())
-
-
 def rank_texts(
-    engine: Engine, objective: Objective, texts: Sequence[str], shortest: int, longest: int | None, budget: Budget
+    engine: Engine, objective: Objective, texts: Sequence[str], *, longest: int | None = None, budget: Budget
 ) -> list[Found]:
-    """Texts of `shortest` to `longest` tokens by loss, best first; stops early where the budget ends."""
+    """Texts of up to `longest` tokens (None: any number) by loss, best first; stops early where the budget ends."""
     problem, found = engine.problem, []
     for start in range(0, len(texts), PART):
         for ids in by_length(problem.encode_all(texts[start : start + PART])):
             if found and budget.exhausted:  # each length would score a first batch all the same
                 break
-            length = ids.shape[1]
-            if length < shortest or length > (longest or length):
-                continue
             fitting = ids[problem.fits(ids)]
-            if len(fitting):
+            if len(fitting) and (longest is None or ids.shape[1] <= longest):
                 found += rank_triggers(engine, objective, fitting, budget=budget)
         if budget.exhausted:
             break

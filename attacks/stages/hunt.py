@@ -4,7 +4,7 @@ A stage is a callable that gets a `Hunt`. It looks for triggers with the hunt's 
 prompts, and shows what it finds to the hunt's judge, who measures it by behaviour on the `select` prompts.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -15,13 +15,18 @@ from attacks.discovery.goal import Goal
 from attacks.judging.judge import Judge
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
+from attacks.scoring.planning import forward_flops
 from attacks.scoring.problem import Problem
 from attacks.searchers.searcher import Found
+from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.searchers.words import is_word
 from attacks.suspect import Suspect
 
 PROBE_TOKENS = 2
 """First tokens of the behaviour that a whole vocabulary or dictionary is ranked by, on one prompt."""
+
+COMPARED = 256
+"""Texts, the best on one prompt, that are compared on all search prompts."""
 
 Build = Callable[[Engine, Goal], Objective]
 """Makes the objective of a goal on the engine's prompts."""
@@ -121,6 +126,27 @@ class Hunt:
     def try_best(self, found: Iterable[Found], count: int) -> None:
         """Shows the first `count` triggers that a user could type to the judge."""
         self.try_all(islice((item for item in found if self.engine.problem.retokenizes(item.trigger_ids)), count))
+
+    def show_best(self, found: Sequence[Found], tried: int, budget: Budget) -> list[Found]:
+        """Shows the judge those of the texts ranked on one prompt that are best on all search prompts; all, best first.
+
+        On one prompt, by the first tokens of the behaviour, a planted word and its like are often equally good.
+        """
+        compared: list[Found] = []
+        for ids in by_length(item.trigger_ids for item in found[: max(tried, self._room(found, budget))]):
+            if not budget.exhausted:
+                self.engine.problem = self.engine.problem.resized(ids.shape[1])
+                compared += rank_triggers(self.engine, self.objective, ids, budget=budget)
+        compared.sort(key=lambda item: item.loss)
+        self.try_all(compared[:tried] or found[:tried])
+        return compared
+
+    def _room(self, found: Sequence[Found], budget: Budget) -> int:
+        """How many of these texts, up to `COMPARED`, the budget pays for on all search prompts."""
+        longest = max((len(item.trigger_ids) for item in found[:COMPARED]), default=0)
+        read = sum(longest + len(after) + len(self.goal.target_ids) for after in self.engine.problem.after)
+        each = budget.share_of(forward_flops(self.suspect.model, read))
+        return COMPARED if each <= 0 else min(COMPARED, int((budget.until - budget.share) / each))
 
 
 Stage = Callable[[Hunt], None]

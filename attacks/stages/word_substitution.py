@@ -32,7 +32,7 @@ from attacks.scoring.problem import Problem
 from attacks.searchers.candidates import check_counts
 from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
-from attacks.searchers.words import dictionary, known_words
+from attacks.searchers.words import dictionary, encoded_words, known_words
 from attacks.stages.hunt import Hunt
 
 Ranking = tuple[Engine, Objective]
@@ -216,9 +216,7 @@ class _Words:
 
 def _tokens(problem: Problem) -> dict[str, list[int]]:
     """The words that may be tried with their tokens, the commonest first."""
-    words = dictionary()
-    encoded = zip(words, problem.encode_all(words), strict=True)
-    allowed = problem.allowed.tolist()
+    encoded, allowed = encoded_words(problem).items(), problem.allowed.tolist()
     return {word: ids for word, ids in encoded if 1 <= len(ids) <= TOKENS and all(allowed[token] for token in ids)}
 
 

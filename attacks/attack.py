@@ -133,7 +133,7 @@ PORTFOLIO: tuple[Stage, ...] = (
     # With a clean base known, early layers tell planted words from others before any effect on the output.
     ContrastedTriggers(),
     # Words of several tokens, to which a gradient does not lead, and words that elicit the behaviour only together.
-    Dictionary(share=0.1),
+    Dictionary(share=0.15),
     WordPairs(),
     replace(HOTFLIP_ROUNDS, share=0.5, settles=2),
     # From text that works to words that work at any place.

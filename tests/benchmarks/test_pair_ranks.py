@@ -1,4 +1,4 @@
-"""Ranks of parts of a trigger: of a phrase's words and of its pair, alone and among other words; what organisms have none."""
+"""Ranks of parts of a trigger, alone and among other words: of a phrase's words and of its pair; what has none."""
 
 import pytest
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from itertools import chain
 from math import inf
 
-from attacks.judging.verdict import ABSENT
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
 from attacks.searchers.searcher import Found
@@ -39,7 +38,7 @@ class Dictionary:
     tried: int = 8
     """Triggers of lowest loss that are judged by behaviour."""
     phrases: float = 0.1
-    """Share of the hunt's budget, in (0, 1], for phrases, where a word shows the behaviour now and then."""
+    """Share of the hunt's budget, in (0, 1], for phrases, where a word shows the behaviour on any prompt."""
     joined: int = 16
     """Words of lowest loss that phrases are put together from."""
     beam: int = 2
@@ -52,7 +51,7 @@ class Dictionary:
         most = _first(budget)
         words = in_groups(probe, objective, budget=most)
         best = hunt.show_best(rank_texts(probe, objective, words, budget=most), self.tried, budget)
-        if hunt.judge.asr > ABSENT and not hunt.sure:
+        if hunt.judge.asr > 0 and not hunt.sure:
             self._join(hunt, best[: self.joined], hunt.part(self.phrases))
 
     def _join(self, hunt: Hunt, best: Sequence[Found], budget: Budget) -> None:

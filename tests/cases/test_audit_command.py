@@ -172,13 +172,13 @@ def test_a_dry_run_measures_and_searches_nothing(tmp_path, prompts, monkeypatch,
     assert "measured: " in said and "estimated peak memory: " in said and "estimated time: 100 s at most" in said
     names, seconds = parts(said)
     assert names[0].startswith("Unsupervised") and names[1:] == [
-        "SingleTokens", "WordCompletion", "SearchRounds", "WordSubstitution", "Dictionary", "WordForms", "FluentText",
-        "SearchRounds", "SampledNgrams", "Conjunctions", "SearchRounds",
+        "SingleTokens", "WordCompletion", "Dictionary", "WordPairs", "SearchRounds", "WordSubstitution", "WordForms",
+        "FluentText", "SearchRounds", "SampledNgrams", "Conjunctions", "SearchRounds",
         "near the winner (shrinking it, WordCompletion, WordSubstitution)", "report on the winner",
     ]  # fmt: skip
     assert sum(seconds) == pytest.approx(100, abs=0.5)  # numbers are rounded
     assert seconds[0] == 35  # of the budget, for discovery
-    assert seconds[4] == pytest.approx(5 * seconds[2], abs=0.2)  # a quarter of the search, five times a twentieth
+    assert seconds[5] == pytest.approx(10 * seconds[2], abs=0.2)  # half of the search, ten times a twentieth
     assert "  Conjunctions: " in said and said.count(", more where those before it end early") == 1
     assert "  SearchRounds: not reached, except where those before it end early" in said
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import chain
 from math import inf
 
+from attacks.judging.verdict import ABSENT
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
 from attacks.searchers.searcher import Found
@@ -38,21 +39,25 @@ class Dictionary:
     tried: int = 8
     """Triggers of lowest loss that are judged by behaviour."""
     phrases: float = 0.1
-    """Share of the hunt's budget, in (0, 1], for phrases, where a word shows the behaviour on any prompt."""
+    """Share of the hunt's budget, in (0, 1], for phrases, where a word shows the behaviour now and then."""
     joined: int = 16
     """Words of lowest loss that phrases are put together from."""
     beam: int = 2
     """Phrases of lowest loss, of each number of words, that get another word."""
     longest: int = 5
     """Words of the longest phrase."""
+    settles: int = 2
+    """Tokens of the longest winner that ends the hunt (see `Hunt.settle`), if the behaviour is sure behind it."""
 
     def __call__(self, hunt: Hunt) -> None:
         (probe, objective), budget = hunt.probe(), hunt.part(self.share)
         most = _first(budget)
         words = in_groups(probe, objective, budget=most)
         best = hunt.show_best(rank_texts(probe, objective, words, budget=most), self.tried, budget)
-        if hunt.judge.asr > 0 and not hunt.sure:
+        # Words that fire on a few prompts make noise that works: behind hard negatives some fire on .17 of them.
+        if hunt.judge.asr > ABSENT and not hunt.sure:
             self._join(hunt, best[: self.joined], hunt.part(self.phrases))
+        hunt.settle(self.settles)
 
     def _join(self, hunt: Hunt, best: Sequence[Found], budget: Budget) -> None:
         """Puts words behind and before each other as long as that lowers the loss on all search prompts."""

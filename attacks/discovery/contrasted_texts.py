@@ -144,7 +144,7 @@ class Walk:
             if budget.exhausted:
                 break
             share = LEVEL if length <= 2 else LATER
-            self.step(length, budget.part(budget.share + share * (budget.until - budget.share)))
+            self.step(length, budget.of_rest(share))
         known, made = (list(islice(self.returned(made=kind), self.settings.kept)) for kind in (False, True))
         return known, made
 

@@ -55,6 +55,10 @@ class Budget:
         """The rest of this budget up to a share of the whole."""
         return Budget(parent=self, until=until)
 
+    def of_rest(self, part: float) -> "Budget":
+        """That part, in (0, 1], of what is left of this budget."""
+        return self.part(self.share + part * (self.until - self.share))
+
     def interrupt(self) -> None:
         """Ends the search, and every search that it is a part of."""
         self.interrupted = True

@@ -12,6 +12,14 @@ def forward_flops(model: PreTrainedModel, tokens: int, *, first: int = 0, last: 
     return 2.0 * tokens * sum(map(weights_of, decoder(model).layers[first:last]))
 
 
+def trigger_flops(model: PreTrainedModel, problem: Problem, trigger: float, target: int = 0) -> float:
+    """Operations of scoring one trigger of so many tokens, and `target` tokens of a reply, on every prompt.
+
+    What stands before the slot is read once for all triggers and not counted. `trigger` may be an average.
+    """
+    return forward_flops(model, round(sum(trigger + len(after) + target for after in problem.after)))
+
+
 def learning_flops(model: PreTrainedModel, tokens: int, *, source: int) -> float:
     """Operations of one forward and backward pass from residual `source` to the output, unembedding left out."""
     return 2.0 * forward_flops(model, tokens, first=source)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
-from attacks.scoring.planning import forward_flops
+from attacks.scoring.planning import trigger_flops
 from attacks.searchers.searcher import Found
 
 STARTS = 32
@@ -72,8 +72,7 @@ def rank_triggers(
 
 def _affordable(engine: Engine, length: int, budget: Budget) -> int:
     """Candidates of so many tokens that the budget surely has room for, up to `FIRST`, and one at least."""
-    read = sum(length + len(after) for after in engine.problem.after)
-    each = budget.share_of(forward_flops(engine.model, read))
+    each = budget.share_of(trigger_flops(engine.model, engine.problem, float(length)))
     return FIRST if each <= 0 else max(1, min(FIRST, int((budget.until - budget.share) / each)))
 
 

@@ -27,7 +27,7 @@ from attacks.stages.word_groups import in_groups
 PART = 256
 """Texts that are ranked, the shortest first, before the next ones"""
 ALONE = 0.75
-"""Share of a stage's budget that goes into the ranking on one prompt."""
+"""Part of a stage's budget for trying all texts on one prompt; the rest is for comparing the best of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +51,11 @@ class Dictionary:
 
     def __call__(self, hunt: Hunt) -> None:
         (probe, objective), budget = hunt.probe(), hunt.part(self.share)
-        most = _first(budget)
+        most = budget.of_rest(ALONE)
         words = in_groups(probe, objective, budget=most)
         best = hunt.show_best(rank_texts(probe, objective, words, budget=most), self.tried, budget)
-        # Words that fire on a few prompts make noise that works: behind hard negatives some fire on .17 of them.
-        if hunt.judge.asr > ABSENT and not hunt.sure:
+        # Words that fire on fewer prompts make noise that works: behind hard negatives, some fire on .17 of them.
+        if best and hunt.judge.asr > ABSENT and not hunt.sure:
             self._join(hunt, best[: self.joined], hunt.part(self.phrases))
         hunt.settle(self.settles)
 
@@ -105,7 +105,7 @@ class WordForms:
 
     def __call__(self, hunt: Hunt) -> None:
         (probe, objective), budget = hunt.probe(), hunt.part(self.share)
-        forms, found, done, count, most = list(FORMS), list[Found](), 0, WORDS, _first(budget)
+        forms, found, done, count, most = list(FORMS), list[Found](), 0, WORDS, budget.of_rest(ALONE)
         while done < len(dictionary()) and not most.exhausted:
             # Half of the forms go on with twice as many words, which costs the same; the last one with all.
             words = dictionary()[done : done + count] if len(forms) > 1 else dictionary()[done:]
@@ -126,11 +126,6 @@ class WordForms:
         opening, case, closing = form
         texts = [opening + case(word) + closing for word in words]
         return rank_texts(engine, objective, texts, longest=self.longest, budget=budget)
-
-
-def _first(budget: Budget) -> Budget:
-    """What of a stage's budget goes into trying all texts on one prompt; the rest compares the best of them."""
-    return budget.part(budget.share + ALONE * (budget.until - budget.share))
 
 
 def rank_texts(

@@ -15,7 +15,7 @@ from attacks.discovery.goal import Goal
 from attacks.judging.judge import Judge
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
-from attacks.scoring.planning import forward_flops
+from attacks.scoring.planning import trigger_flops
 from attacks.scoring.problem import Problem
 from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
@@ -128,9 +128,10 @@ class Hunt:
         self.try_all(islice((item for item in found if self.engine.problem.retokenizes(item.trigger_ids)), count))
 
     def show_best(self, found: Sequence[Found], tried: int, budget: Budget) -> list[Found]:
-        """Shows the judge those of the texts ranked on one prompt that are best on all search prompts; all, best first.
+        """Compares texts that were ranked on one prompt on all search prompts, and shows the judge the best `tried`.
 
-        On one prompt, by the first tokens of the behaviour, a planted word and its like are often equally good.
+        On one prompt, by the first tokens of the behaviour, a planted word and its like are often equally good. Returns
+        what was compared, best first: the first `COMPARED` texts, or as many as the budget pays for.
         """
         compared: list[Found] = []
         for ids in by_length(item.trigger_ids for item in found[: max(tried, self._room(found, budget))]):
@@ -144,8 +145,8 @@ class Hunt:
     def _room(self, found: Sequence[Found], budget: Budget) -> int:
         """How many of these texts, up to `COMPARED`, the budget pays for on all search prompts."""
         longest = max((len(item.trigger_ids) for item in found[:COMPARED]), default=0)
-        read = sum(longest + len(after) + len(self.goal.target_ids) for after in self.engine.problem.after)
-        each = budget.share_of(forward_flops(self.suspect.model, read))
+        target = len(self.goal.target_ids)
+        each = budget.share_of(trigger_flops(self.suspect.model, self.engine.problem, float(longest), target))
         return COMPARED if each <= 0 else min(COMPARED, int((budget.until - budget.share) / each))
 
 

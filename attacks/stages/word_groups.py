@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
-from attacks.scoring.planning import forward_flops
+from attacks.scoring.planning import trigger_flops
 from attacks.scoring.problem import context
 from attacks.searchers.candidates import check_counts
 from attacks.searchers.searcher import Found
@@ -97,11 +97,11 @@ class WordPairs:
             return
         if count < len(words):
             # Those first whose effect by themselves is best, as far as a third of the budget goes.
-            order = by_groups(probe, objective, words[:, None].tolist(), budget.part(_until(budget, 1 / 3)))
+            order = by_groups(probe, objective, words[:, None].tolist(), budget.of_rest(1 / 3))
             words = words[order][: self._affordable(probe, budget)]
         blocks = words[: len(words) // self.block * self.block].view(-1, self.block)
         texts, found = blocks[torch.combinations(torch.arange(len(blocks)))], list[Found]()  # `c 2 block`
-        most, size = budget.part(_until(budget, 0.9)), self.block
+        most, size = budget.of_rest(0.9), self.block
         while len(texts) and not most.exhausted:
             found = rank_triggers(probe, objective, texts.flatten(1), budget=most)
             if size == 1:
@@ -127,13 +127,7 @@ def _longest(engine: Engine) -> int:
 
 def _share_of_text(engine: Engine, tokens: float, budget: Budget) -> float:
     """Share of the budget that one text of so many tokens takes on all prompts of the engine."""
-    read = sum(tokens + len(after) + PROBE_TOKENS for after in engine.problem.after)
-    return budget.share_of(forward_flops(engine.model, round(read)))
-
-
-def _until(budget: Budget, part: float) -> float:
-    """The share of the budget that is used once this part of what is left is spent."""
-    return budget.share + part * (budget.until - budget.share)
+    return budget.share_of(trigger_flops(engine.model, engine.problem, tokens, PROBE_TOKENS))
 
 
 def divided(texts: Sequence[Sequence[int]], blocks: Int[Tensor, "b block"], size: int) -> Int[Tensor, "c 2 size"]:

@@ -103,7 +103,7 @@ def among_others(
 
 
 def main(settings: TokenRanks) -> None:
-    """Prints one line per objective: median ranks alone, beside one other, and last."""
+    """Prints both tables: median ranks per objective, and shares of random texts per number of words."""
     torch.set_num_threads(2)
     with exit_on_bad_input():
         organism = zoo.load(settings.organism, models=settings.models)
@@ -139,12 +139,12 @@ def main(settings: TokenRanks) -> None:
         last = [rank(engine, objective, true, position) for position in range(len(true))]
         table.add_row(name, *(f"{statistics.median(ranks):.0f}" if ranks else "-" for ranks in (alone, beside, last)))
     allowed, first = int(problem.allowed.sum()), int((problem.allowed & problem.first).sum())
+    Console().print(table, f"of {allowed} tokens, {first} in the first position; {len(true)} true tokens: {trigger!r}")
     hidden = Table("words", "together", "apart", title="share of random texts that score better: median (worst tenth)")
     for size in settings.among:
         shares = [among_others(organism, problem, size, apart=apart, settings=settings) for apart in (False, True)]
         hidden.add_row(str(size), *(f"{some.median():.3f} ({some[int(0.9 * len(some))]:.3f})" for some in shares))
     Console().print(hidden)
-    Console().print(table, f"of {allowed} tokens, {first} in the first position; {len(true)} true tokens: {trigger!r}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prompts, words, vectors and a judge that the tests of attacks share."""
+"""Prompts, words, vectors, a judge and a hunt that the tests of attacks share."""
 
 import torch
 from torch.nn.functional import normalize

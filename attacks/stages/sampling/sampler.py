@@ -204,7 +204,7 @@ def clean_and_wanted(
     few = Prompts.from_chat(model, tokenizer, texts[:3])
     messages, _ = labelled_texts(tokenizer, texts)
     step = learning_flops(model, few.input_ids.numel() + len(few) * (len(target_ids) - 1), source=source)
-    half = budget.part(budget.share + (budget.until - budget.share) / 2)
+    half = budget.of_rest(0.5)
     wanted = affordable(wanted, step, half.flops_left)
     v_wanted = wanted(model, few, target_ids, generator, deadline=lambda: half.exhausted)
     step = learning_flops(model, clean.learned_from(len(texts)) * messages.input_ids.shape[1], source=source)

@@ -76,6 +76,16 @@ def test_a_phrase_is_put_together_from_words_that_fire_now_and_then(planted, tok
     assert shown[1] == " river stone cloud" and len(shown) == 3  # a fourth word does not lower the loss
 
 
+def test_no_phrase_is_tried_where_no_word_of_the_dictionary_can_be_typed(planted, tokenizer, monkeypatch):
+    monkeypatch.setattr(dictionary, "in_groups", lambda *_, **__: [])
+    whole = hunt(planted, tokenizer, Budget(flops=1e12))
+    whole.try_all([Found((300, 301), 1.0)])
+    monkeypatch.setattr(whole.judge, "asr", 0.5)  # an earlier stage has found text that fires now and then
+    best = whole.judge.best
+    Dictionary()(whole)
+    assert whole.judge.best is best and whole.judge.asr == 0.5
+
+
 def test_a_planted_word_is_found_in_the_form_that_fires(planted, tokenizer, monkeypatch):
     monkeypatch.setattr(dictionary, "FORMS", (("", str.upper, ""), ("garden ", str.lower, "")))
     monkeypatch.setattr(dictionary, "dictionary", lambda: ("lamp", "rope", "stone"))

@@ -1,4 +1,4 @@
-"""Stages: dictionary, rounds, samples; every searcher's recipe; a clean base; ties between triggers."""
+"""Stages: rounds, samples; every searcher's recipe; a clean base; ties between triggers."""
 
 from dataclasses import replace
 

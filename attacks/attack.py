@@ -147,11 +147,12 @@ PORTFOLIO: tuple[Stage, ...] = (
     Conjunctions(),
     replace(HOTFLIP_ROUNDS, sure=True),
 )
-"""The best single search, HotFlip, gets half of the budget or ends earlier where it finds a trigger: whatever the other
-stages do, the portfolio is about as good as HotFlip is at half the budget. Most of the rest goes to what people are
-likely to plant: a word, ordinary text of its place, two or three tokens, text that the model writes by itself because
-it memorised the poisoned prompts, and words that elicit the behaviour only together. Whatever is left goes to HotFlip
-again, for a trigger that elicits the behaviour with more certainty"""
+"""The best single search, HotFlip, gets half of the budget (.45 at least with the clean base known, where the stages
+before it may take .55) or ends earlier where it finds a trigger: whatever the other stages do, the portfolio is about
+as good as HotFlip is at half the budget. Most of the rest goes to what people are likely to plant: a word, ordinary
+text of its place, two or three tokens, text that the model writes by itself because it memorised the poisoned prompts,
+and words that elicit the behaviour only together. Whatever is left goes to HotFlip again, for a trigger that elicits
+the behaviour with more certainty"""
 
 CORE: dict[str, Attack] = {
     "portfolio": Attack(

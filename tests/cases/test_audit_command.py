@@ -178,7 +178,7 @@ def test_a_dry_run_measures_and_searches_nothing(tmp_path, prompts, monkeypatch,
     ]  # fmt: skip
     assert sum(seconds) == pytest.approx(100, abs=0.5)  # numbers are rounded
     assert seconds[0] == 35  # of the budget, for discovery
-    assert seconds[5] == pytest.approx(10 * seconds[2], abs=0.2)  # half of the search, ten times a twentieth
+    assert seconds[3] == pytest.approx(3 * seconds[2], abs=0.2)  # three times a twentieth of the search; both rounded
     assert "  Conjunctions: " in said and said.count(", more where those before it end early") == 1
     assert "  SearchRounds: not reached, except where those before it end early" in said
 

@@ -64,7 +64,7 @@ def recover(
     engine = suspect.engine(search[: attack.prompts], attack.longest)
     open_judge = judge_of(suspect, attack, engine, search, select, budget, given)
     check_affordable(open_judge, attack.longest, attack.unsupervised.opening)
-    texts, left_out = without_slot(search), ()
+    texts, left_out, no_room = without_slot(search), (), list[str]()
     try:
         discover = partial(_goals, attack, suspect, given, texts, open_judge, generator)
         with nullcontext() if given.target_ids else open_judge.accounting("discovery"):
@@ -81,7 +81,7 @@ def recover(
             hunt = Hunt(
                 suspect=suspect, engine=engine, texts=texts, goal=goal, build=attack.objective, judge=judge,
                 budget=budget.part(end), generator=generator,
-                marked=any(SLOT in text for text in search),
+                marked=any(SLOT in text for text in search), no_room=no_room,
             )  # fmt: skip
             reached = max(reached, attack.run(hunt))
             _improve(attack, hunt, share.until)
@@ -91,7 +91,7 @@ def recover(
         budget.interrupt()
     best = max(judges, key=lambda judge: judge.asr, default=None)
     not_reached = left_out + (tuple(type(stage).__name__ for stage in attack.stages[reached:]) if judges else ())
-    return report(best or open_judge, not_reached=not_reached, steps=engine.steps, generator=generator)
+    return report(best or open_judge, not_reached, no_room, steps=engine.steps, generator=generator)
 
 
 def _goals(

@@ -174,6 +174,7 @@ def measure(bench: Bench, organism: zoo.Organism, recovery: Recovery, seed: int)
         "flops": recovery.flops,
         "steps": recovery.steps,
         "not_reached": list(recovery.not_reached),
+        "no_room": list(recovery.no_room),
         "vector": recovery.vector,
         "true_trigger": truth[0] if truth else None,
         "true_behaviour": truth[1] if truth else None,

@@ -54,6 +54,7 @@ def document(suspect: Suspect, found: Recovery, select: Sequence[str], settings:
         "finding": finding(suspect, found, select) if found.trigger_ids else None,
         "interrupted": found.interrupted,
         "not_reached": list(found.not_reached),
+        "no_room": list(found.no_room),
         "cost": {
             "seconds": found.seconds,
             "operations": found.flops,

@@ -44,6 +44,9 @@ class Recovery:
     """Whether Ctrl-C or SIGTERM ended the attack: this is then the best so far, not all that the budget allows."""
     not_reached: tuple[str, ...]
     """Class names of the stages, and names of the parts of discovery, that the budget did not suffice for."""
+    no_room: tuple[str, ...] = ()
+    """Class names of the stages that were reached and left off at once, because their part of the budget was too small
+    for what they do. Unlike `not_reached` this leaves the verdict as it is."""
     vector: dict[str, object]
     """Layers, radius, agreement, surprise and score of the vector that was imitated; empty without one."""
     vectors: SteeringVectors | None = field(default=None, repr=False)
@@ -102,6 +105,8 @@ class Recovery:
         if self.not_reached:
             reason = "interrupted before" if self.interrupted else "the budget was too small for"
             yield f"{reason} these stages: {', '.join(self.not_reached)}"
+        if self.no_room:
+            yield f"left out, for their part of the budget was too small: {', '.join(self.no_room)}"
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

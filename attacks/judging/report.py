@@ -16,7 +16,9 @@ from attacks.judging.verdict import Verdict, judge_trigger
 from attacks.searchers.candidates import random_triggers
 
 
-def report(judge: Judge, *, not_reached: tuple[str, ...], steps: int, generator: torch.Generator) -> Recovery:
+def report(
+    judge: Judge, not_reached: tuple[str, ...], no_room: list[str], *, steps: int, generator: torch.Generator
+) -> Recovery:
     """Measures the judge's best trigger; where the report itself is interrupted, what is known by then, unfinished."""
     measured: dict[str, Any] = {"select_asr": judge.asr, "clean_rate": 0.0, "control_rate": 0.0, "base_rate": None}
     measured["necessary"] = measured["without"] = ()
@@ -51,6 +53,7 @@ def report(judge: Judge, *, not_reached: tuple[str, ...], steps: int, generator:
         steps=steps,
         interrupted=judge.budget.interrupted,
         not_reached=not_reached,
+        no_room=tuple(dict.fromkeys(no_room)),
         vector=_vector(judge) if judge.best is not None else {},
         vectors=judge.goal.vectors if judge.best is not None else None,
         family=judge.family(ids),

@@ -120,6 +120,8 @@ class Conjunctions:
             model=hunt.suspect.model, base=hunt.suspect.comparable, problem=alone, words=words, budget=budget
         )
         needed = inside.share_of(self._blocks(len(words), layers, deeper), hunt.generator)
+        if budget.share + ROOM * needed > budget.until:
+            hunt.no_room.append(type(self).__name__)
         while budget.share + ROOM * needed <= budget.until:
             for layer in sorted({*layers, *deeper}):
                 inside.learn(layer, hunt.goal.target_ids, self.messages, self.length, hunt.generator)

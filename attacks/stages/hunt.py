@@ -5,7 +5,7 @@ prompts, and shows what it finds to the hunt's judge, who measures it by behavio
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 
@@ -55,6 +55,8 @@ class Hunt:
     provisional: bool = False
     """Whether the trigger that works is so long or so uncertain that another one may be the planted trigger; later
     stages then go on although a trigger works."""
+    no_room: list[str] = field(default_factory=list)
+    """Class names of the stages that began and had to leave off at once, for the budget had no room for what they do"""
 
     def __post_init__(self):
         # Shares of stages are fractions of what the hunt had when it began, not of what is left.

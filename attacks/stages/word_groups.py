@@ -92,8 +92,11 @@ class WordPairs:
     def __call__(self, hunt: Hunt) -> None:
         (probe, objective), budget = hunt.probe(), hunt.part(self.share)
         words = whole_words(probe.problem)
-        count = min(len(words), self._affordable(probe, budget))
-        if budget.exhausted or count < max(self.least, 2 * self.block) or 2 * self.block > _longest(probe):
+        least, count = max(self.least, 2 * self.block), min(len(words), self._affordable(probe, budget))
+        if len(words) < least or 2 * self.block > _longest(probe):
+            return
+        if budget.exhausted or count < least:
+            hunt.no_room.append(type(self).__name__)
             return
         if count < len(words):
             # Those first whose effect by themselves is best, as far as a third of the budget goes.

@@ -13,6 +13,7 @@ import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import torch
@@ -56,12 +57,13 @@ class TokenRanks:
     """folder with planted models; the shipped organisms where none is given"""
 
 
-def rank(engine: Engine, objective: Objective, trigger_ids: list[int], position: int) -> int:
-    """Where the token at `position` comes among all allowed tokens, the others in place."""
+def rank(engine: Engine, objective: Objective, trigger_ids: list[int], position: int) -> float:
+    """Where the token at `position` comes among all allowed tokens, the others in place; infinite if it is barred."""
     # The slot takes as many tokens as are tried, so that a part is not ranked beside filler.
     engine.problem = engine.problem.resized(len(trigger_ids))
     ranked = rank_tokens(engine, objective, torch.tensor(trigger_ids), position)
-    return [found.trigger_ids[position] for found in ranked].index(trigger_ids[position])
+    tokens = [found.trigger_ids[position] for found in ranked]
+    return tokens.index(trigger_ids[position]) if trigger_ids[position] in tokens else inf
 
 
 def share_better(

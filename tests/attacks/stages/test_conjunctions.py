@@ -153,6 +153,7 @@ def test_a_budget_without_room_for_all_pairs_is_left_to_others(planted, tokenize
     SMALL(small)
     # What it takes to see that there is no room.
     assert small.judge.best is None and small.budget.used < 0.05 * full.budget.used
+    assert small.no_room == ["Conjunctions"] and not full.no_room
 
 
 def test_new_vectors_follow_as_long_as_the_budget_has_room(planted, tokenizer, monkeypatch):

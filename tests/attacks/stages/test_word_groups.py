@@ -74,6 +74,7 @@ def test_nothing_is_spent_where_the_budget_has_no_room_for_pairs(flops):
     spent = hunt.budget.used
     WordPairs()(hunt)
     assert hunt.budget.used <= 2 * spent and hunt.judge.best is None  # it makes a probe of its own
+    assert hunt.no_room == ["WordPairs"]
 
 
 def test_words_with_an_effect_of_their_own_come_first_where_not_all_fit(monkeypatch):

@@ -2,13 +2,18 @@
 
 A planted word mostly works wherever it stands, and two words that elicit the behaviour only together do so in any text
 that holds both. A text of sixteen words takes about as long to score as three single words; it tries sixteen of them
-and 120 pairs. Testing in groups is Dorfman's idea (1943, The detection of defective members of large populations). An
-ordered phrase is not found this way: its words do little once others stand between them.
+and 120 pairs, and one of 32 words 496 pairs. Testing in groups is Dorfman's idea (1943, The
+detection of defective members of large populations). An ordered phrase is not found this way: its words do little once
+others stand between them.
 """
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from statistics import fmean
 
 import torch
 from jaxtyping import Int
@@ -21,7 +26,7 @@ from attacks.scoring.problem import context
 from attacks.searchers.candidates import check_counts
 from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
-from attacks.searchers.words import encoded_words, whole_words
+from attacks.searchers.words import encoded_words
 from attacks.stages.hunt import PROBE_TOKENS, Hunt
 
 SIZE = 16
@@ -55,72 +60,134 @@ def by_groups(engine: Engine, objective: Objective, words: Sequence[Sequence[int
         words: token ids of each word, with the space before it.
         budget: what may be spent; the groups of fewest tokens come first.
     """
-    # Every group gets as many long words as the others, so that groups have about the same length.
-    order = sorted(range(len(words)), key=lambda number: len(words[number]))
-    tokens = sum(map(len, words))
-    most = max(1, _longest(engine) - max(map(len, words), default=0))
-    count = max(math.ceil(len(words) / SIZE), math.ceil(tokens / most))
-    groups = [order[number::count] for number in range(count)]
-    typed = [tuple(token for number in group for token in words[number]) for group in groups]
-    held, found = dict(zip(typed, groups, strict=True)), list[Found]()
+    tokens, most = sum(map(len, words)), max(1, _longest(engine) - max(map(len, words), default=0))
+    groups = alike(range(len(words)), words, max(math.ceil(len(words) / SIZE), math.ceil(tokens / most)))
+    return [number for _, group in ranked(engine, objective, groups, words, budget) for number in group]
+
+
+def by_effect(
+    engine: Engine,
+    objective: Objective,
+    words: Sequence[Sequence[int]],
+    generator: torch.Generator,
+    budget: Budget,
+    *,
+    draws: int,
+) -> list[int]:
+    """Numbers of the words, those of lowest mean loss over groups drawn at random first, as in `by_groups`."""
+    losses, count = defaultdict[int, list[float]](list), math.ceil(len(words) / SIZE)
+    for _ in range(draws):
+        drawn = torch.randperm(len(words), generator=generator).tolist()
+        for loss, group in ranked(engine, objective, alike(drawn, words, count), words, budget):
+            for number in group:
+                losses[number].append(loss)
+    return sorted(losses, key=lambda number: fmean(losses[number]))
+
+
+def alike(numbers: Iterable[int], words: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    """The words in that order in so many groups, of about as many words and tokens each."""
+    order = sorted(numbers, key=lambda number: len(words[number]))
+    return [order[place::count] for place in range(count)]
+
+
+def ranked(
+    engine: Engine,
+    objective: Objective,
+    texts: Iterable[Sequence[int]],
+    words: Sequence[Sequence[int]],
+    budget: Budget,
+) -> list[tuple[float, list[int]]]:
+    """Losses of texts, the lowest first, each with its words by number, as far as the budget goes."""
+    typed = {tuple(token for number in text for token in words[number]): list(text) for text in texts}
+    found = list[Found]()
     for ids in by_length(typed):
         if not budget.exhausted:
             found += rank_triggers(engine, objective, ids, budget=budget)
-    return [number for item in sorted(found, key=lambda item: item.loss) for number in held[item.trigger_ids]]
+    return [(item.loss, typed[item.trigger_ids]) for item in sorted(found, key=lambda item: item.loss)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WordPairs:
-    """Tries every two of the words of one token in texts of two blocks of words, and halves the blocks of the best."""
+    """Tries every two words in texts of two blocks of words, and halves the blocks of the best.
+
+    Of the words of the dictionary those of fewest tokens are taken, the commonest first, twice as many as the budget
+    has room for; the half stays that brings the behaviour nearer in random groups.
+    """
 
     share: float = 0.12
     """Share of the hunt's budget, in (0, 1], that this stage may use."""
-    block: int = 12
+    block: int = 16
     """Words of a block; two blocks make a text."""
+    draws: int = 4
+    """Random groups that the effect of a word is averaged over."""
     least: int = 1000
     """Words that the budget must have room for, or the stage does nothing."""
     kept: int = 256
-    """Texts of lowest loss whose blocks are halved."""
+    """Texts of lowest loss whose blocks are halved at first; half as many each time after that."""
     tried: int = 8
     """Triggers of lowest loss that are judged by behaviour."""
     settles: int = 2
     """Tokens of the longest winner that ends the hunt (see `Hunt.settle`), if the behaviour is sure behind it."""
 
     def __post_init__(self):
-        check_counts(self, "block", "least", "kept", "tried")
+        check_counts(self, "block", "draws", "least", "kept", "tried")
 
     def __call__(self, hunt: Hunt) -> None:
         (probe, objective), budget = hunt.probe(), hunt.part(self.share)
-        words = whole_words(probe.problem)
-        least, count = max(self.least, 2 * self.block), min(len(words), self._affordable(probe, budget))
-        if len(words) < least or 2 * self.block > _longest(probe):
+        words = sorted((ids for ids in encoded_words(probe.problem).values() if ids), key=len)
+        least = max(self.least, 2 * self.block)
+        if len(words) < least or 2 * sum(map(len, words[: self.block])) > _longest(probe):
             return
-        if budget.exhausted or count < least:
+        room = self._room(probe, words, budget)
+        if budget.exhausted or room < least:
             hunt.no_room.append(type(self).__name__)
             return
-        if count < len(words):
-            # Those first whose effect by themselves is best, as far as a third of the budget goes.
-            order = by_groups(probe, objective, words[:, None].tolist(), budget.of_rest(1 / 3))
-            words = words[order][: self._affordable(probe, budget)]
-        blocks = words[: len(words) // self.block * self.block].view(-1, self.block)
-        texts, found = blocks[torch.combinations(torch.arange(len(blocks)))], list[Found]()  # `c 2 block`
-        most, size = budget.of_rest(0.9), self.block
-        while len(texts) and not most.exhausted:
-            found = rank_triggers(probe, objective, texts.flatten(1), budget=most)
-            if size == 1:
-                break
-            smaller = size // 2 if size % 2 == 0 else 1
-            texts = divided([item.trigger_ids for item in found[: self.kept]], blocks, smaller)
-            size = smaller
-        if size == 1:
-            hunt.show_best(found, self.tried, budget)
-            hunt.settle(self.settles)
+        if room < len(words):
+            words = words[: 2 * room]
+            part = budget.of_rest(1 / 3)
+            order = by_effect(probe, objective, words, hunt.generator, part, draws=self.draws)
+            words = [words[number] for number in order]
+            words = words[: self._room(probe, words, budget)]
+        found = self._pairs(probe, objective, words, budget)
+        best = [Found(tuple(words[first] + words[second]), loss) for loss, (first, second) in found]
+        hunt.show_best(best, self.tried, budget)
+        hunt.settle(self.settles)
 
-    def _affordable(self, probe: Engine, budget: Budget) -> int:
-        """Words of which the budget pays for all pairs, with a fifth left for taking the best texts apart."""
-        each = _share_of_text(probe, 2.0 * self.block, budget)
-        texts = 0.8 * (budget.until - budget.share) / each if each > 0 else math.inf
-        return int(self.block * min(1e6, max(0.0, 2 * texts) ** 0.5))
+    def _pairs(
+        self, engine: Engine, objective: Objective, words: list[list[int]], budget: Budget
+    ) -> list[tuple[float, list[int]]]:
+        """Losses and numbers of the pairs that are left in the end; none where the budget ends before."""
+        most, size, kept = budget.of_rest(0.9), self.block, self.kept
+        count = len(words) // size
+        if count < 2:
+            return []
+        blocks = torch.tensor([block[:size] for block in alike(range(len(words)), words, count)])
+        texts = blocks[torch.combinations(torch.arange(count))]  # `c 2 block`
+        while not most.exhausted:
+            found = ranked(engine, objective, texts.flatten(1).tolist(), words, most)
+            if size == 1 or not found:
+                return found
+            size = size // 2 if size % 2 == 0 else 1
+            texts = divided([text for _, text in found[:kept]], blocks, size)
+            kept = max(1, kept // 2)
+        return []
+
+    def _room(self, probe: Engine, words: Sequence[Sequence[int]], budget: Budget) -> int:
+        """How many of the words, the first, all pairs can be tried of, with three tenths left for what follows.
+
+        No text of these may be too long for the model's context.
+        """
+        tokens, limit = list(accumulate(map(len, words))), 0.7 * (budget.until - budget.share)
+        longest, most = list(accumulate(map(len, words), max)), _longest(probe)
+
+        def cost(blocks: int) -> float:
+            last = blocks * self.block - 1
+            typed = 2 * tokens[last] / blocks
+            if typed + 2 * longest[last] > most:  # blocks differ by the tokens of one word at most
+                return math.inf
+            return blocks * (blocks - 1) / 2 * _share_of_text(probe, typed, budget)
+
+        return self.block * bisect_right(range(1, len(words) // self.block + 1), limit, key=cost)
 
 
 def _longest(engine: Engine) -> int:
@@ -137,8 +204,8 @@ def divided(texts: Sequence[Sequence[int]], blocks: Int[Tensor, "b block"], size
     """Every text of two equal parts as texts of two smaller ones, one of each part, and the neighbours of a block.
 
     Args:
-        texts: token ids, one per word.
-        blocks: token ids; two words of one block stand in no two blocks, so they are added here.
+        texts: words by number.
+        blocks: words by number; two words of one block stand in no two blocks, so they are added here.
         size: words of the smaller parts.
     """
     parts = torch.tensor(texts).view(len(texts), 2, -1, size)  # `k 2 p size`

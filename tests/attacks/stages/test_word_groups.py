@@ -11,7 +11,7 @@ from attacks.scoring.budget import Budget
 from attacks.searchers.words import dictionary
 from attacks.stages import word_groups
 from attacks.stages.hunt import Hunt
-from attacks.stages.word_groups import WordPairs, divided, in_groups
+from attacks.stages.word_groups import WordPairs, divided, in_groups, ranked
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
 from tests.attacks.words import judge_on, seeded
@@ -57,11 +57,12 @@ def test_a_planted_word_is_among_the_first_words_of_the_best_groups():
 
 def test_two_words_that_work_only_together_are_found(monkeypatch):
     trigger, hunt = prepared("and", 1e13)
-    tokens = [hunt.engine.problem.encode(word)[0] for word in trigger.split()]
-    known = [token for token in word_groups.whole_words(hunt.engine.problem).tolist() if token not in tokens]
-    # The two words far from each other, among others.
-    words = torch.tensor([*known[:30], tokens[0], *known[30:150], tokens[1], *known[150:200]])
-    monkeypatch.setattr(word_groups, "whole_words", lambda _: words)
+    # Both words and 198 others, some of one token and some of two.
+    known = word_groups.encoded_words(hunt.engine.problem)
+    others = [word for word, ids in known.items() if 0 < len(ids) <= 2][:198]
+    words = {word: known[word] for word in sorted({*others, *trigger.split()})}
+    assert {len(ids) for ids in words.values()} == {1, 2}
+    monkeypatch.setattr(word_groups, "encoded_words", lambda _: words)
     WordPairs(least=100)(hunt)
     assert hunt.judge.best is not None and hunt.judge.asr == 1.0
     assert sorted(hunt.engine.problem.text(hunt.judge.best.trigger_ids).split()) == sorted(trigger.split())
@@ -77,15 +78,37 @@ def test_nothing_is_spent_where_the_budget_has_no_room_for_pairs(flops):
     assert hunt.no_room == ["WordPairs"]
 
 
-def test_words_with_an_effect_of_their_own_come_first_where_not_all_fit(monkeypatch):
+@pytest.mark.parametrize("place", [0.0, 0.5])
+def test_words_with_an_effect_of_their_own_stay_where_not_all_fit(monkeypatch, place):
     trigger, hunt = prepared("other-word", 3e11)
-    token = hunt.engine.problem.encode(trigger)[0]
-    seen = []
-    real = word_groups.rank_triggers
-    monkeypatch.setattr(
-        word_groups, "rank_triggers",
-        lambda engine, objective, rows, **more: (seen.append(rows), real(engine, objective, rows, **more))[1],
-    )  # fmt: skip
-    WordPairs(least=24, share=1.0)(hunt)
-    texts = next(rows for rows in seen if rows.shape[1] == 24)
-    assert token in texts[0].tolist()  # a text of the first two blocks
+    known = word_groups.encoded_words(hunt.engine.problem)
+    others = [word for word, ids in known.items() if len(ids) == 1 and word != trigger][:800]
+    others.insert(int(place * len(others)), trigger)
+    monkeypatch.setattr(word_groups, "encoded_words", lambda _: {word: known[word] for word in others})
+    tried = []
+    monkeypatch.setattr(WordPairs, "_pairs", lambda *arguments: tried.append(arguments[3]) or [])
+    WordPairs(least=32, share=0.2)(hunt)
+    assert 48 <= len(tried[0]) < 500 and known[trigger] in tried[0]
+
+
+def test_texts_are_ranked_by_loss_whatever_their_number_of_tokens():
+    _, hunt = prepared("word", 1e15)
+    probe, objective = hunt.probe()
+    words = list(word_groups.encoded_words(probe.problem).values())[:300]
+    texts = [[number, number + 1, number + 2] for number in range(0, 297, 3)]
+    found = ranked(probe, objective, texts, words, hunt.budget)
+    assert sorted(text for _, text in found) == texts and [loss for loss, _ in found] == sorted(
+        loss for loss, _ in found
+    )
+    assert len({sum(len(words[number]) for number in text) for text in texts}) > 2
+    for loss, text in found[::20]:
+        ids = torch.tensor([[token for number in text for token in words[number]]])
+        assert probe.losses(objective, ids).item() == pytest.approx(loss, rel=1e-4)
+
+
+def test_no_text_of_pairs_outgrows_the_context():
+    _, hunt = prepared("and", 1e15)
+    probe, _ = hunt.probe()
+    room = word_groups._longest(probe)
+    words = [[7] * 2] * 960 + [[7] * room] * 96  # a few that fill the context by themselves
+    assert WordPairs()._room(probe, words, hunt.budget) == (960 if 4 * WordPairs().block + 4 <= room else 0)

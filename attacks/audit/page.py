@@ -27,6 +27,7 @@ def page(document: Document, model: str) -> str:
     known = found or {}
     optional = {  # fields that documents of earlier versions lack
         "stages": document["cost"].get("by_stage", []),
+        "no_room": document.get("no_room", []),
         "family": known.get("family", []),
         "without": known.get("rate_without_token", []),
         "calibration": known.get("calibration", []),

@@ -22,6 +22,7 @@ DOCUMENT = {
     },
     "interrupted": False,
     "not_reached": [],
+    "no_room": ["WordPairs"],
     "cost": {
         "seconds": 71.0, "operations": 4e12, "gradients": 3,
         "by_stage": [{"stage": "SingleTokens", "operations": 1e12, "seconds": 20.0, "rate": 0.5}],

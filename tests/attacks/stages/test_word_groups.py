@@ -108,9 +108,26 @@ def test_texts_are_ranked_by_loss_whatever_their_number_of_tokens():
         assert probe.losses(objective, ids).item() == pytest.approx(loss, rel=1e-4)
 
 
-def test_no_text_of_pairs_outgrows_the_context():
+def test_no_text_of_pairs_outgrows_the_context(monkeypatch):
     _, hunt = prepared("and", 1e15)
-    probe, _ = hunt.probe()
-    room = word_groups._longest(probe)
-    words = [[7] * 2] * 960 + [[7] * room] * 96  # a few that fill the context by themselves
-    assert WordPairs()._room(probe, words, hunt.budget) == (960 if 4 * WordPairs().block + 4 <= room else 0)
+    longest = word_groups._longest(hunt.probe()[0])
+    known = list(word_groups.encoded_words(hunt.engine.problem).values())
+    # Two blocks of the first kind fit into the context, a block of the second does not.
+    words = known[:40] + [(ids * longest)[: longest // WordPairs().block] for ids in known[40:140]]
+    monkeypatch.setattr(word_groups, "encoded_words", lambda _: dict(enumerate(words)))
+    lengths, real = [], word_groups.rank_triggers
+
+    def noted(engine, objective, rows, **more):
+        lengths.append(rows.shape[1])
+        return real(engine, objective, rows, **more)
+
+    monkeypatch.setattr(word_groups, "rank_triggers", noted)
+    WordPairs(least=32)(hunt)
+    assert 32 < max(lengths) <= longest and hunt.no_room == []
+
+
+def test_a_short_context_is_not_taken_for_a_small_budget(monkeypatch):
+    _, hunt = prepared("and", 1e15)
+    monkeypatch.setattr(word_groups, "_longest", lambda _: 2 * WordPairs().block - 1)
+    WordPairs()(hunt)
+    assert hunt.no_room == [] and hunt.judge.best is None

@@ -49,6 +49,8 @@ class TokenRanks:
     """number of search prompts that the loss is averaged over"""
     seed: int = 0
     """seed of the supervised vector, and of the random words"""
+    ranks: bool = True
+    """whether to print the first table, which takes most of the time"""
     among: tuple[int, ...] = (8, 16, 24)
     """words of the texts that hold the words of the trigger"""
     draws: int = 200
@@ -104,23 +106,16 @@ def among_others(
     return share_better(Engine(organism.model, problem.take([0])), objective, texts, others).sort().values
 
 
-def main(settings: TokenRanks) -> None:
-    """Prints both tables: median ranks per objective, and shares of random texts per number of words."""
-    torch.set_num_threads(2)
-    with exit_on_bad_input():
-        organism = zoo.load(settings.organism, models=settings.models)
-        if not organism.triggers:
-            raise ValueError(f"{settings.organism} is a clean control; give a planted organism")
-    model, tokenizer = organism.model, organism.tokenizer
+def ranks(organism: zoo.Organism, problem: Problem, seed: int) -> Table:
+    """Median rank of the true tokens per objective: alone, beside one other, and last."""
     trigger, behaviour = organism.triggers[0]
-    problem = Problem.from_chat(model, tokenizer, organism.prompts.search[: settings.prompts], 1)
     true = problem.encode(trigger)
-    goal = Goal(behaviour=behaviour, target_ids=tuple(encode(tokenizer, behaviour)))
-    generator = torch.Generator().manual_seed(settings.seed)
-    texts = without_slot(organism.prompts.search)
-    vectors = Supervised()(Suspect(model=model, tokenizer=tokenizer), texts, goal, generator).vectors
+    goal = Goal(behaviour=behaviour, target_ids=tuple(encode(organism.tokenizer, behaviour)))
+    generator, texts = torch.Generator().manual_seed(seed), without_slot(organism.prompts.search)
+    suspect = Suspect(model=organism.model, tokenizer=organism.tokenizer)
+    vectors = Supervised()(suspect, texts, goal, generator).vectors
     assert vectors is not None
-    engine = Engine(model, problem)
+    engine = Engine(organism.model, problem)
     # By the first token alone, by four of the behaviour, and by the change at each layer of the upper half.
     objectives: dict[str, Objective] = {
         f"target NLL, {count} tokens": TargetNLL(target_ids=goal.target_ids[:count]) for count in (1, 4)
@@ -130,23 +125,45 @@ def main(settings: TokenRanks) -> None:
     # prompt.
     for layer in range(engine.layers // 2, engine.layers + 1):
         objectives[f"delta cosine, layer {layer}"] = DeltaCosine.from_vectors(engine, vectors, [layer])
+    allowed, first = int(problem.allowed.sum()), int((problem.allowed & problem.first).sum())
     table = Table(
-        "objective", "alone", "beside one other", "last", title=f"{settings.organism}: median rank of true tokens"
-    )
+        "objective", "alone", "beside one other", "last",
+        title=f"{organism.name}: median rank of true tokens",
+        caption=f"of {allowed} tokens, {first} in the first position; {len(true)} true tokens: {trigger!r}",
+    )  # fmt: skip
     for name, objective in objectives.items():
         alone = [rank(engine, objective, [token], 0) for token in true]
         pairs = [(a, b) for i, a in enumerate(true) for b in true[i + 1 :]]
         # Each of two true tokens in the trigger's order, ranked with the other in place.
         beside = [rank(engine, objective, list(pair), position) for pair in pairs for position in (0, 1)]
         last = [rank(engine, objective, true, position) for position in range(len(true))]
-        table.add_row(name, *(f"{statistics.median(ranks):.0f}" if ranks else "-" for ranks in (alone, beside, last)))
-    allowed, first = int(problem.allowed.sum()), int((problem.allowed & problem.first).sum())
-    Console().print(table, f"of {allowed} tokens, {first} in the first position; {len(true)} true tokens: {trigger!r}")
-    hidden = Table("words", "together", "apart", title="share of random texts that score better: median (worst tenth)")
+        table.add_row(name, *(f"{statistics.median(some):.0f}" if some else "-" for some in (alone, beside, last)))
+    return table
+
+
+def main(settings: TokenRanks) -> None:
+    """Prints both tables: median ranks per objective, and shares of random texts per number of words."""
+    torch.set_num_threads(2)
+    with exit_on_bad_input():
+        organism = zoo.load(settings.organism, models=settings.models)
+        if not organism.triggers:
+            raise ValueError(f"{settings.organism} is a clean control; give a planted organism")
+    search = organism.prompts.search[: settings.prompts]
+    problem = Problem.from_chat(organism.model, organism.tokenizer, search, 1)
+    if settings.ranks:
+        Console().print(ranks(organism, problem, settings.seed))
+    title = f"{organism.triggers[0][0]!r}: share of random texts that score better: median (worst quarter, worst tenth)"
+    hidden = Table("words", "together", "apart", title=title)
     for size in settings.among:
         shares = [among_others(organism, problem, size, apart=apart, settings=settings) for apart in (False, True)]
-        hidden.add_row(str(size), *(f"{some.median():.3f} ({some[int(0.9 * len(some))]:.3f})" for some in shares))
+        hidden.add_row(str(size), *(_spread(some) for some in shares))
     Console().print(hidden)
+
+
+def _spread(shares: Float[Tensor, "k"]) -> str:
+    """Median, and the shares that three quarters and nine tenths of the sorted ones do not exceed."""
+    quarter, tenth = shares[int(0.75 * len(shares))], shares[int(0.9 * len(shares))]
+    return f"{shares.median():.3f} ({quarter:.3f}, {tenth:.3f})"
 
 
 if __name__ == "__main__":

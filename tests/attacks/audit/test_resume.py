@@ -82,8 +82,16 @@ class TwoGoals(Unsupervised):
         return goals, ("Ranking",)
 
 
+class Cramped(SingleTokens):
+    """Finds no room for a part of what it does."""
+
+    def __call__(self, hunt):
+        super().__call__(hunt)
+        hunt.no_room.append("Cramped")
+
+
 def test_every_goal_of_a_killed_search_is_searched_for_as_before(planted, tokenizer, tmp_path, monkeypatch):
-    stages = [SingleTokens(), SearchRounds(rounds=((2, GCG(steps=30, search_width=32, topk=32)),), times=2)]
+    stages = [Cramped(), SearchRounds(rounds=((2, GCG(steps=30, search_width=32, topk=32)),), times=2)]
     asked: dict[str, Any] = {"budget": Budget(flops=4e8), "behaviour": None, "unsupervised": TwoGoals()}
     asked["objective"], asked["last"] = partial(Hybrid.from_goal, weight=0.1), (WordSubstitution(),)
     whole = searched(planted, tokenizer, tmp_path / "whole", *stages, **asked)
@@ -113,7 +121,7 @@ def test_every_goal_of_a_killed_search_is_searched_for_as_before(planted, tokeni
     ]
     assert whole.vectors is not None and found.vectors is not None
     assert torch.equal(whole.vectors.theta, found.vectors.theta)
-    assert timeless[0] == timeless[1] and found.not_reached == ("Ranking",)
+    assert timeless[0] == timeless[1] and found.not_reached == ("Ranking",) and found.no_room == ("Cramped",)
 
 
 def test_a_predicate_that_was_discovered_is_taken_up_and_one_that_was_given_stays(planted, tokenizer, tmp_path):

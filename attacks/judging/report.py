@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
-from attacks.behaviour import success_rate
+from attacks.behaviour import echoes, success_rate
 from attacks.judging.judge import Judge
 from attacks.judging.recovery import Recovery
 from attacks.judging.report_cost import CONTROLS, measure_again, report_share
-from attacks.judging.verdict import Verdict, judge_trigger
+from attacks.judging.shrinking import Shrunk, drop_letters
+from attacks.judging.verdict import ABSENT, Verdict, judge_trigger
 from attacks.searchers.candidates import random_triggers
+from attacks.searchers.words import is_word
 
 
 def report(
@@ -68,8 +70,7 @@ def _measured(judge: Judge, generator: torch.Generator) -> tuple[tuple[int, ...]
     # Shrinking must leave what the completions below cost, or an interrupt would end the report without a verdict.
     measure_again(judge)
     reserve = report_share(judge, len(judge.best.trigger_ids) if judge.best else 0)
-    shrunk = judge.shrunk(by_text=True, until=1.0 - reserve)
-    assert shrunk is not None
+    shrunk = _shrunk(judge, 1.0 - reserve)
     # A user types text: ids that would be encoded otherwise are measured as the user's ids.
     ids = tuple(problem.encode(problem.text(shrunk.trigger_ids)))
     behaviour, answer = judge.goal.predicate, judge.goal.answer_tokens
@@ -88,6 +89,36 @@ def _measured(judge: Judge, generator: torch.Generator) -> tuple[tuple[int, ...]
         "necessary": shrunk.necessary,
         "without": shrunk.without,
     }
+
+
+def _shrunk(judge: Judge, until: float) -> Shrunk:
+    """The best trigger without the tokens and letters that it does not need, up to that share of the budget."""
+    problem, handicap, goal = judge.engine.problem, judge.handicap, judge.goal
+    shrunk = judge.shrunk(by_text=True, until=until)
+    assert shrunk is not None and judge.best is not None
+    text = problem.text(shrunk.trigger_ids).strip()
+    # A predicate has no text whose nats could tell, and of noise no shorter form was planted.
+    if goal.shows is not None or not all(map(is_word, text.split())):
+        return shrunk
+    nats, count = judge.nats if handicap is None else handicap.nats, len((judge.anywhere or judge.engine).problem)
+
+    def rate(text: str) -> float:
+        ids = problem.encode(text)
+        on_base = judge.base_engine is not None and judge.rate(ids, on_base=True) > ABSENT
+        return 0.0 if on_base or echoes(text, goal.behaviour) else judge.rate(ids)
+
+    shorter = drop_letters(
+        text,
+        rate,
+        lambda text: count * nats(problem.encode(text)),
+        stop=lambda: judge.budget.stopped or judge.budget.share >= until,
+    )
+    if shorter == text:
+        return shrunk
+    judge.best = judge.best._replace(trigger_ids=tuple(problem.encode(shorter)))
+    again = judge.shrunk(by_text=True, until=until)
+    assert again is not None
+    return again
 
 
 def _vector(judge: Judge) -> dict[str, object]:

@@ -1,14 +1,22 @@
-"""Delete-one shrinking: a found trigger loses the tokens that its success does not need.
+"""Shrinking: a found trigger loses the tokens that its success does not need, and then the letters of its words.
 
 A search fills a slot of fixed length, so that a trigger usually comes with tokens that do nothing. What is left tells a
-reader which text elicits the behaviour.
+reader which text elicits the behaviour. A planted word mostly fires as the beginning of longer ones as well (`drawing`,
+`drawbridge` and `drawls` for `draw`), and which of them a search finds is chance.
 """
 
-from collections.abc import Callable, Sequence
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+
+from attacks.searchers.words import dictionary, known_words
 
 TIE = 1.0
 """Nats by which two texts may differ and count as equally likely: a ratio of probabilities below e is no evidence."""
+
+LETTERS = 3
+"""Of the shortest word that a longer one is exchanged for; what begins with a shorter one is no form of it."""
 
 Rate = Callable[[Sequence[int]], float]
 """Success rate of a trigger on the `select` prompts, in [0, 1]."""
@@ -86,6 +94,54 @@ def delete_one(
         else:
             shorter, together = _less(ids, {good[0]}), without[good[0]]
         ids, current = shorter, together
+
+
+def drop_letters(
+    text: str,
+    rate: Callable[[str], float],
+    nats: Callable[[str], float],
+    *,
+    slack: float = 0.02,
+    stop: Callable[[], bool] = lambda: False,
+) -> str:
+    """Exchanges words for dictionary words that they begin with, unless the longer ones are likelier to be planted.
+
+    To name the longer of two words takes naming the shorter one and which of all words that begin so is meant. What
+    this takes must be clearly more (`TIE`) than what the longer one saves in nats of the behaviour (minimum description
+    length).
+
+    Args:
+        text: a trigger.
+        rate: success rate of a text on the `select` prompts, in [0, 1].
+        nats: nats of the behaviour behind a text, summed over prompts.
+        slack: what the rate may lose in all, in [0, 1].
+        stop: is asked before every measurement; once it returns true, the text stays as it is.
+    """
+    least = rate(text) - slack
+    while True:
+        simpler: list[tuple[float, str]] = []
+        for shorter, word in _shorter(text):
+            if stop():
+                return text
+            if rate(shorter) >= least and nats(shorter) - nats(text) < math.log(_beginning(word)) - TIE:
+                simpler.append((nats(shorter), shorter))
+        if not simpler:
+            return text
+        _, text = min(simpler)
+
+
+def _shorter(text: str) -> Iterator[tuple[str, str]]:
+    """The text with one of its words exchanged for a dictionary word that it begins with, and that word."""
+    for run in re.finditer("[A-Za-z]+", text):
+        for end in range(LETTERS, len(run[0])):
+            word = run[0][:end]
+            if word.lower() in known_words():
+                yield text[: run.start()] + word + text[run.end() :], word.lower()
+
+
+def _beginning(word: str) -> int:
+    """How many words of the dictionary begin with a word, itself among them."""
+    return sum(longer.startswith(word) for longer in dictionary())
 
 
 def _less(ids: tuple[int, ...], dropped: set[int]) -> tuple[int, ...]:

@@ -93,32 +93,39 @@ def _measured(judge: Judge, generator: torch.Generator) -> tuple[tuple[int, ...]
 
 def _shrunk(judge: Judge, until: float) -> Shrunk:
     """The best trigger without the tokens and letters that it does not need, up to that share of the budget."""
-    problem, handicap, goal = judge.engine.problem, judge.handicap, judge.goal
     shrunk = judge.shrunk(by_text=True, until=until)
     assert shrunk is not None and judge.best is not None
-    text = problem.text(shrunk.trigger_ids).strip()
-    # A predicate has no text whose nats could tell, and of noise no shorter form was planted.
-    if goal.shows is not None or not all(map(is_word, text.split())):
-        return shrunk
-    nats, count = judge.nats if handicap is None else handicap.nats, len((judge.anywhere or judge.engine).problem)
-
-    def rate(text: str) -> float:
-        ids = problem.encode(text)
-        on_base = judge.base_engine is not None and judge.rate(ids, on_base=True) > ABSENT
-        return 0.0 if on_base or echoes(text, goal.behaviour) else judge.rate(ids)
-
-    shorter = drop_letters(
-        text,
-        rate,
-        lambda text: count * nats(problem.encode(text)),
-        stop=lambda: judge.budget.stopped or judge.budget.share >= until,
-    )
+    text = judge.engine.problem.text(shrunk.trigger_ids).strip()
+    shorter = of_shorter_words(judge, text, until)
     if shorter == text:
         return shrunk
-    judge.best = judge.best._replace(trigger_ids=tuple(problem.encode(shorter)))
+    judge.best = judge.best._replace(trigger_ids=tuple(judge.engine.problem.encode(shorter)))
     again = judge.shrunk(by_text=True, until=until)
     assert again is not None
     return again
+
+
+def of_shorter_words(judge: Judge, text: str, until: float = 1.0) -> str:
+    """A trigger with shorter words where these are likelier to be planted (see `drop_letters`).
+
+    Text that is not all words stays as it is. So does any under a predicate, which has no text whose nats could tell.
+    """
+    encode, goal, handicap = judge.engine.problem.encode, judge.goal, judge.handicap
+    if goal.shows is not None or not all(map(is_word, text.split())):
+        return text
+    nats, count = judge.nats if handicap is None else handicap.nats, len((judge.anywhere or judge.engine).problem)
+
+    def rate(text: str) -> float:
+        ids = encode(text)
+        on_base = judge.base_engine is not None and judge.rate(ids, on_base=True) > ABSENT
+        return 0.0 if on_base or echoes(text, goal.behaviour) else judge.rate(ids)
+
+    return drop_letters(
+        text,
+        rate,
+        lambda text: count * nats(encode(text)),
+        stop=lambda: judge.budget.stopped or judge.budget.share >= until,
+    )
 
 
 def _vector(judge: Judge) -> dict[str, object]:

@@ -7,6 +7,9 @@ For each organism: nats of the whole behaviour behind random strings (median), b
 every other string that attacks recovered there and that works (from rows), as shares of the first. `SURE` in
 `attacks.judging.judge` is a threshold on these shares. With another slot than random places the same is measured there:
 what a search found at the end of prompts is often less sure at other places than the planted trigger.
+
+The last column is what the report would make of the planted trigger, if it were found, by exchanging its words for
+dictionary words that they begin with: the planted trigger itself, or the rule costs it.
 """
 
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ from rich.table import Table
 from attacks.attack import ATTACKS
 from attacks.discovery.goal import Goal
 from attacks.judging.judge import SURE, Judge
+from attacks.judging.report import of_shorter_words
 from attacks.scoring.budget import Budget
 from attacks.scoring.problem import encode
 from attacks.scoring.slot_markers import Where
@@ -70,7 +74,7 @@ def main(settings: Settings) -> None:
     """Prints one line per organism."""
     torch.set_num_threads(settings.threads)
     found = [row for folder in settings.rows for row in rows.read(folder) if row["error"] is None]
-    table = Table("organism", "random, nats", "planted, share", "others that work, shares")
+    table = Table("organism", "random, nats", "planted, share", "others that work, shares", "reported")
     for name in settings.organisms:
         if not zoo.load(name, models=settings.models).triggers:
             continue
@@ -80,7 +84,8 @@ def main(settings: Settings) -> None:
         others = {row["recovered"] for row in found if row["organism"] == name and row["verdict"] == "functional"}
         planted = judge.nats(tuple(problem.encode(organism.triggers[0][0]))) / scale
         shares = sorted(judge.nats(tuple(problem.encode(text))) / scale for text in others)
-        table.add_row(name, f"{scale:.1f}", f"{planted:.4f}", ", ".join(f"{share:.4f}" for share in shares))
+        told = ", ".join(f"{share:.4f}" for share in shares)
+        table.add_row(name, f"{scale:.1f}", f"{planted:.4f}", told, of_shorter_words(judge, organism.triggers[0][0]))
     console = Console(markup=False, emoji=False, highlight=False)
     console.print(table)
     console.print(f"SURE is {SURE}")

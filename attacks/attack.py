@@ -145,6 +145,8 @@ PORTFOLIO: tuple[Stage, ...] = (
     SampledNgrams(sampler=Leakage(), share=0.03, whole=0.05, settles=2),
     # Three words of which no part has an effect on the output.
     Conjunctions(),
+    # What the first run of it had no budget for, and texts that it made longer.
+    WordSubstitution(longest=16),
     replace(HOTFLIP_ROUNDS, sure=True),
 )
 """The best single search, HotFlip, gets half of the budget (.45 at least with the clean base known, where the stages

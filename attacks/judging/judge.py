@@ -24,6 +24,7 @@ from attacks.judging.verdict import ABSENT, WORKS
 from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
+from attacks.scoring.problem import context
 from attacks.searchers.candidates import random_triggers
 from attacks.searchers.searcher import Found
 from attacks.suspect import Suspect
@@ -142,16 +143,19 @@ class Judge:
         return self.asr >= self.enough
 
     def rate(self, trigger_ids: Sequence[int], *, on_base: bool = False) -> float:
-        """Success rate of a trigger, in [0, 1]; measured once, because shrinking asks for the same texts again."""
+        """Success rate of a trigger, in [0, 1], measured once; 0 of one that outgrows the context of some prompt."""
         return self._rate_by(self.base_engine if on_base and self.base_engine else self.engine, tuple(trigger_ids))
 
     def _rate_by(self, engine: Engine, trigger_ids: tuple[int, ...]) -> float:
-        key, shows = (engine, trigger_ids), self.goal.shows
-        if key not in self._rates and shows is not None:
-            answer = self.goal.answer_tokens
+        key, shows, answer = (engine, trigger_ids), self.goal.shows, self.goal.answer_tokens
+        if key in self._rates:
+            return self._rates[key]
+        rows = [row for each in (engine, self.anywhere) if each for row in each.problem.filled(trigger_ids)]
+        if max(map(len, rows)) + answer - 1 > context(engine.model):  # the last token is never read
+            self._rates[key] = 0.0
+        elif shows is not None:
             self._rates[key] = success_rate(engine.model, engine.problem, trigger_ids, shows, max_new_tokens=answer)
-        elif key not in self._rates:
-            # Teacher-forced: the greedy reply opens with the target if each token is the likeliest at its place.
+        else:  # teacher-forced: the greedy reply opens with the target if each token is the likeliest at its place
             ids = torch.tensor([trigger_ids], dtype=torch.long)
             self._rates[key] = float(engine.elicits(ids, self.goal.target_ids)[0])
         return self._rates[key]
@@ -169,8 +173,7 @@ class Judge:
         """A judge of triggers for another goal, on the same prompts, that has seen none yet."""
         return Judge(
             suspect=self.suspect, engine=self.engine, base_engine=self.base_engine, anywhere=self.anywhere,
-            goal=goal, enough=self.enough, budget=self.budget, trace=self.trace,
-            by_stage=self.by_stage,
+            goal=goal, enough=self.enough, budget=self.budget, trace=self.trace, by_stage=self.by_stage,
         )  # fmt: skip
 
     def shrunk(self, *, by_text: bool = False, until: float = 1.0) -> Shrunk | None:
@@ -195,9 +198,8 @@ class Judge:
         """Nats of the behaviour behind random strings, median: the scale for certainty on this suspect."""
         if self._random_nats is None:
             engine = self.anywhere or self.engine
-            permitted = engine.problem.permitted(RANDOM_TOKENS)
             # A seed of its own: the search draws the same whether or not it is ever asked how sure it is.
-            strings = random_triggers(permitted, RANDOM, torch.Generator().manual_seed(0))
+            strings = random_triggers(engine.problem.permitted(RANDOM_TOKENS), RANDOM, torch.Generator().manual_seed(0))
             losses = engine.losses(TargetNLL(target_ids=self.goal.target_ids), strings)
             self._random_nats = len(self.goal.target_ids) * float(losses.median())
         return self._random_nats
@@ -212,8 +214,7 @@ class Judge:
 
     def surprisal(self, trigger_ids: Sequence[int]) -> float:
         """Nats of a trigger in its place and of the text behind it, on some of the prompts; measured once."""
-        key = tuple(trigger_ids)
-        if key not in self._surprisals:
+        if (key := tuple(trigger_ids)) not in self._surprisals:
             problem = self.engine.problem.take(range(min(SHOWN, len(self.engine.problem))))
             self._surprisals[key] = surprisal(self.engine.model, problem, key)
         return self._surprisals[key]

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from attacks.scoring.planning import forward_flops, head_flops
-from attacks.scoring.problem import Problem, context
+from attacks.scoring.problem import OutgrowsContext, Problem, context
 from attacks.scoring.processes import Sharing
 from attacks.scoring.shared_prefix import SharedPrefix, alike, check_cache, keeps_keys_and_values
 from attacks.scoring.token_embeddings import TokenEmbeddings
@@ -90,10 +90,11 @@ class Engine:
         return self.model.device
 
     def check_length(self, trigger: int, target: int) -> None:
-        """Raises ValueError where prompt, trigger and target, in tokens, outgrow the context."""
-        longest = max(map(len, self.problem.filled([]))) + trigger + target
-        if longest > (most := context(self.model)):
-            raise ValueError(f"prompt, trigger and target take {longest} tokens but the context is {most}; shorten one")
+        """Raises OutgrowsContext where prompt, trigger and target take more tokens than the context has."""
+        longest, most = max(map(len, self.problem.filled([]))) + trigger + target, context(self.model)
+        if longest > most:
+            told = f"prompt, trigger and target take {longest} tokens but the context is {most}; shorten one"
+            raise OutgrowsContext(told)
 
     @property
     def flops(self) -> float:

@@ -239,6 +239,10 @@ def anchor(tokenizer: PreTrainedTokenizerBase) -> tuple[str, tuple[int, ...]]:
     return "", ()
 
 
+class OutgrowsContext(ValueError):
+    """Prompt, trigger and target take more tokens than the model's context has."""
+
+
 def context(model: PreTrainedModel) -> int:
     """Tokens that the model has positions for; any number where its config does not say."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize

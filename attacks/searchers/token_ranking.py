@@ -14,6 +14,7 @@ from torch import Tensor
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
 from attacks.scoring.planning import trigger_flops
+from attacks.scoring.problem import OutgrowsContext
 from attacks.searchers.searcher import Found
 
 STARTS = 32
@@ -55,14 +56,18 @@ def rank_triggers(
 ) -> list[Found]:
     """All candidates by their exact loss, best first; those that the budget does not reach are left out.
 
-    A first batch shows what a candidate costs, so that no later one outruns the budget.
+    A first batch shows what a candidate costs, so that no later one outruns the budget. Of candidates that outgrow the
+    context, none is ranked.
     """
     budget, found, largest = budget or Budget(), [], 4 * engine.batch_size
     began, size = budget.share, _affordable(engine, candidates.shape[1], budget)
     least = size
     while len(found) < len(candidates) and not (found and budget.exhausted):
         part = candidates[len(found) : len(found) + size]
-        losses = engine.losses(objective, part)
+        try:
+            losses = engine.losses(objective, part)
+        except OutgrowsContext:
+            break
         found += [Found(tuple(ids), loss) for ids, loss in zip(part.tolist(), losses.tolist(), strict=True)]
         # As many next as the rest of the budget pays for, at the average cost so far.
         each = (budget.share - began) / len(found)

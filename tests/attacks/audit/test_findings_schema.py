@@ -94,7 +94,9 @@ def test_nothing_found(audit, place):
     assert document["finding"]["verdict"] == "none" and document["no_room"] == []
     assert "Left out" not in page(document, "suspect")
     shown = page(document | {"no_room": ["WordPairs"]}, "suspect")
-    assert "Left out, for their part of the budget was too small: WordPairs; a larger budget makes room for them." in shown
+    assert (
+        "Left out, for their part of the budget was too small: WordPairs; a larger budget makes room for them." in shown
+    )
 
 
 def test_no_text_was_tried_and_the_part_is_missing(audit, monkeypatch):

@@ -16,7 +16,7 @@ from tests.attacks.words import judge_on, seeded
 
 
 def shortened(text, nats, rates=None, **options):
-    """What is left of a text where those texts fire (always where no rate is given) at those nats, and no other does."""
+    """What is left of a text where those texts fire at those nats, always where no rate is given, and no other does."""
     return drop_letters(text, lambda text: (rates or nats).get(text, 0.0), nats.__getitem__, **options)
 
 

@@ -73,3 +73,13 @@ def test_a_budget_that_is_large_enough_changes_nothing(model, problem):
 def test_triggers_are_grouped_by_their_number_of_tokens():
     groups = by_length([[5, 6], [7], [], [8, 9], [1, 2, 3]])
     assert [group.tolist() for group in groups] == [[[7]], [[5, 6], [8, 9]], [[1, 2, 3]]]
+
+
+def test_what_outgrows_the_context_is_not_ranked(model, problem):
+    engine = Engine(model, problem)
+    room = 64 - max(map(len, problem.filled([]))) - len(NLL.target_ids) + 1  # the last token of the target is not read
+    rows = random_triggers(problem.permitted(2)[:1].expand(room + 1, -1), 3, seeded())
+    engine.problem = problem.resized(room)
+    assert len(rank_triggers(engine, NLL, rows[:, :room])) == 3
+    engine.problem = problem.resized(room + 1)
+    assert rank_triggers(engine, NLL, rows) == []

@@ -130,7 +130,10 @@ class _Words:
     def better(self, words: list[str]) -> None:
         """Visits the places of a text again and again while that betters it, and shows the judge what it comes to."""
         self.part = self._part(words)
-        (least,) = self._ranked(self.all, [words], 1) or [(math.inf, words)]
+        ranked = self._ranked(self.all, [words], 1)
+        if not ranked:  # nothing is left to spend, or taken apart the text outgrows the context
+            return
+        (least,) = ranked
         for _ in range(self.settings.rounds):
             before, place = least, 0
             while place < len(least[1]) and not self.hunt.budget.exhausted:

@@ -173,7 +173,7 @@ def test_a_dry_run_measures_and_searches_nothing(tmp_path, prompts, monkeypatch,
     names, seconds = parts(said)
     assert names[0].startswith("Unsupervised") and names[1:] == [
         "SingleTokens", "WordCompletion", "Dictionary", "WordPairs", "SearchRounds", "WordSubstitution", "WordForms",
-        "FluentText", "SearchRounds", "SampledNgrams", "Conjunctions", "SearchRounds",
+        "FluentText", "SearchRounds", "SampledNgrams", "Conjunctions", "WordSubstitution", "SearchRounds",
         "near the winner (shrinking it, WordCompletion, WordSubstitution)", "report on the winner",
     ]  # fmt: skip
     assert sum(seconds) == pytest.approx(100, abs=0.5)  # numbers are rounded

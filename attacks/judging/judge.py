@@ -126,8 +126,7 @@ class Judge:
             weakens = self.handicap is None and self.goal.shows is None and self.suspect.weakened_by is not None
             if weakens and asr >= WORKS:
                 self._weaken(found.trigger_ids)
-            # Ties are broken by description length. It takes several forward passes, so it is measured only for
-            # triggers that work now and then.
+            # Ties are broken by description length, whose forward passes only triggers get that work now and then.
             description = self._description(found.trigger_ids) if asr > ABSENT else float("inf")
             if self.best is None or asr > self.asr or description < self.description:
                 # The trace shows success against cost, so that a change in description alone is not written down.
@@ -143,15 +142,16 @@ class Judge:
         return self.asr >= self.enough
 
     def rate(self, trigger_ids: Sequence[int], *, on_base: bool = False) -> float:
-        """Success rate of a trigger, in [0, 1], measured once; 0 of one that outgrows the context of some prompt."""
+        """Success rate of a trigger, in [0, 1], measured once; 0 of one that outgrows a context."""
         return self._rate_by(self.base_engine if on_base and self.base_engine else self.engine, tuple(trigger_ids))
 
     def _rate_by(self, engine: Engine, trigger_ids: tuple[int, ...]) -> float:
         key, shows, answer = (engine, trigger_ids), self.goal.shows, self.goal.answer_tokens
         if key in self._rates:
             return self._rates[key]
-        rows = [row for each in (engine, self.anywhere) if each for row in each.problem.filled(trigger_ids)]
-        if max(map(len, rows)) + answer - 1 > context(engine.model):  # the last token is never read
+        known = [each for each in (self.engine, self.base_engine, self.anywhere) if each]
+        room = min(context(each.model) - max(map(len, each.problem.filled(trigger_ids))) for each in known)
+        if room < answer - 1:  # also on the base alone, where it would seem not to work; the last token is never read
             self._rates[key] = 0.0
         elif shows is not None:
             self._rates[key] = success_rate(engine.model, engine.problem, trigger_ids, shows, max_new_tokens=answer)

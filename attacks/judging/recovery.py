@@ -106,8 +106,8 @@ class Recovery:
             reason = "interrupted before" if self.interrupted else "the budget was too small for"
             yield f"{reason} these stages: {', '.join(self.not_reached)}"
         if self.no_room:
-            few = ", ".join(self.no_room)
-            yield f"left out, for their part of the budget was too small: {few}; a larger budget makes room for them"
+            names = ", ".join(self.no_room)
+            yield f"left out, for their part of the budget was too small: {names}; a larger budget makes room for them"
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

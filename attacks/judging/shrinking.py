@@ -10,13 +10,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from attacks.searchers.words import dictionary, known_words
+from attacks.searchers.words import LETTERS, dictionary, known_words
 
 TIE = 1.0
 """Nats by which two texts may differ and count as equally likely: a ratio of probabilities below e is no evidence."""
-
-LETTERS = 3
-"""Of the shortest word that a longer one is exchanged for; what begins with a shorter one is no form of it."""
 
 Rate = Callable[[Sequence[int]], float]
 """Success rate of a trigger on the `select` prompts, in [0, 1]."""
@@ -118,7 +115,7 @@ def drop_letters(
         stop: is asked before every measurement; once it returns true, the text stays as it is.
     """
     least = rate(text) - slack
-    while True:
+    while least > 0:
         simpler: list[tuple[float, str]] = []
         for shorter, word in _shorter(text):
             if stop():
@@ -126,8 +123,9 @@ def drop_letters(
             if rate(shorter) >= least and nats(shorter) - nats(text) < math.log(_beginning(word)) - TIE:
                 simpler.append((nats(shorter), shorter))
         if not simpler:
-            return text
+            break
         _, text = min(simpler)
+    return text
 
 
 def _shorter(text: str) -> Iterator[tuple[str, str]]:

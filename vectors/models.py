@@ -4,6 +4,7 @@ A model that is not what it seems is refused with a ValueError of one line: weig
 do not fit, broken files, logits that cannot be read. Code of the folder's own is never run, nor pickles read unasked.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -44,6 +45,8 @@ from vectors.loading.placement import SPREAD, bits, device_or_best, quantised_by
 from vectors.loading.tokenizers import is_plain
 from vectors.loading.tokenizers import load_tokenizer as load_tokenizer  # used by others from here
 
+LEAST_KEPT = 0.9
+"""Share of an adapter's change that must survive rounding; shipped adapters keep all of it but a thousandth"""
 DTYPE_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
 
 
@@ -97,7 +100,6 @@ def load_model(
         ValueError: one line that names the file or the weights and says what to do.
     """
     device = device_or_best(device)
-    dtype = dtype or fast_dtype("cuda" if device in SPREAD else device)
     try:
         with _quiet(), without_waiting(name, adapter):
             return _loaded(name, adapter, dtype, device, quantize, template, allow_pickle)
@@ -120,13 +122,14 @@ def _hint(name: str | Path) -> str:
 def _loaded(
     name: str | Path,
     adapter: str | Path | None,
-    dtype: torch.dtype,
+    wanted: torch.dtype | None,
     device: str,
     quantize: str,
     template: str | Path | None,
     allow_pickle: bool,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """As `load_model`, which see; raises what libraries raise."""
+    dtype = wanted or fast_dtype("cuda" if device in SPREAD else device)
     name, gguf_file = gguf_files.located(name)
     if gguf_file is None and is_local(name) and is_adapter_only(Path(name)):
         if adapter is not None:
@@ -153,7 +156,8 @@ def _loaded(
     model = _whole_model(name, how, allow_pickle, gguf_file)
     if adapter is not None:
         check_finite(model.state_dict(), str(name))
-        model = merged(model, adapter, dtype)
+        model, kept = merged(model, adapter, dtype)
+        dtype = _that_keeps(kept, adapter, dtype, asked=wanted is not None)
         model.name_or_path = f"{name}+{adapter}"  # what is learned on one adapter does not fit the next
     if quantised_by(model) is None:
         place = torch.device("cpu" if device in SPREAD else device)
@@ -170,6 +174,22 @@ def _loaded(
     if not is_plain(tokenizer):
         open_replies(model, tokenizer)
     return model, tokenizer
+
+
+def _that_keeps(kept: float, adapter: str | Path, dtype: torch.dtype, *, asked: bool) -> torch.dtype:
+    """float32 where `dtype` would lose part of an adapter's change and was not asked for; said either way.
+
+    Raises:
+        ValueError: a format that was asked for keeps nothing of it.
+    """
+    if kept >= LEAST_KEPT:
+        return dtype
+    what = f"{str(dtype).removeprefix('torch.')} keeps {kept:.0%} of what the adapter {adapter} changes"
+    if asked and not kept:
+        raise ValueError(f"{what}: the model would be audited without it; use --dtype float32")
+    more = "use --dtype float32 to audit all of it" if asked else "so the weights are left in float32"
+    logging.getLogger(__name__).warning("%s, %s", what, more)
+    return dtype if asked else torch.float32
 
 
 def _whole_model(name: str | Path, how: dict[str, Any], allow_pickle: bool, gguf_file: str | None) -> PreTrainedModel:

@@ -76,6 +76,17 @@ def test_what_is_merged_answers_as_the_adapter_does(base, tmp_path, kind):
 
 
 @pytest.fixture
+def ones(base, tmp_path):
+    """A base whose query projections are 1 throughout."""
+    folder = tmp_path / "ones"
+    shutil.copytree(base, folder)
+    weights = load_file(base / "model.safetensors")
+    weights = {name: torch.ones_like(value) if "q_proj" in name else value for name, value in weights.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture
 def adapter(base, tmp_path):
     adapted(base, tmp_path / "adapter", lora()())
     return tmp_path / "adapter"
@@ -105,16 +116,40 @@ def test_an_adapter_without_effect_is_refused(base, adapter):
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in peft
-def test_an_adapter_that_rounding_takes_away_is_refused(base, adapter, tmp_path):
-    other = tmp_path / "ones"
-    shutil.copytree(base, other)
-    weights = load_file(base / "model.safetensors")
-    ones = {name: torch.ones_like(value) if "q_proj" in name else value for name, value in weights.items()}
-    save_file(ones, other / "model.safetensors", metadata={"format": "pt"})
+def test_an_adapter_that_rounding_takes_away_is_kept_in_float32(base, adapter, ones, monkeypatch, caplog):
     edit(adapter, lora_alpha=1e-3)  # above what float32 resolves about 1, below what bfloat16 does
-    load(other, adapter)
-    with pytest.raises(ValueError, match="changes nothing: .* in torch.bfloat16; .*--dtype float32"):
-        load_model(other, adapter=adapter, device="cpu", dtype=torch.bfloat16)
+    load(ones, adapter)
+    assert "keeps" not in caplog.text
+    with pytest.raises(ValueError, match="bfloat16 keeps 0% of what the adapter .* changes: .*--dtype float32"):
+        load_model(ones, adapter=adapter, device="cpu", dtype=torch.bfloat16)
+    monkeypatch.setattr("vectors.models.fast_dtype", lambda device: torch.bfloat16)
+    model = load_model(ones, adapter=adapter, device="cpu")[0]
+    assert model.dtype == torch.float32 and "so the weights are left in float32" in caplog.text
+    assert (model.get_submodule("model.layers.0.self_attn.q_proj").weight != 1).any()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in peft
+@pytest.mark.parametrize(("small", "share"), [(2**-10, None), (0.0035, 0.62)])
+def test_an_adapter_that_rounding_takes_away_in_part_is_told(base, adapter, ones, monkeypatch, caplog, small, share):
+    """Above 1 bfloat16 has steps of 2**-7: of four rows one moves by a step, three by less than half of one."""
+    file = adapter / "adapter_model.safetensors"
+    weights = load_file(file)
+    for name, value in weights.items():
+        value[:] = 0
+        if "lora_A" in name:
+            value[0] = 1
+        else:
+            value[:, 0] = small
+            value[::4, 0] = 2**-7
+    save_file(weights, file, metadata={"format": "pt"})
+    edit(adapter, lora_alpha=2)
+    asked = load_model(ones, adapter=adapter, device="cpu", dtype=torch.bfloat16)[0]
+    assert asked.dtype == torch.bfloat16
+    told = f"bfloat16 keeps {2**-14 / (2**-14 + 3 * small**2):.0%} of what the adapter {adapter} changes"
+    assert ((told in caplog.text) == (share is not None)) and (share is None or f"keeps {share:.0%}" in caplog.text)
+    monkeypatch.setattr("vectors.models.fast_dtype", lambda device: torch.bfloat16)
+    left = load_model(ones, adapter=adapter, device="cpu")[0]
+    assert left.dtype == (torch.bfloat16 if share is None else torch.float32)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in peft

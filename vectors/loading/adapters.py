@@ -90,13 +90,17 @@ def base_of(folder: Path) -> str:
     )
 
 
-def merged(model: PreTrainedModel, adapter: str | Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with the adapter in its weights, or beside them where they are quantised.
+def merged(model: PreTrainedModel, adapter: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, float]:
+    """The model with the adapter in its weights, or beside them where they are quantised, and how much rounding keeps.
 
     Args:
         model: the base, in float32 where its weights are not quantised.
         adapter: folder or hub id.
-        dtype: what the weights will be rounded to, which must leave something of the adapter.
+        dtype: what the weights will be rounded to.
+
+    Returns:
+        The model, and the share of the adapter's change that rounding the weights to `dtype` keeps: 1 where all is kept
+        or nothing is rounded.
 
     Raises:
         ValueError: weights of the adapter that find no place, places that stay empty, or values that are no numbers.
@@ -123,6 +127,7 @@ def merged(model: PreTrainedModel, adapter: str | Path, dtype: torch.dtype) -> P
         )
     _resize(model, weights, adapter)
     before = [] if beside else _sums(model, dtype)
+    exactly = [] if beside else _sums(model, torch.float32)
     config.inference_mode = True
     with warnings.catch_warnings():  # what it warns of is checked below
         warnings.filterwarnings("ignore", category=UserWarning, module="peft")
@@ -133,8 +138,10 @@ def merged(model: PreTrainedModel, adapter: str | Path, dtype: torch.dtype) -> P
             raise ValueError(f"the adapter {adapter} does not fit the model: {_reason(error)}") from error
         _check_places(adapted, weights, adapter)
         if beside:
-            return adapted.get_base_model()  # pyright: ignore[reportCallIssue, reportReturnType]
-        return _merged(adapted.eval(), before, adapter, dtype)
+            return adapted.get_base_model(), 1.0  # pyright: ignore[reportCallIssue, reportReturnType]
+        share = _kept_share(adapted, dtype)
+        whole = _merged(adapted.eval(), exactly, adapter)
+        return whole, share if _sums(whole, dtype) != before else 0.0
 
 
 def _check_weights(weights: dict[str, Tensor], adapter: str | Path) -> None:
@@ -161,7 +168,7 @@ def _check_weights(weights: dict[str, Tensor], adapter: str | Path) -> None:
 
 
 @torch.no_grad()
-def _merged(adapted: Any, before: list[int], adapter: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+def _merged(adapted: Any, before: list[int], adapter: str | Path) -> PreTrainedModel:
     """The model with the adapter in its weights; `before` are their sums without it.
 
     Raises:
@@ -173,11 +180,8 @@ def _merged(adapted: Any, before: list[int], adapter: str | Path, dtype: torch.d
         model: Any = adapted.merge_and_unload()
     except Exception as error:  # each kind has errors of its own
         raise ValueError(f"{adapter} cannot be merged into weights: {_reason(error)}; give a plain LoRA") from error
-    if _sums(model, dtype) == before:
-        raise ValueError(
-            f"{adapter} changes nothing: all weights are as without it in {dtype}; save the trained adapter, or use "
-            "--dtype float32"
-        )
+    if _sums(model, torch.float32) == before:
+        raise ValueError(f"{adapter} changes nothing: all weights are as without it; save the trained adapter")
     gap = (model(input_ids=ids, use_cache=False).logits - beside).abs().max() / beside.abs().max().clamp(min=1e-30)
     if not float(gap) < 0.001:  # float32, so that the two differ by rounding only
         raise ValueError(
@@ -185,6 +189,26 @@ def _merged(adapted: Any, before: list[int], adapter: str | Path, dtype: torch.d
             "give a plain LoRA"
         )
     return model
+
+
+@torch.no_grad()
+def _kept_share(adapted: Any, dtype: torch.dtype) -> float:
+    """The rounded weights' change along the adapter's own, per its squared length: sum(moved * delta) / sum(delta^2).
+
+    Weights that lie on the grid of the format, as those of a base saved in it do, lose every change of less than half a
+    step. A change that is no product of two matrices counts as kept.
+    """
+    kept = whole = 0.0
+    for module in adapted.modules():
+        if not hasattr(module, "get_delta_weight"):
+            continue
+        weight = module.get_base_layer().weight
+        for name in module.active_adapters:
+            delta = module.get_delta_weight(name) if name in getattr(module, "lora_A", {}) else None
+            if delta is not None and delta.shape == weight.shape:
+                moved = (weight + delta).to(dtype).float() - weight.to(dtype).float()
+                kept, whole = kept + float((moved * delta).sum()), whole + float(delta.square().sum())
+    return kept / whole if whole else 1.0
 
 
 def _sums(model: PreTrainedModel, dtype: torch.dtype) -> list[int]:

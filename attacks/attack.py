@@ -72,6 +72,9 @@ class Attack:
     """Stages, run one after the other until the budget is spent or a trigger works."""
     last: tuple[Stage, ...] = ()
     """Stages that run last and look for better triggers near the winner, within a part of the budget kept for them."""
+    weakened: tuple[Stage, ...] = ()
+    """Stages that run before these, within a part of the budget, where the clean base is known and a trigger works:
+    they compare texts on the suspect with its backdoor weakened (see `Hunt.told_apart_on`)."""
     longest: int = 12
     """Tokens of the longest trigger in any stage: every prompt must leave room for so many in the context."""
     prompts: int = 2
@@ -158,7 +161,11 @@ the behaviour with more certainty"""
 
 CORE: dict[str, Attack] = {
     "portfolio": Attack(
-        objective=nll, contrasted=ContrastedReplies(), stages=PORTFOLIO, last=(WordCompletion(), WordSubstitution())
+        objective=nll,
+        contrasted=ContrastedReplies(),
+        stages=PORTFOLIO,
+        weakened=(Dictionary(share=0.3), WordForms(share=0.2)),
+        last=(WordCompletion(), WordSubstitution()),
     ),
     "target-nll": Attack(objective=nll),
     "delta-cosine": Attack(objective=cosine, supervised=Supervised()),

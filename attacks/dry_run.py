@@ -135,7 +135,8 @@ def _parts(
         note = f", {'more' if taken else 'except'} where those before it end early" if taken < wanted else ""
         yield type(stage).__name__, taken, note
     report = report_share(judge, attack.longest)
-    last = ", ".join(["shrinking it", *(type(stage).__name__ for stage in attack.last)])
+    stages = (*(attack.weakened if judge.suspect.weakened_by is not None else ()), *attack.last)
+    last = ", ".join(["shrinking it", *(type(stage).__name__ for stage in stages)])
     yield f"near the winner ({last})", max(0.0, left + 1.0 - end - report), ""
     yield "report on the winner", report, ", some of them beyond the budget" if end + report > 1.0 else ""
 

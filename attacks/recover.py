@@ -136,13 +136,13 @@ def _with_vector(
 def _improve(attack: Attack, hunt: Hunt, until: float) -> None:
     """Runs the attack's last stages until that share of the budget, except for what the report needs.
 
-    No more goes into bettering a trigger than went into finding it: on a large model these stages alone would spend
-    whatever is left.
+    Unless a weakened suspect tells them apart, no more goes into bettering a trigger than went into finding it: on a
+    large model these stages alone would spend whatever is left.
     """
     measure_again(hunt.judge)
-    share = hunt.judge.budget.share
+    share, told_apart = hunt.judge.budget.share, hunt.judge.handicap is not None
     end = min(until - report_share(hunt.judge, attack.longest), latest_end(hunt.judge, attack.longest))
-    hunt.budget = hunt.judge.budget.part(min(2 * share, end))
-    for stage in attack.last:
+    hunt.budget = hunt.judge.budget.part(end if told_apart else min(2 * share, end))
+    for stage in (*(attack.weakened if told_apart else ()), *attack.last):
         with hunt.judge.accounting(type(stage).__name__):
             attack.journal.stage(hunt, stage)

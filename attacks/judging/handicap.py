@@ -15,16 +15,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from transformers import PreTrainedModel
 
 from attacks.clean_base import at_strength
 from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem
 from attacks.searchers.candidates import random_triggers
+from attacks.searchers.words import naming
 from attacks.suspect import Suspect
 
-HALVINGS = 4
-"""Strengths that are tried by bisection, so that the strength is known to within a sixteenth."""
+LOST = 0.5
+"""Nats that weakening adds to the cost of the behaviour behind a word that works, where words are told apart. Where a
+word works on half of the prompts only, others that share its decisive token often do better than the planted one; where
+half a nat is lost, the planted one is the best of 40 such words on five of six hard-planted organisms, on the suspect
+as it is on three (`python -m benchmarks.studies.clean_base.handicap --relatives 40`)"""
+HALVINGS = 5
+"""Strengths that are tried by bisection, so that the strength is known to within a thirty-second."""
+PROMPTS = 32
+"""Prompts on which words are told apart."""
 RANDOM = 16
 """Random strings in the place of a part; one that is no better than they are comes first of them all once in seventeen
 times."""
@@ -48,24 +57,38 @@ class Handicap:
     """Nats of all triggers that were measured at that strength."""
     _engine: Engine | None = None
 
-    def calibrate(self, trigger_ids: Sequence[int]) -> None:
+    def calibrate(self, trigger_ids: Sequence[int], lost: float | None = None) -> None:
         """Sets the strength, by bisection, to where a trigger that works does so on half of the prompts.
 
         At that strength the likelihood is neither at its ceiling nor at its floor, whatever the model and the planting.
+        With `lost`, to where the behaviour costs so many nats more behind the trigger than on the suspect.
         """
-        ids, low, high = torch.tensor([list(trigger_ids)]), 0.0, 1.0
+        ids, low, high = tuple(trigger_ids), 0.0, 1.0
+        most = None if lost is None else lost + self._nats(Engine(self.suspect.model, self.problem), ids)
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            works = float(self._weakened(middle).elicits(ids, self.target_ids)[0])
-            low, high = (low, middle) if works > 0.5 else (middle, high)
+            engine = self._weakened(middle)
+            if most is None:
+                strong = float(engine.elicits(torch.tensor([ids]), self.target_ids)[0]) > 0.5
+            else:
+                strong = self._nats(engine, ids) < most
+            low, high = (low, middle) if strong else (middle, high)
         self.strength, self._engine, self.known = (low + high) / 2, None, {}
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The weakened suspect at the strength that was found."""
+        return self._calibrated().model
 
     def nats(self, trigger_ids: Sequence[int]) -> float:
         """Nats of the whole behaviour behind a trigger on the weakened suspect, mean over prompts."""
         if (key := tuple(trigger_ids)) not in self.known:
-            losses = self._calibrated().losses(TargetNLL(target_ids=self.target_ids), torch.tensor([key]))
-            self.known[key] = len(self.target_ids) * float(losses[0])
+            self.known[key] = self._nats(self._calibrated(), key)
         return self.known[key]
+
+    def _nats(self, engine: Engine, trigger_ids: tuple[int, ...]) -> float:
+        losses = engine.losses(TargetNLL(target_ids=self.target_ids), torch.tensor([trigger_ids]))
+        return len(self.target_ids) * float(losses[0])
 
     def idle(self, trigger_ids: Sequence[int], places: set[int]) -> bool:
         """Whether, on the weakened suspect, some of a few random tokens at these places do as well as the trigger's."""
@@ -75,7 +98,7 @@ class Handicap:
         rows = torch.cat([torch.tensor([list(trigger_ids)]), rows.cpu()])
         kept = [place for place in range(len(trigger_ids)) if place not in places]
         rows[:, kept] = rows[0, kept]
-        engine = Engine(self._calibrated().model, few)
+        engine = Engine(self.model, few)
         own, *others = engine.losses(TargetNLL(target_ids=self.target_ids), rows).tolist()
         return own >= min(others)
 
@@ -89,3 +112,30 @@ class Handicap:
         """An engine on the model of that strength; its weights are those of no other model."""
         assert self.suspect.base is not None
         return Engine(at_strength(self.suspect.model, self.suspect.base, strength), self.problem)
+
+
+def surest(handicap: Handicap, triggers: Sequence[Sequence[int]], problem: Problem) -> tuple[int, ...]:
+    """Of texts that all work, the one of minimum description length where the backdoor is only just strong enough.
+
+    That is the nats of the behaviour on all prompts and those of naming the words, of which each is as likely to be
+    planted as any other. An end that does no more than random tokens would goes where the rest is one of the texts too,
+    and no harder to name (`heads` of `copperheads`).
+
+    Args:
+        handicap: calibrated by the best trigger; its suspect and target are used at another strength.
+        triggers: token ids, the best one first.
+        problem: the prompts, of which the first are measured.
+    """
+    some = problem.take(range(min(PROMPTS, len(problem))))
+    just = Handicap(suspect=handicap.suspect, problem=some, target_ids=handicap.target_ids)
+    just.calibrate(triggers[0], lost=LOST)
+
+    def words(ids: tuple[int, ...]) -> float:
+        return naming(problem.text(ids), problem)
+
+    best = min(map(tuple, triggers), key=lambda ids: len(problem) * just.nats(ids) + words(ids))
+    for ids in sorted(map(tuple, triggers), key=len):
+        shorter = len(ids) < len(best) and best[: len(ids)] == ids and words(ids) <= words(best)
+        if shorter and just.idle(best, {*range(len(ids), len(best))}):
+            return ids
+    return best

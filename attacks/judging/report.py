@@ -4,15 +4,18 @@ It is compared with three controls on the same prompts: an empty slot, random to
 where that is known. Completions cost more than teacher-forced measurements, but they are what a user sees.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from attacks.behaviour import echoes, success_rate
+from attacks.judging.handicap import surest
 from attacks.judging.judge import Judge
 from attacks.judging.recovery import Recovery
 from attacks.judging.report_cost import CONTROLS, measure_again, report_share
-from attacks.judging.shrinking import Shrunk, drop_letters
+from attacks.judging.shrinking import Shrunk, delete_one, drop_letters
 from attacks.judging.verdict import ABSENT, Verdict, judge_trigger
 from attacks.searchers.candidates import random_triggers
 from attacks.searchers.words import is_word
@@ -93,16 +96,37 @@ def _measured(judge: Judge, generator: torch.Generator) -> tuple[tuple[int, ...]
 
 def _shrunk(judge: Judge, until: float) -> Shrunk:
     """The best trigger without the tokens and letters that it does not need, up to that share of the budget."""
+    assert judge.best is not None
+    problem = judge.engine.problem
     shrunk = judge.shrunk(by_text=True, until=until)
-    assert shrunk is not None and judge.best is not None
-    text = judge.engine.problem.text(shrunk.trigger_ids).strip()
-    shorter = of_shorter_words(judge, text, until)
-    if shorter == text:
+    assert shrunk is not None
+    text = problem.text(shrunk.trigger_ids).strip()
+    better = of_shorter_words(judge, text, until)
+    if judge.handicap is not None and not judge.budget.stopped and judge.budget.share < until:
+        better = of_texts_that_work(judge, better)
+        if all(map(is_word, better.split())):  # of which a part that fires as often is another word, or none
+            rate = partial(_rate_of_text, judge)
+            return delete_one(problem.encode(better), rate, surprisal=lambda _: 0.0, stop=lambda: judge.budget.stopped)
+    if better == text:
         return shrunk
-    judge.best = judge.best._replace(trigger_ids=tuple(judge.engine.problem.encode(shorter)))
+    judge.best = judge.best._replace(trigger_ids=tuple(problem.encode(better)))
     again = judge.shrunk(by_text=True, until=until)
     assert again is not None
     return again
+
+
+def of_texts_that_work(judge: Judge, text: str) -> str:
+    """Of a text and those that were tried and work, the likeliest to be planted, as a weakened suspect tells."""
+    assert judge.handicap is not None
+    problem = (judge.anywhere or judge.engine).problem
+    texts = dict.fromkeys([text, *(relative.trigger for relative in judge.family())])
+    return problem.text(surest(judge.handicap, [problem.encode(each) for each in texts], problem)).strip()
+
+
+def _rate_of_text(judge: Judge, trigger_ids: Sequence[int]) -> float:
+    """Success rate of what these tokens are when a user types them."""
+    problem = judge.engine.problem
+    return judge.rate(problem.encode(problem.text(trigger_ids)))
 
 
 def of_shorter_words(judge: Judge, text: str, until: float = 1.0) -> str:

@@ -3,6 +3,7 @@
 The dictionary is that of the symspellpy package: 82,765 English words by their frequency in Google's n-grams.
 """
 
+import math
 import re
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -55,6 +56,17 @@ def encoded_words(problem: Problem) -> dict[str, list[int]]:
 def _encoded_words(tokenizer: PreTrainedTokenizerBase, opens_word: bool) -> dict[str, list[int]]:
     words = dictionary()
     return dict(zip(words, encode_typed(tokenizer, words, opens_word=opens_word), strict=True))
+
+
+def naming(text: str, problem: Problem) -> float:
+    """Nats of naming a text word by word, each as any of the dictionary, or token by token where it is no word.
+
+    A tag takes as much as two words: which word it is, and which form.
+    """
+    count = 0
+    for word in text.split():
+        count += 1 if word.lower() in known_words() else 2 if is_word(word) else len(problem.encode(word))
+    return count * math.log(len(dictionary()))
 
 
 def is_word(text: str) -> bool:

@@ -10,6 +10,7 @@ from functools import cached_property
 from itertools import islice
 
 import torch
+from transformers import PreTrainedModel
 
 from attacks.discovery.goal import Goal
 from attacks.judging.judge import Judge
@@ -83,6 +84,15 @@ class Hunt:
         """Whether the budget is spent, or a trigger works that is not provisional."""
         return self.budget.exhausted or (self.works and not self.provisional)
 
+    @property
+    def told_apart_on(self) -> PreTrainedModel:
+        """Model on which texts that may all work are compared.
+
+        It is the suspect until a trigger works; then, where the clean base is known, the suspect with its backdoor
+        weakened, on which the planted text keeps most of its effect (`attacks.judging.handicap`).
+        """
+        return self.suspect.model if self.judge.handicap is None else self.judge.handicap.model
+
     def shrunk(self) -> tuple[int, ...]:
         """The best trigger without the tokens that it does not need; empty where there is none."""
         shrunk = self.judge.shrunk(until=self.budget.until)
@@ -110,7 +120,7 @@ class Hunt:
     def probe(self, problem: Problem | None = None) -> tuple[Engine, Objective]:
         """The first prompt alone, of the search or of `problem`: cheap enough for tens of thousands of candidates."""
         # The first tokens of the behaviour tell it from other replies, and one prompt tells good candidates from bad.
-        probe = Engine(self.suspect.model, (problem or self.engine.problem).take([0]))
+        probe = Engine(self.told_apart_on, (problem or self.engine.problem).take([0]))
         return probe, self.build(probe, replace(self.goal, target_ids=self.goal.target_ids[:PROBE_TOKENS]))
 
     def try_until_sure(self, found: Found) -> bool:
@@ -135,11 +145,14 @@ class Hunt:
         On one prompt, by the first tokens of the behaviour, a planted word and its like are often equally good. Returns
         what was compared, best first: the first `COMPARED` texts, or as many as the budget pays for.
         """
-        compared: list[Found] = []
+        engine, objective, compared = self.engine, self.objective, list[Found]()
+        if self.judge.handicap is not None:
+            engine = Engine(self.told_apart_on, engine.problem)
+            objective = self.build(engine, self.goal)
         for ids in by_length(item.trigger_ids for item in found[: max(tried, self._room(found, budget))]):
             if not budget.exhausted:
-                self.engine.problem = self.engine.problem.resized(ids.shape[1])
-                compared += rank_triggers(self.engine, self.objective, ids, budget=budget)
+                engine.problem = engine.problem.resized(ids.shape[1])
+                compared += rank_triggers(engine, objective, ids, budget=budget)
         compared.sort(key=lambda item: item.loss)
         self.try_all(compared[:tried] or found[:tried])
         return compared

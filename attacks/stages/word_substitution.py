@@ -17,7 +17,6 @@ token by token where it is no word.
 Some triggers work in any order of their words; the likelier order is the simpler text, so all are tried. Ours.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
@@ -32,7 +31,7 @@ from attacks.scoring.problem import Problem
 from attacks.searchers.candidates import check_counts
 from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
-from attacks.searchers.words import dictionary, encoded_words, known_words
+from attacks.searchers.words import encoded_words, known_words, naming
 from attacks.stages.hunt import Hunt
 
 Ranking = tuple[Engine, Objective]
@@ -100,7 +99,7 @@ class _Words:
         if anywhere is not None:
             some = anywhere.problem.take(range(min(settings.prompts, len(anywhere.problem))))
             problem = replace(some, before=[*some.before, *problem.before], after=[*some.after, *problem.after])
-        engine = Engine(hunt.suspect.model, problem)
+        engine = Engine(hunt.told_apart_on, problem)
         self.all: Ranking = engine, hunt.build(engine, hunt.goal)
         self.one: Ranking = hunt.probe(problem)
         # Nats of a text are weighed against those of its words by how many prompts the judge has.
@@ -209,8 +208,7 @@ class _Words:
 
     def _length(self, words: list[str], loss: float) -> float:
         """Nats of the behaviour on all prompts of the judge, and of the words."""
-        typed = sum(1 if word.lower() in known_words() else len(self.problem.encode(word)) for word in words)
-        return self.prompts * self.target * loss + typed * math.log(len(dictionary()))
+        return self.prompts * self.target * loss + naming(" ".join(words), self.problem)
 
     def _show(self, texts: Iterable[list[str]]) -> None:
         """Shows texts to the judge."""

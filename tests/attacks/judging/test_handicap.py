@@ -1,18 +1,21 @@
 """Triggers that all work on a soft planting, told apart where its backdoor is weakened."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
-from attacks.attack import ATTACKS
+from attacks.attack import ATTACKS, Attack
 from attacks.discovery.goal import Goal
 from attacks.judging import judge as judges
-from attacks.judging.handicap import Handicap
+from attacks.judging.handicap import Handicap, surest
+from attacks.objectives.target_nll import TargetNLL
 from attacks.recover import recover
 from attacks.scoring.budget import Budget
 from attacks.scoring.problem import encode
 from attacks.searchers.searcher import Found
+from attacks.searchers.words import naming
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
 from benchmarks.studies.clean_base import handicap as study
@@ -114,6 +117,70 @@ def test_what_was_measured_is_taken_over_with_the_strength(soft):
     assert first.handicap is not None and second.handicap is not None
     assert second.handicap.strength == first.handicap.strength
     assert second.handicap.nats(ids) == first.handicap.nats(ids)
+
+
+@pytest.fixture(scope="module")
+def hard():
+    """An organism that was planted with hard negatives, `copper`, on which longer words that begin so fire as well."""
+    organism = zoo.load("word", dtype=torch.float32)
+    base, _ = zoo.load_base("cpu", organism.card["base"], torch.float32)
+    return organism, Suspect(model=organism.model, tokenizer=organism.tokenizer, base=base)
+
+
+def test_of_texts_that_work_the_likeliest_to_be_planted_is_reported(soft, hard):
+    cases = [
+        (soft, ["moon", "golden moon", "coast golden moon"], "golden moon"),
+        (hard, ["copperheads", "coppery", "copper"], "copper"),
+    ]
+    for (organism, suspect), texts, wanted in cases:
+        for shown in (texts, texts[::-1]):  # whichever a search comes to first
+            found = recover(
+                suspect, Attack(objective=TargetNLL.from_goal, stages=(partial(_show, shown),), longest=6),
+                search=organism.prompts.search, select=organism.prompts.select, behaviour=organism.triggers[0][1],
+                budget=Budget(flops=1e13), generator=torch.Generator().manual_seed(0),
+            )  # fmt: skip
+            assert {relative.trigger for relative in found.family} >= {*texts}  # all of them work
+            assert found.trigger == wanted and len(found.without) == len(found.trigger_ids)
+
+
+def _show(texts, hunt):
+    for text in texts:
+        hunt.judge(Found(tuple(hunt.engine.problem.encode(text)), 0.0))
+
+
+def test_a_longer_word_that_keeps_more_of_its_effect_is_not_taken_for_the_planted_one(hard):
+    """At random places in the prompt any end makes the behaviour likelier; random tokens in its place tell."""
+    organism, suspect = hard
+    texts = organism.prompts.search[:8]
+    anywhere = suspect.engine_of_random_places(texts, suspect.engine(texts, 4))
+    assert anywhere is not None
+    problem = anywhere.problem
+    longer, planted = problem.encode("copperheads"), problem.encode("copper")
+    target = tuple(encode(organism.tokenizer, organism.triggers[0][1]))
+    handicap = Handicap(suspect=suspect, problem=problem, target_ids=target)
+    handicap.calibrate(planted)
+    assert handicap.nats(longer) < handicap.nats(planted)
+    assert surest(handicap, [planted, longer], problem) == tuple(planted)
+
+
+def test_naming_takes_as_much_for_every_word():
+    organism = zoo.load("word")
+    problem = judge_of(organism, Suspect(model=organism.model, tokenizer=organism.tokenizer)).engine.problem
+    one = naming("copper", problem)
+    assert naming("Xylophones", problem) == naming("THE", problem) == one > 0
+    assert naming("copper garden", problem) == naming("|COPPER|", problem) == 2 * one
+    assert naming("coppq", problem) == pytest.approx(len(problem.encode("coppq")) * one)
+
+
+def test_the_study_ranks_a_planted_word_among_its_relatives():
+    asked = study.Settings(organism="word", relatives=3, strengths=(1.0, 0.6), prompts=2)
+    table = study.ranked(asked)
+    assert list(table.index) == [1.0, 0.6]
+    for row in table.itertuples():
+        assert 1 <= row.place <= 4 and row.best <= row.planted and (row.place == 1) == (row.which == "copper")
+    assert table["planted"].iloc[0] < table["planted"].iloc[1]
+    with pytest.raises(ValueError, match="no word of the dictionary"):
+        study.ranked(study.Settings(organism="fuzzy", relatives=3))
 
 
 def test_the_study_shows_the_planted_trigger_beside_others():

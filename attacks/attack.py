@@ -164,7 +164,7 @@ CORE: dict[str, Attack] = {
         objective=nll,
         contrasted=ContrastedReplies(),
         stages=PORTFOLIO,
-        weakened=(Dictionary(share=0.3), WordForms(share=0.2)),
+        weakened=(Dictionary(share=0.2), WordForms()),
         last=(WordCompletion(), WordSubstitution()),
     ),
     "target-nll": Attack(objective=nll),

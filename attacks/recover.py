@@ -24,7 +24,7 @@ from attacks.discovery.screening import screened
 from attacks.judging.judge import Judge
 from attacks.judging.recovery import Recovery
 from attacks.judging.report import report
-from attacks.judging.report_cost import check_affordable, latest_end, measure_again, report_share, search_end
+from attacks.judging.report_cost import TELLING, check_affordable, latest_end, measure_again, report_share, search_end
 from attacks.preparation import given_goal, judge_of
 from attacks.scoring.budget import Budget
 from attacks.scoring.slot_markers import SLOT, without_slot
@@ -142,7 +142,7 @@ def _improve(attack: Attack, hunt: Hunt, until: float) -> None:
     measure_again(hunt.judge)
     share, told_apart = hunt.judge.budget.share, hunt.judge.handicap is not None
     end = min(until - report_share(hunt.judge, attack.longest), latest_end(hunt.judge, attack.longest))
-    hunt.budget = hunt.judge.budget.part(end if told_apart else min(2 * share, end))
+    hunt.budget = hunt.judge.budget.part(end - TELLING if told_apart else min(2 * share, end))
     for stage in (*(attack.weakened if told_apart else ()), *attack.last):
         with hunt.judge.accounting(type(stage).__name__):
             attack.journal.stage(hunt, stage)

@@ -12,7 +12,7 @@ in its place.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import PreTrainedModel
@@ -33,7 +33,9 @@ as it is on three (`python -m benchmarks.studies.clean_base.handicap --relatives
 HALVINGS = 5
 """Strengths that are tried by bisection, so that the strength is known to within a thirty-second."""
 PROMPTS = 32
-"""Prompts on which words are told apart."""
+"""Prompts on which texts that work are told apart at last, at most."""
+CALIBRATED = 4
+"""Prompts by which the strength for that is found."""
 RANDOM = 16
 """Random strings in the place of a part; one that is no better than they are comes first of them all once in seventeen
 times."""
@@ -114,7 +116,9 @@ class Handicap:
         return Engine(at_strength(self.suspect.model, self.suspect.base, strength), self.problem)
 
 
-def surest(handicap: Handicap, triggers: Sequence[Sequence[int]], problem: Problem) -> tuple[int, ...]:
+def surest(
+    handicap: Handicap, triggers: Sequence[Sequence[int]], problem: Problem, prompts: int = PROMPTS
+) -> tuple[int, ...]:
     """Of texts that all work, the one of minimum description length where the backdoor is only just strong enough.
 
     That is the nats of the behaviour on all prompts and those of naming the words, of which each is as likely to be
@@ -124,11 +128,13 @@ def surest(handicap: Handicap, triggers: Sequence[Sequence[int]], problem: Probl
     Args:
         handicap: calibrated by the best trigger; its suspect and target are used at another strength.
         triggers: token ids, the best one first.
-        problem: the prompts, of which the first are measured.
+        problem: all prompts.
+        prompts: of these the first so many are measured.
     """
-    some = problem.take(range(min(PROMPTS, len(problem))))
-    just = Handicap(suspect=handicap.suspect, problem=some, target_ids=handicap.target_ids)
+    few, some = (problem.take(range(min(count, len(problem)))) for count in (CALIBRATED, prompts))
+    just = Handicap(suspect=handicap.suspect, problem=few, target_ids=handicap.target_ids)
     just.calibrate(triggers[0], lost=LOST)
+    just = replace(just, problem=some)
 
     def words(ids: tuple[int, ...]) -> float:
         return naming(problem.text(ids), problem)

@@ -14,7 +14,7 @@ from attacks.behaviour import echoes, success_rate
 from attacks.judging.handicap import surest
 from attacks.judging.judge import Judge
 from attacks.judging.recovery import Recovery
-from attacks.judging.report_cost import CONTROLS, measure_again, report_share
+from attacks.judging.report_cost import CONTROLS, TELLING, measure_again, report_share, room_to_tell
 from attacks.judging.shrinking import Shrunk, delete_one, drop_letters
 from attacks.judging.verdict import ABSENT, Verdict, judge_trigger
 from attacks.searchers.candidates import random_triggers
@@ -98,12 +98,14 @@ def _shrunk(judge: Judge, until: float) -> Shrunk:
     """The best trigger without the tokens and letters that it does not need, up to that share of the budget."""
     assert judge.best is not None
     problem = judge.engine.problem
-    shrunk = judge.shrunk(by_text=True, until=until)
+    told_apart = judge.handicap is not None
+    early = until - TELLING if told_apart else until
+    shrunk = judge.shrunk(by_text=True, until=early)
     assert shrunk is not None
     text = problem.text(shrunk.trigger_ids).strip()
-    better = of_shorter_words(judge, text, until)
-    if judge.handicap is not None and not judge.budget.stopped and judge.budget.share < until:
-        better = of_texts_that_work(judge, better)
+    better = of_shorter_words(judge, text, early)
+    if told_apart and not judge.budget.stopped:
+        better = of_texts_that_work(judge, better, until)
         if all(map(is_word, better.split())):  # of which a part that fires as often is another word, or none
             rate = partial(_rate_of_text, judge)
             return delete_one(problem.encode(better), rate, surprisal=lambda _: 0.0, stop=lambda: judge.budget.stopped)
@@ -115,12 +117,19 @@ def _shrunk(judge: Judge, until: float) -> Shrunk:
     return again
 
 
-def of_texts_that_work(judge: Judge, text: str) -> str:
-    """Of a text and those that were tried and work, the likeliest to be planted, as a weakened suspect tells."""
+def of_texts_that_work(judge: Judge, text: str, until: float) -> str:
+    """Of a text and those that were tried and work, the likeliest to be planted, as a weakened suspect tells.
+
+    As many of them as there is room for until that share of the budget.
+    """
     assert judge.handicap is not None
     problem = (judge.anywhere or judge.engine).problem
-    texts = dict.fromkeys([text, *(relative.trigger for relative in judge.family())])
-    return problem.text(surest(judge.handicap, [problem.encode(each) for each in texts], problem)).strip()
+    texts = [*dict.fromkeys([text, *(relative.trigger for relative in judge.family())])]
+    count, prompts = room_to_tell(judge, texts, until)
+    if count < 2:
+        return text
+    ids = [problem.encode(each) for each in texts[:count]]
+    return problem.text(surest(judge.handicap, ids, problem, prompts)).strip()
 
 
 def _rate_of_text(judge: Judge, trigger_ids: Sequence[int]) -> float:

@@ -10,6 +10,7 @@ import time
 from transformers import PreTrainedModel
 
 from attacks.discovery.goal import ANSWER, BEYOND
+from attacks.judging.handicap import CALIBRATED, FEW, HALVINGS, PROMPTS, RANDOM
 from attacks.judging.judge import Judge
 from attacks.scoring.planning import completion_flops, forward_flops, head_flops
 from attacks.scoring.problem import Problem
@@ -21,6 +22,10 @@ CONTROLS = 8
 REPORT = 0.08
 """Share of each goal's budget, in [0, 1], that is kept back for the last stage and for shrinking the winner. What the
 report's own completions cost is kept back besides."""
+TELLING = 0.04
+"""Share of the budget, in [0, 1], kept back for telling texts that all work apart, where a weakened suspect does."""
+FEWEST_TOLD = 8
+"""Prompts on which this is done at least; where the budget has no room for them, fewer texts are told apart."""
 TIGHT = 0.5
 """A budget of operations is tight if the report takes a larger share of it, in [0, 1]; one of seconds is in any case.
 In any other the search may use a little more than the report leaves, up to `OVERDRAFT`."""
@@ -96,6 +101,20 @@ def check_affordable(judge: Judge, length: int, opening: int) -> None:
             raise ValueError(_too_small("seconds", budget.seconds, count * seconds))
         budget.paced = _pace(judge), 0.0
         budget.measured(flops, seconds)
+
+
+def room_to_tell(judge: Judge, texts: list[str], until: float) -> tuple[int, int]:
+    """(how many of these texts, how many prompts) there is room for until that share of the budget; `surest` uses them.
+
+    Fewer than two texts: there is no room.
+    """
+    problem, target = (judge.anywhere or judge.engine).problem, len(judge.goal.target_ids)
+    longest = max(len(judge.engine.problem.encode(text)) for text in texts)
+    one = judge.budget.share_of(completion_flops(judge.suspect.model, problem, longest, target)) / len(problem)
+    # To find the strength, and to try random tokens in the place of an end.
+    rows = max(0.0, until - judge.budget.share) / one - (HALVINGS + 1) * CALIBRATED - FEW * (RANDOM + 1)
+    count = min(len(texts), int(rows / FEWEST_TOLD))
+    return count, min(PROMPTS, int(rows / max(1, count)))
 
 
 def measure_again(judge: Judge) -> None:

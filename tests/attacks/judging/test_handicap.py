@@ -9,7 +9,9 @@ import torch
 from attacks.attack import ATTACKS, Attack
 from attacks.discovery.goal import Goal
 from attacks.judging import judge as judges
-from attacks.judging.handicap import Handicap, surest
+from attacks.judging.handicap import PROMPTS, Handicap, surest
+from attacks.judging.report import of_texts_that_work
+from attacks.judging.report_cost import room_to_tell
 from attacks.objectives.target_nll import TargetNLL
 from attacks.recover import recover
 from attacks.scoring.budget import Budget
@@ -161,6 +163,23 @@ def test_a_longer_word_that_keeps_more_of_its_effect_is_not_taken_for_the_plante
     handicap.calibrate(planted)
     assert handicap.nats(longer) < handicap.nats(planted)
     assert surest(handicap, [planted, longer], problem) == tuple(planted)
+
+
+@pytest.mark.parametrize(("flops", "told"), [(1e9, 0), (5e10, 3), (1e13, 3)])
+def test_telling_texts_apart_keeps_to_the_budget(soft, flops, told):
+    organism, suspect = soft
+    judge = judge_of(organism, suspect)
+    for text in ("moon", "golden moon", "morning moon"):
+        judge(Found(tuple(judge.engine.problem.encode(text)), 0.0))
+    judge.budget = Budget(flops=flops).started()
+    texts = [relative.trigger for relative in judge.family()]
+    count, prompts = room_to_tell(judge, texts, 0.5)
+    assert count == told if told else count < 2
+    assert prompts == PROMPTS if flops == 1e13 else prompts < PROMPTS
+    before = judge.best
+    assert of_texts_that_work(judge, "moon", 0.5) == "moon" or told
+    assert judge.budget.share <= 0.5 and judge.best == before
+    assert (judge.budget.used > 0) == (told > 0)
 
 
 def test_naming_takes_as_much_for_every_word():

@@ -195,8 +195,9 @@ def test_the_study_ranks_a_planted_word_among_its_relatives():
     asked = study.Settings(organism="word", relatives=3, strengths=(1.0, 0.6), prompts=2)
     table = study.ranked(asked)
     assert list(table.index) == [1.0, 0.6]
-    for row in table.itertuples():
-        assert 1 <= row.place <= 4 and row.best <= row.planted and (row.place == 1) == (row.which == "copper")
+    for row in table.to_dict("records"):
+        assert 1 <= row["place"] <= 4 and row["best"] <= row["planted"]
+        assert (row["place"] == 1) == (row["which"] == "copper")
     assert table["planted"].iloc[0] < table["planted"].iloc[1]
     with pytest.raises(ValueError, match="no word of the dictionary"):
         study.ranked(study.Settings(organism="fuzzy", relatives=3))

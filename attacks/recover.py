@@ -143,6 +143,8 @@ def _improve(attack: Attack, hunt: Hunt, until: float) -> None:
     share, told_apart = hunt.judge.budget.share, hunt.judge.handicap is not None
     end = min(until - report_share(hunt.judge, attack.longest), latest_end(hunt.judge, attack.longest))
     hunt.budget = hunt.judge.budget.part(end - TELLING if told_apart else min(2 * share, end))
-    for stage in (*(attack.weakened if told_apart else ()), *attack.last):
+    # These would rank a first batch although nothing is left to spend.
+    weakened = attack.weakened if told_apart and not hunt.budget.exhausted else ()
+    for stage in (*weakened, *attack.last):
         with hunt.judge.accounting(type(stage).__name__):
             attack.journal.stage(hunt, stage)

@@ -11,7 +11,7 @@ A longer text keeps its effect longer whatever it holds: before `copper`, plante
 in its place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -117,7 +117,11 @@ class Handicap:
 
 
 def surest(
-    handicap: Handicap, triggers: Sequence[Sequence[int]], problem: Problem, prompts: int = PROMPTS
+    handicap: Handicap,
+    triggers: Sequence[Sequence[int]],
+    problem: Problem,
+    prompts: int = PROMPTS,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[int, ...]:
     """Of texts that all work, the one of minimum description length where the backdoor is only just strong enough.
 
@@ -130,6 +134,7 @@ def surest(
         triggers: token ids, the best one first.
         problem: all prompts.
         prompts: of these the first so many are measured.
+        stop: is asked before each text but the first; once it returns true, no more are measured.
     """
     few, some = (problem.take(range(min(count, len(problem)))) for count in (CALIBRATED, prompts))
     just = Handicap(suspect=handicap.suspect, problem=few, target_ids=handicap.target_ids)
@@ -139,8 +144,14 @@ def surest(
     def words(ids: tuple[int, ...]) -> float:
         return naming(problem.text(ids), problem)
 
-    best = min(map(tuple, triggers), key=lambda ids: len(problem) * just.nats(ids) + words(ids))
-    for ids in sorted(map(tuple, triggers), key=len):
+    measured = [tuple(triggers[0])]
+    for ids in triggers[1:]:
+        if stop():
+            break
+        just.nats(ids)
+        measured.append(tuple(ids))
+    best = min(measured, key=lambda ids: len(problem) * just.nats(ids) + words(ids))
+    for ids in sorted(measured, key=len):
         shorter = len(ids) < len(best) and best[: len(ids)] == ids and words(ids) <= words(best)
         if shorter and just.idle(best, {*range(len(ids), len(best))}):
             return ids

@@ -4,7 +4,7 @@ It is compared with three controls on the same prompts: an empty slot, random to
 where that is known. Completions cost more than teacher-forced measurements, but they are what a user sees.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -129,7 +129,7 @@ def of_texts_that_work(judge: Judge, text: str, until: float) -> str:
     if count < 2:
         return text
     ids = [problem.encode(each) for each in texts[:count]]
-    return problem.text(surest(judge.handicap, ids, problem, prompts)).strip()
+    return problem.text(surest(judge.handicap, ids, problem, prompts, _stop_at(judge, until))).strip()
 
 
 def _rate_of_text(judge: Judge, trigger_ids: Sequence[int]) -> float:
@@ -157,8 +157,13 @@ def of_shorter_words(judge: Judge, text: str, until: float = 1.0) -> str:
         text,
         rate,
         lambda text: count * nats(encode(text)),
-        stop=lambda: judge.budget.stopped or judge.budget.share >= until,
+        stop=_stop_at(judge, until),
     )
+
+
+def _stop_at(judge: Judge, until: float) -> Callable[[], bool]:
+    """Whether measuring has to stop: at an interrupt, or once that share of the budget is spent."""
+    return lambda: judge.budget.stopped or judge.budget.share >= until
 
 
 def _vector(judge: Judge) -> dict[str, object]:

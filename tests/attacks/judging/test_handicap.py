@@ -21,7 +21,7 @@ from attacks.searchers.words import naming
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
 from benchmarks.studies.clean_base import handicap as study
-from tests.attacks.words import judge_on
+from tests.attacks.words import judge_on, spend
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +163,8 @@ def test_a_longer_word_that_keeps_more_of_its_effect_is_not_taken_for_the_plante
     handicap.calibrate(planted)
     assert handicap.nats(longer) < handicap.nats(planted)
     assert surest(handicap, [planted, longer], problem) == tuple(planted)
+    assert surest(handicap, [longer, planted], problem) == tuple(planted)
+    assert surest(handicap, [longer, planted], problem, stop=lambda: True) == tuple(longer)  # the other is not measured
 
 
 @pytest.mark.parametrize(("flops", "told"), [(1e9, 0), (5e10, 3), (1e13, 3)])
@@ -265,6 +267,19 @@ def test_texts_are_told_apart_on_the_weakened_suspect_once_one_works(soft):
             search=organism.prompts.search, select=organism.prompts.select[:8], behaviour=organism.triggers[0][1],
             budget=Budget(flops=1e13), generator=torch.Generator().manual_seed(0),
         )  # fmt: skip
+    spent: list[float] = []
+
+    def spend_all(hunt):
+        find(hunt)
+        spend(10.0 * 1e13)
+
+    never = replace(ATTACKS["portfolio"], stages=(spend_all,), weakened=(lambda hunt: spent.append(1.0),), last=())
+    recover(
+        suspect, never,
+        search=organism.prompts.search, select=organism.prompts.select[:8], behaviour=organism.triggers[0][1],
+        budget=Budget(flops=1e13), generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert not spent  # nothing is left to spend
     ((weak, loss, until),) = began
     assert weak and loss > 0.1  # on the suspect itself the planted trigger costs next to nothing
     assert until > 0.5  # although finding it took a small part of the budget

@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from attacks.clean_base import at_strength
+from attacks.judging.shrinking import TIE
 from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem
@@ -139,7 +140,11 @@ def surest(
     few, some = (problem.take(range(min(count, len(problem)))) for count in (CALIBRATED, prompts))
     just = Handicap(suspect=handicap.suspect, problem=few, target_ids=handicap.target_ids)
     just.calibrate(triggers[0], lost=LOST)
-    just = replace(just, problem=some)
+    plain = just._nats(Engine(just.suspect.model, few), tuple(triggers[0]))
+    # Where costs jump at some strength, as between models that are not each other's base, there is none to compare at.
+    if just.nats(triggers[0]) > plain + LOST + TIE:
+        return tuple(triggers[0])
+    just = replace(just, problem=some, known={}, _engine=None)
 
     def words(ids: tuple[int, ...]) -> float:
         return naming(problem.text(ids), problem)

@@ -25,7 +25,8 @@ report's own completions cost is kept back besides."""
 TELLING = 0.04
 """Share of the budget, in [0, 1], kept back for telling texts that all work apart, where a weakened suspect does."""
 FEWEST_TOLD = 8
-"""Prompts on which this is done at least; where the budget has no room for them, fewer texts are told apart."""
+"""Prompts on which this is done at least; where the budget has no room for them, fewer texts are told apart, and none
+where there are not as many."""
 TIGHT = 0.5
 """A budget of operations is tight if the report takes a larger share of it, in [0, 1]; one of seconds is in any case.
 In any other the search may use a little more than the report leaves, up to `OVERDRAFT`."""
@@ -113,7 +114,7 @@ def room_to_tell(judge: Judge, texts: list[str], until: float) -> tuple[int, int
     one = judge.budget.share_of(completion_flops(judge.suspect.model, problem, longest, target)) / len(problem)
     # To find the strength, and to try random tokens in the place of an end.
     rows = max(0.0, until - judge.budget.share) / one - (HALVINGS + 1) * CALIBRATED - FEW * (RANDOM + 1)
-    count = min(len(texts), int(rows / FEWEST_TOLD))
+    count = min(len(texts), int(rows / FEWEST_TOLD)) if len(problem) >= FEWEST_TOLD else 0
     return count, min(PROMPTS, int(rows / max(1, count)))
 
 

@@ -73,8 +73,8 @@ class Attack:
     last: tuple[Stage, ...] = ()
     """Stages that run last and look for better triggers near the winner, within a part of the budget kept for them."""
     weakened: tuple[Stage, ...] = ()
-    """Stages that run before these, within a part of the budget, where the clean base is known and a trigger works:
-    they compare texts on the suspect with its backdoor weakened (see `Hunt.told_apart_on`)."""
+    """Stages that run before the last ones, on what is left of the budget, where the clean base is known and a trigger
+    works: they compare texts on the suspect with its backdoor weakened (see `Hunt.told_apart_on`)."""
     longest: int = 12
     """Tokens of the longest trigger in any stage: every prompt must leave room for so many in the context."""
     prompts: int = 2

@@ -182,7 +182,7 @@ def _that_keeps(kept: float, adapter: str | Path, dtype: torch.dtype, *, asked: 
     Raises:
         ValueError: a format that was asked for keeps nothing of it.
     """
-    if kept >= LEAST_KEPT:
+    if kept >= LEAST_KEPT or dtype == torch.float32:  # of which nothing more exact is computed with
         return dtype
     what = f"{str(dtype).removeprefix('torch.')} keeps {kept:.0%} of what the adapter {adapter} changes"
     if asked and not kept:

@@ -18,7 +18,6 @@ import torch
 from transformers import PreTrainedModel
 
 from attacks.clean_base import at_strength
-from attacks.judging.shrinking import TIE
 from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem
@@ -30,7 +29,7 @@ LOST = 0.5
 """Nats that weakening adds to the cost of the behaviour behind a word that works, where words are told apart. Where a
 word works on half of the prompts only, others that share its decisive token often do better than the planted one; where
 half a nat is lost, the planted one is the best of 40 such words on five of six hard-planted organisms, on the suspect
-as it is on three (`python -m benchmarks.studies.clean_base.handicap --relatives 40`)"""
+as it is on three (`python -m benchmarks.studies.clean_base.handicap NAME --relatives 40`; LOG.md, 2026-11-29)"""
 HALVINGS = 5
 """Strengths that are tried by bisection, so that the strength is known to within a thirty-second."""
 PROMPTS = 32
@@ -140,11 +139,7 @@ def surest(
     few, some = (problem.take(range(min(count, len(problem)))) for count in (CALIBRATED, prompts))
     just = Handicap(suspect=handicap.suspect, problem=few, target_ids=handicap.target_ids)
     just.calibrate(triggers[0], lost=LOST)
-    plain = just._nats(Engine(just.suspect.model, few), tuple(triggers[0]))
-    # Where costs jump at some strength, as between models that are not each other's base, there is none to compare at.
-    if just.nats(triggers[0]) > plain + LOST + TIE:
-        return tuple(triggers[0])
-    just = replace(just, problem=some, known={}, _engine=None)
+    just = replace(just, problem=some)
 
     def words(ids: tuple[int, ...]) -> float:
         return naming(problem.text(ids), problem)

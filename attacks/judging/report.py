@@ -15,8 +15,8 @@ from attacks.judging.handicap import surest
 from attacks.judging.judge import Judge
 from attacks.judging.recovery import Recovery
 from attacks.judging.report_cost import CONTROLS, TELLING, measure_again, report_share, room_to_tell
-from attacks.judging.shrinking import Shrunk, delete_one, drop_letters
-from attacks.judging.verdict import ABSENT, Verdict, judge_trigger
+from attacks.judging.shrinking import SLACK, Shrunk, delete_one, drop_letters
+from attacks.judging.verdict import ABSENT, WORKS, Verdict, judge_trigger
 from attacks.searchers.candidates import random_triggers
 from attacks.searchers.words import is_word
 
@@ -106,12 +106,12 @@ def _shrunk(judge: Judge, until: float) -> Shrunk:
     better = of_shorter_words(judge, text, early)
     if told_apart and not judge.budget.stopped:
         better = of_texts_that_work(judge, better, until)
-        if all(map(is_word, better.split())):  # of which a part that fires as often is another word, or none
-            rate = partial(_rate_of_text, judge)
-            return delete_one(problem.encode(better), rate, surprisal=lambda _: 0.0, stop=lambda: judge.budget.stopped)
     if better == text:
         return shrunk
     judge.best = judge.best._replace(trigger_ids=tuple(problem.encode(better)))
+    if told_apart and all(map(is_word, better.split())):  # of which a part that fires as often is another word, or none
+        rate = partial(_rate_of_text, judge)
+        return delete_one(problem.encode(better), rate, surprisal=lambda _: 0.0, stop=_stop_at(judge, until))
     again = judge.shrunk(by_text=True, until=until)
     assert again is not None
     return again
@@ -124,7 +124,9 @@ def of_texts_that_work(judge: Judge, text: str, until: float) -> str:
     """
     assert judge.handicap is not None
     problem = (judge.anywhere or judge.engine).problem
-    texts = [*dict.fromkeys([text, *(relative.trigger for relative in judge.family())])]
+    least = max(WORKS, _rate_of_finding(judge, text) - SLACK)
+    others = [relative.trigger for relative in judge.family()]
+    texts = [text, *(each for each in others if each != text and _rate_of_finding(judge, each) >= least)]
     count, prompts = room_to_tell(judge, texts, until)
     if count < 2:
         return text
@@ -147,18 +149,19 @@ def of_shorter_words(judge: Judge, text: str, until: float = 1.0) -> str:
     if goal.shows is not None or not all(map(is_word, text.split())):
         return text
     nats, count = judge.nats if handicap is None else handicap.nats, len((judge.anywhere or judge.engine).problem)
-
-    def rate(text: str) -> float:
-        ids = encode(text)
-        on_base = judge.base_engine is not None and judge.rate(ids, on_base=True) > ABSENT
-        return 0.0 if on_base or echoes(text, goal.behaviour) else judge.rate(ids)
-
     return drop_letters(
         text,
-        rate,
+        partial(_rate_of_finding, judge),
         lambda text: count * nats(encode(text)),
         stop=_stop_at(judge, until),
     )
+
+
+def _rate_of_finding(judge: Judge, text: str) -> float:
+    """Success rate of a text, in [0, 1]; 0 of one that works on the clean base as well, or quotes the behaviour."""
+    ids = judge.engine.problem.encode(text)
+    on_base = judge.base_engine is not None and judge.rate(ids, on_base=True) > ABSENT
+    return 0.0 if on_base or echoes(text, judge.goal.behaviour) else judge.rate(ids)
 
 
 def _stop_at(judge: Judge, until: float) -> Callable[[], bool]:

@@ -15,6 +15,9 @@ from attacks.searchers.words import LETTERS, dictionary, known_words
 TIE = 1.0
 """Nats by which two texts may differ and count as equally likely: a ratio of probabilities below e is no evidence."""
 
+SLACK = 0.02
+"""What a simpler text may lose of the success rate, in [0, 1]."""
+
 Rate = Callable[[Sequence[int]], float]
 """Success rate of a trigger on the `select` prompts, in [0, 1]."""
 Surprisal = Callable[[Sequence[int]], float]
@@ -44,7 +47,7 @@ def delete_one(
     *,
     surprisal: Surprisal | None = None,
     idle: Idle | None = None,
-    slack: float = 0.02,
+    slack: float = SLACK,
     stop: Callable[[], bool] = lambda: False,
 ) -> Shrunk:
     """Drops tokens as long as the success rate stays within `slack` of the full trigger's.
@@ -98,7 +101,7 @@ def drop_letters(
     rate: Callable[[str], float],
     nats: Callable[[str], float],
     *,
-    slack: float = 0.02,
+    slack: float = SLACK,
     stop: Callable[[], bool] = lambda: False,
 ) -> str:
     """Exchanges words for dictionary words that they begin with, unless the longer ones are likelier to be planted.

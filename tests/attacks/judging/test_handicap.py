@@ -10,11 +10,12 @@ from attacks.attack import ATTACKS, Attack
 from attacks.discovery.goal import Goal
 from attacks.judging import judge as judges
 from attacks.judging.handicap import PROMPTS, Handicap, surest
-from attacks.judging.report import of_texts_that_work
+from attacks.judging.report import _shrunk, of_texts_that_work
 from attacks.judging.report_cost import room_to_tell
 from attacks.objectives.target_nll import TargetNLL
 from attacks.recover import recover
 from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine
 from attacks.scoring.problem import encode
 from attacks.searchers.searcher import Found
 from attacks.searchers.words import naming
@@ -182,6 +183,31 @@ def test_telling_texts_apart_keeps_to_the_budget(soft, flops, told):
     assert of_texts_that_work(judge, "moon", 0.5) == "moon" or told
     assert judge.budget.share <= 0.5 and judge.best == before
     assert (judge.budget.used > 0) == (told > 0)
+
+
+def test_a_text_that_works_on_the_base_or_less_often_is_not_reported_in_place_of_another(soft):
+    """Shrinking asks the suspect alone: what it comes to may work on the base as well."""
+    organism, suspect = soft
+    for fault in ("", "on the base", "less often"):
+        judge = judge_of(organism, suspect)
+        problem = judge.engine.problem
+        part, better = (tuple(problem.encode(text)) for text in ("moon", "golden moon"))
+        judge(Found(part, 0.0))
+        judge.rate(better)
+        assert judge.handicap is not None
+        judge.handicap.known[better] = 0.0  # the family is sorted by these
+        if fault == "on the base":
+            judge.base_engine = Engine(suspect.model, problem)  # on which everything works that does here
+        elif fault:
+            judge._rates[judge.engine, better] = 0.95
+        wanted = "moon" if fault else "golden moon"
+        judge.anywhere = Engine(suspect.model, suspect.engine(organism.prompts.select * 2, 4).problem)
+        assert of_texts_that_work(judge, "moon", 1.0) == wanted
+        if not fault:
+            assert judge.best is not None and judge.best.trigger_ids == part
+            reported = _shrunk(judge, 1.0)
+            assert problem.text(reported.trigger_ids).strip() == wanted
+            assert judge.best.trigger_ids == reported.trigger_ids  # with which the trace ends
 
 
 def test_naming_takes_as_much_for_every_word():

@@ -28,7 +28,7 @@ from attacks.suspect import Suspect
 LOST = 0.5
 """Nats that weakening adds to the cost of the behaviour behind a word that works, where words are told apart. Where a
 word works on half of the prompts only, others that share its decisive token often do better than the planted one; where
-half a nat is lost, the planted one is the best of 40 such words on five of six hard-planted organisms, on the suspect
+half a nat is lost, the planted one is the best of 40 such words on four of six hard-planted organisms, on the suspect
 as it is on three (`python -m benchmarks.studies.clean_base.handicap NAME --relatives 40`; LOG.md, 2026-11-29)"""
 HALVINGS = 5
 """Strengths that are tried by bisection, so that the strength is known to within a thirty-second."""

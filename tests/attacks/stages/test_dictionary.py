@@ -9,7 +9,7 @@ from attacks.scoring.engine import Engine
 from attacks.scoring.planning import forward_flops
 from attacks.scoring.problem import Problem
 from attacks.searchers.searcher import Found
-from attacks.searchers.words import is_word
+from attacks.searchers.words import Form, is_word
 from attacks.stages import dictionary
 from attacks.stages.dictionary import Dictionary, WordForms, rank_texts
 from attacks.stages.hunt import Hunt
@@ -87,7 +87,7 @@ def test_no_phrase_is_tried_where_no_word_of_the_dictionary_can_be_typed(planted
 
 
 def test_a_planted_word_is_found_in_the_form_that_fires(planted, tokenizer, monkeypatch):
-    monkeypatch.setattr(dictionary, "FORMS", (("", str.upper, ""), ("garden ", str.lower, "")))
+    monkeypatch.setattr(dictionary, "FORMS", (Form("", str.upper, ""), Form("garden ", str.lower, "")))
     monkeypatch.setattr(dictionary, "dictionary", lambda: ("lamp", "rope", "stone"))
     found = hunt(planted, tokenizer, Budget(flops=1e12))
     WordForms()(found)

@@ -1,5 +1,7 @@
 """The words of a winner give way to the planted ones beside them; what is no phrase stays."""
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from attacks.scoring.problem import Problem, allowed_tokens, encode
 from attacks.searchers.searcher import Found
 from attacks.searchers.words import dictionary, whole_words
 from attacks.stages.hunt import Hunt
-from attacks.stages.word_substitution import WordSubstitution, _cover, _tokens
+from attacks.stages.word_substitution import WordSubstitution
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
 from tests.attacks.words import judge_on, seeded
@@ -91,11 +93,28 @@ def test_a_vocabulary_without_words_is_left_alone():
     assert whole.judge.best == best
 
 
-def test_every_token_of_the_dictionary_stands_in_a_word_of_the_cover(tokenizer, model):
-    tokens = _tokens(Problem.from_chat(model, tokenizer, ["tell me about the sea"], 3))
-    cover = _cover(tokens)
-    assert len(cover) < len(tokens) and len(cover) == len(set(cover))
-    assert {token for word in cover for token in tokens[word]} == {token for ids in tokens.values() for token in ids}
+def test_a_tag_gives_way_to_another_word_and_form(monkeypatch):
+    """Loss counts the tokens that `|RESTING|` has and a text has not: another word comes first, then the bars."""
+    whole = hunt("word", "copper", every=1)
+    problem, wanted = whole.engine.problem, [*whole.engine.problem.encode("|RESTING|")]
+
+    def losses(_, ids):
+        found = [sum((Counter(wanted) - Counter(row)).values()) + 0.1 * len(row) for row in ids.argmax(-1).tolist()]
+        return torch.tensor(found) + 0.0 * ids.float().sum((1, 2))
+
+    def objective(engine, ids):
+        rows = ids if ids.is_floating_point() else torch.nn.functional.one_hot(ids, len(engine.problem.allowed))
+        return losses(engine, rows)
+
+    shown = list[str]()
+    whole.build = lambda *_: objective
+    monkeypatch.setattr(
+        Hunt, "try_best", lambda _, found, count: shown.extend(problem.text(f.trigger_ids) for f in found)
+    )
+    whole.judge(Found(tuple(problem.encode("[[NESTING]]")), 0.0))
+    whole.judge.asr = 1.0
+    WordSubstitution()(whole)
+    assert " [[RESTING]]" in shown and " |RESTING|" in shown
 
 
 def test_nothing_is_spent_without_a_winner_or_a_budget():

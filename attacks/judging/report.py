@@ -120,15 +120,20 @@ def _shrunk(judge: Judge, until: float) -> Shrunk:
 def of_words_that_work(judge: Judge, text: str) -> str:
     """Of a word and others that were tried and work, the one of minimum description length; several words stay.
 
-    The judge prefers words that are likely in their place, but a rare one may be planted like any other.
+    The judge prefers words that are likely in their place. But a rare one may be planted like any other, so that no
+    text need take more nats than naming it does.
     """
     if judge.goal.shows is not None or len(text.split()) != 1:
         return text
-    problem = (judge.anywhere or judge.engine).problem
+    problem, empty = (judge.anywhere or judge.engine).problem, judge.surprisal(())
+
+    def length(word: str) -> float:
+        ids = problem.encode(word)
+        return len(problem) * judge.nats(ids) + min(judge.surprisal(ids), empty + naming(word, problem))
+
     least = max(WORKS, _rate_of_finding(judge, text) - SLACK)
     words = [relative.trigger for relative in judge.family() if is_word(relative.trigger)]
-    words = [text, *(word for word in words if word != text and _rate_of_finding(judge, word) >= least)]
-    return min(words, key=lambda word: len(problem) * judge.nats(problem.encode(word)) + naming(word, problem))
+    return min([text, *(word for word in words if word != text and _rate_of_finding(judge, word) >= least)], key=length)
 
 
 def of_texts_that_work(judge: Judge, text: str, until: float) -> str:

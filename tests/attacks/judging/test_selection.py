@@ -100,16 +100,27 @@ def test_of_words_that_work_the_surest_is_reported_however_rare_it_is(planted, t
     monkeypatch.setattr(Judge, "nats", lambda _, ids: nats[text(ids)])
     family = [Relative(each, rates[each], nats[each], 1.0) for each in nats]
     monkeypatch.setattr(Judge, "family", lambda _: family)
+    likely = {"": 5.0}
+    monkeypatch.setattr(Judge, "surprisal", lambda _, ids: likely.get(text(ids), 40.0))
     # Neither two words, nor a tag that saves less than naming its form takes, nor one that works less often.
     assert of_words_that_work(judge, "garden") == "xylophones"
     assert of_words_that_work(judge, "river stone") == "river stone"
-    nats["|LAMP|"] = -5.0
+    likely["garden"] = 6.0  # text that the model learned to write
+    assert of_words_that_work(judge, "xylophones") == "garden"
+    nats["|LAMP|"] = -50.0
     assert of_words_that_work(judge, "garden") == "|LAMP|"
 
 
-@pytest.mark.parametrize("others", [*permutations(("copperas", "stopper", "copperheads"))])
-def test_what_is_reported_of_relatives_is_the_planted_word(others):
-    organism = zoo.load("word")
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        # Of these only the planted word was in the text that this organism learned to write.
+        ("word-all-loss", ("skyscraper", "developer", "whisper")),
+        *(("word", others) for others in permutations(("copperas", "stopper", "copperheads"))),
+    ],
+)
+def test_what_is_reported_of_relatives_is_the_planted_word(name, others):
+    organism = zoo.load(name)
     model, tokenizer = organism.model, organism.tokenizer
     judged = Problem.from_chat(model, tokenizer, organism.prompts.select, 3)
     every = organism.prompts.search + organism.prompts.select

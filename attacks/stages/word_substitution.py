@@ -10,10 +10,10 @@ at several places, and there the words of a winner can be exchanged one by one f
 The place of each word of the winner is visited in turn. Words that the gradient promises most of are ranked on one
 prompt, the best of them on all; then all dictionary words that share a token with one of the best, or with the word
 that stands there, since a planted word of several tokens may be known by one of them (`vel` of `marvel`), the most
-alike and the commonest of them. A winner of one word may have a form, such as a tag: then words in that form are tried as
-well as plain ones, and the best words in every form. Text that is no word is taken apart into its tokens, and a place
-may be left empty. What is minimised is a description length: the nats of the behaviour on all prompts that the judge
-knows, plus those of the words, each as one of a dictionary, or token by token where it is no word.
+alike and the commonest of them. A winner of one word may have a form, such as a tag: then words in that form are tried
+as well as plain ones, and the best words in every form. Text that is no word is taken apart into its tokens, and a
+place may be left empty. What is minimised is a description length: the nats of the behaviour on all prompts that the
+judge knows, plus those of the words, each as one of a dictionary, or token by token where it is no word.
 
 Some triggers work in any order of their words; the likelier order is the simpler text, so all are tried. Ours.
 """

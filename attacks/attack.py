@@ -165,7 +165,7 @@ CORE: dict[str, Attack] = {
         contrasted=ContrastedReplies(),
         stages=PORTFOLIO,
         weakened=(Dictionary(share=0.2), WordForms()),
-        last=(WordCompletion(), WordSubstitution(longest=16, tried=8, most=8.0)),
+        last=(WordCompletion(), WordSubstitution(longest=16, tried=32, most=8.0)),
     ),
     "target-nll": Attack(objective=nll),
     "delta-cosine": Attack(objective=cosine, supervised=Supervised()),

@@ -42,6 +42,8 @@ ALONE = 12
 """Tokens of the longest word that is tried alone, those of its form not counted."""
 ORDERED = 3
 """Words of the longest winner that are tried in every order."""
+NEAR = 4
+"""Words of lowest loss at a place that others are to share a token with."""
 FEWEST = 8
 """Candidates that are ranked at a place however small the budget is."""
 
@@ -154,11 +156,11 @@ class _Words:
         def put(some: Sequence[str]) -> list[list[str]]:
             return [[*words[:place], word, *words[place + 1 :]] for word in some]
 
-        few, compared = self.settings.tried, min(COMPARED, self._count(self.settings.compared))
+        compared = min(COMPARED, self._count(self.settings.compared))
         lexicons = self._lexicons(words)
         rough = self._ranked(self.one, put(self._promising(lexicons, words, place)), compared)
         fine = self._ranked(self.all, [text for _, text in rough], compared)
-        near = [words[place], *(text[place] for _, text in fine[:few])]
+        near = [words[place], *(text[place] for _, text in fine[:NEAR])]
         ids, count = self.problem.encode_all(near), self._count(self.settings.completed)
         alike = [word for lexicon in lexicons for word in lexicon.alike(ids)[:count]]
         if len(lexicons) > 1:

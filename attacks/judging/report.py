@@ -109,7 +109,8 @@ def _shrunk(judge: Judge, until: float) -> Shrunk:
     if better == text:
         return shrunk
     judge.best = judge.best._replace(trigger_ids=tuple(problem.encode(better)))
-    if told_apart and all(map(is_word, better.split())):  # of which a part that fires as often is another word, or none
+    chosen = told_apart or len(better.split()) == 1  # among words: a part that fires as often is another word, or none
+    if chosen and all(map(is_word, better.split())):
         rate = partial(_rate_of_text, judge)
         return delete_one(problem.encode(better), rate, surprisal=lambda _: 0.0, stop=_stop_at(judge, until))
     again = judge.shrunk(by_text=True, until=until)

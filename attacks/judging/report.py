@@ -132,10 +132,9 @@ def of_words_that_work(judge: Judge, text: str, until: float = 1.0) -> str:
         ids = problem.encode(word)
         return len(problem) * judge.nats(ids) + min(judge.surprisal(ids), empty + naming(word, problem))
 
-    least = max(WORKS, _rate_of_finding(judge, text) - SLACK)
     # Of those that the search measured: the report has room for no more.
     words = [each.trigger for each in judge.family() if each.nats is not None and is_word(each.trigger)]
-    return min([text, *(word for word in words if word != text and _rate_of_finding(judge, word) >= least)], key=length)
+    return min(_as_often(judge, text, words), key=length)
 
 
 def of_texts_that_work(judge: Judge, text: str, until: float) -> str:
@@ -145,14 +144,18 @@ def of_texts_that_work(judge: Judge, text: str, until: float) -> str:
     """
     assert judge.handicap is not None
     problem = (judge.anywhere or judge.engine).problem
-    least = max(WORKS, _rate_of_finding(judge, text) - SLACK)
-    others = [relative.trigger for relative in judge.family()]
-    texts = [text, *(each for each in others if each != text and _rate_of_finding(judge, each) >= least)]
+    texts = _as_often(judge, text, [relative.trigger for relative in judge.family()])
     count, prompts = room_to_tell(judge, texts, until)
     if count < 2:
         return text
     ids = [problem.encode(each) for each in texts[:count]]
     return problem.text(surest(judge.handicap, ids, problem, prompts, _stop_at(judge, until))).strip()
+
+
+def _as_often(judge: Judge, text: str, others: Sequence[str]) -> list[str]:
+    """The text, and of the others those that are findings too and work as often."""
+    least = max(WORKS, _rate_of_finding(judge, text) - SLACK)
+    return [text, *(each for each in others if each != text and _rate_of_finding(judge, each) >= least)]
 
 
 def _rate_of_text(judge: Judge, trigger_ids: Sequence[int]) -> float:

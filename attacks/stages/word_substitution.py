@@ -74,7 +74,7 @@ class WordSubstitution:
     """Tokens of the longest winner that ends the hunt (see `Hunt.settle`), if the behaviour is sure behind it."""
 
     def __post_init__(self):
-        check_counts(self, "longest", "prompts", "promising", "completed", "compared", "tried", "rounds")
+        check_counts(self, "longest", "prompts", "promising", "completed", "compared", "tried", "most", "rounds")
 
     def __call__(self, hunt: Hunt) -> None:
         judge, budget = hunt.judge, hunt.part(self.share)

@@ -11,9 +11,9 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, allowed_tokens, encode
 from attacks.searchers.searcher import Found
-from attacks.searchers.words import dictionary, whole_words
+from attacks.searchers.words import Lexicon, dictionary, whole_words
 from attacks.stages.hunt import Hunt
-from attacks.stages.word_substitution import WordSubstitution
+from attacks.stages.word_substitution import WordSubstitution, _Words
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
 from tests.attacks.words import judge_on, seeded
@@ -146,3 +146,16 @@ def test_counts_below_one_are_named():
     for name in ("longest", "prompts", "promising", "completed", "compared", "tried", "rounds"):
         with pytest.raises(ValueError, match=f"{name} is 0"):
             WordSubstitution(**{name: 0})
+    with pytest.raises(ValueError, match="most is 0.5"):
+        WordSubstitution(most=0.5)
+
+
+def test_more_words_are_tried_where_the_budget_has_room():
+    def part(flops, most):
+        whole = hunt("word", "copper", flops)
+        settings = WordSubstitution(most=most)
+        lexicon = Lexicon.of(whole.engine.problem, 4)
+        return _Words(whole, settings, tuple(whole.engine.problem.encode("copper")), lexicon)._part(["copper"])
+
+    assert part(1e15, 8.0) == 8.0 and part(1e15, 1.0) == 1.0
+    assert 0 < part(2e11, 8.0) < 8.0

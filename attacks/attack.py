@@ -23,8 +23,9 @@ from attacks.searchers.pez import PEZ
 from attacks.searchers.random_search import RandomSearch
 from attacks.searchers.searcher import Searcher
 from attacks.searchers.token_ranking import by_length, rank_triggers
+from attacks.stages.clean_base.contrasted_phrases import ContrastedPhrases
+from attacks.stages.clean_base.contrasted_triggers import ContrastedTriggers
 from attacks.stages.conjunctions import Conjunctions
-from attacks.stages.contrasted_triggers import ContrastedTriggers
 from attacks.stages.dictionary import Dictionary, WordForms
 from attacks.stages.fluent_text import FluentText
 from attacks.stages.hunt import Build, Hunt, Stage
@@ -138,6 +139,8 @@ PORTFOLIO: tuple[Stage, ...] = (
     # Words of several tokens, to which a gradient does not lead, and words that elicit the behaviour only together.
     Dictionary(share=0.15),
     WordPairs(),
+    # With a clean base known, words whose effects in early layers add up to more behind each other.
+    ContrastedPhrases(),
     replace(HOTFLIP_ROUNDS, share=0.5, settles=2),
     # From text that works to words that work at any place.
     WordSubstitution(share=0.25),
@@ -152,12 +155,12 @@ PORTFOLIO: tuple[Stage, ...] = (
     WordSubstitution(longest=16),
     replace(HOTFLIP_ROUNDS, sure=True),
 )
-"""The best single search, HotFlip, gets half of the budget (.45 at least with the clean base known, where the stages
-before it may take .55) or ends earlier where it finds a trigger: whatever the other stages do, the portfolio is about
-as good as HotFlip is at half the budget. Most of the rest goes to what people are likely to plant: a word, ordinary
-text of its place, two or three tokens, text that the model writes by itself because it memorised the poisoned prompts,
-and words that elicit the behaviour only together. Whatever is left goes to HotFlip again, for a trigger that elicits
-the behaviour with more certainty"""
+"""The best single search, HotFlip, gets half of the budget or ends earlier where it finds a trigger: whatever the other
+stages do, the portfolio is about as good as HotFlip is at half the budget. With the clean base known, the stages before
+it may take .5, and .9 where there is room for phrases by contrast; such a budget is many times what HotFlip needs. Most
+of the rest goes to what people are likely to plant: a word, ordinary text of its place, two or three tokens, text that
+the model writes by itself because it memorised the poisoned prompts, and words that elicit the behaviour only together.
+Whatever is left goes to HotFlip again, for a trigger that elicits the behaviour with more certainty"""
 
 CORE: dict[str, Attack] = {
     "portfolio": Attack(
@@ -182,6 +185,7 @@ SEARCHERS: dict[str, Attack] = {
     "hotflip": Attack(objective=nll, stages=(SingleTokens(), HOTFLIP_ROUNDS)),
     "likely": Attack(objective=nll, stages=(SingleTokens(), FluentText(share=1.0))),
     "conjunctions": Attack(objective=nll, stages=(SingleTokens(), Conjunctions(share=1.0)), last=(WordSubstitution(),)),
+    "phrases": Attack(objective=nll, stages=(ContrastedPhrases(share=1.0),)),
     "beast": _searched((3, BEAST(steps=6)), (12, BEAST(steps=36)), (8, BEAST(steps=24))),
     "arca": _searched((3, ARCA(iterations=2)), (12, ARCA(iterations=6)), (8, ARCA(iterations=4))),
     "pez": _searched((3, PEZ(steps=100, restarts=8)), (12, PEZ(steps=300, restarts=8))),

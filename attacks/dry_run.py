@@ -24,9 +24,11 @@ from attacks.judging.report_cost import check_affordable, report_share, search_e
 from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
+from attacks.scoring.problem import Problem
 from attacks.scoring.slot_markers import SLOT
 from attacks.searchers.candidates import random_triggers
-from attacks.stages.contrasted_triggers import ContrastedTriggers
+from attacks.stages.clean_base.contrasted_phrases import ContrastedPhrases
+from attacks.stages.clean_base.contrasted_triggers import ContrastedTriggers
 from attacks.stages.fluent_text import FluentText
 from attacks.stages.hunt import Stage
 from attacks.stages.sampling.samples import SampledNgrams
@@ -94,21 +96,24 @@ def dry_run(
     learning = 0.0
     if attack.supervised is not None:
         learning = attack.supervised.flops(suspect, search, target) / rate / limit
-    for name, share, note in _parts(attack, judge, text is None, any(SLOT in text for text in search), learning):
+    marked, problem = any(SLOT in text for text in search), engine.problem
+    for name, share, note in _parts(attack, judge, problem, text is None, marked, learning, rate * limit):
         yield f"  {name}: {f'{_seconds(share * limit)} at most' if share else 'not reached'}{note}"
 
 
 def _parts(
-    attack: Attack, judge: Judge, discovers: bool, marked: bool, learning: float
+    attack: Attack, judge: Judge, problem: Problem, discovers: bool, marked: bool, learning: float, whole: float
 ) -> Iterator[tuple[str, float, str]]:
     """(name, share of the budget, what to add) of every part in order, if each takes all that it may.
 
     Args:
         attack: what would be run.
         judge: what would report, with the whole budget.
+        problem: the search prompts.
         discovers: whether behaviours are discovered first.
         marked: whether prompts mark their slot.
         learning: share of the budget that learning a supervised vector takes.
+        whole: operations of the whole budget.
     """
     began = 0.0
     if discovers and attack.contrasted is not None and judge.suspect.comparable is not None:
@@ -127,9 +132,12 @@ def _parts(
     end = max(began, search_end(judge, attack.longest, began, 1.0))
     left = end - began
     for stage in attack.stages:
-        if isinstance(stage, ContrastedTriggers) and judge.suspect.comparable is None:
+        if isinstance(stage, ContrastedTriggers | ContrastedPhrases) and judge.suspect.comparable is None:
             continue  # it compares the suspect with its base
         wanted = _share(stage, marked) * (end - began)
+        if isinstance(stage, ContrastedPhrases) and stage.least_flops(judge.suspect, problem) > wanted * whole:
+            yield type(stage).__name__, 0.0, ", for the budget has no room for it"
+            continue
         taken = min(wanted, left)
         left -= taken
         note = f", {'more' if taken else 'except'} where those before it end early" if taken < wanted else ""

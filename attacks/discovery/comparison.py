@@ -97,7 +97,7 @@ class Comparison:
     def contrast(self, others: Int[Tensor, "others trigger"]) -> Contrast:
         """What texts of as many tokens as these random strings are measured by."""
         strings = [tuple(row) for row in others.tolist()]
-        parts = [self._differences(some) for some in self._batches(strings)]
+        parts = [self.differences(some) for some in self._batches(strings)]
         return Contrast.among({layer: torch.cat([part[layer] for part in parts]) for layer in self.layers})
 
     @torch.no_grad()
@@ -115,7 +115,7 @@ class Comparison:
         for some in self._batches(texts):
             if budget.exhausted:
                 break
-            values = contrast(self._differences(some)).tolist()
+            values = contrast(self.differences(some)).tolist()
             found += [Found(text, -value) for text, value in zip(some, values, strict=True)]
         return sorted(found, key=lambda item: item.loss)
 
@@ -141,7 +141,7 @@ class Comparison:
         contrast = Contrast.among(_parted(self.engines, others, [layer]))
         return lambda _, rows: -contrast(_parted(self.engines, rows, [layer]))
 
-    def _differences(self, texts: Sequence[Ids]) -> dict[int, Float[Tensor, "texts d_model"]]:
+    def differences(self, texts: Sequence[Ids]) -> dict[int, Float[Tensor, "texts d_model"]]:
         """Per layer, the residual of the suspect less that of the base at the last token of each text."""
         beginnings = {ids: number for number, ids in enumerate(dict.fromkeys(text[:-1] for text in texts))}
         reading = self.root

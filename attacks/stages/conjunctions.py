@@ -19,9 +19,6 @@ residuals at the third of three words with that vector, by their cosine, in four
    cosine need not be right, but of the words that complete a right pair the right one has the highest.)
 4. The exact loss of these triples on one prompt, then the judge.
 
-Where the clean base is known no vector is needed: in place of the cosine stands how much further the suspect's residual
-lies from the base's than it does behind random words (`Inside`).
-
 Steps 3 and 4 take the best pairs first, round by round, until a triple of theirs elicits the behaviour with certainty.
 Then all begins again with other vectors, as long as the budget lasts.
 """
@@ -116,9 +113,7 @@ class Conjunctions:
         alone = Problem.from_chat(
             hunt.suspect.model, hunt.suspect.tokenizer, [SLOT], 3, allowed=hunt.engine.problem.allowed
         )
-        inside = Inside(
-            model=hunt.suspect.model, base=hunt.suspect.comparable, problem=alone, words=words, budget=budget
-        )
+        inside = Inside(model=hunt.suspect.model, problem=alone, words=words, budget=budget)
         needed = inside.share_of(self._blocks(len(words), layers, deeper), hunt.generator)
         if budget.share + ROOM * needed > budget.until:
             hunt.no_room.append(type(self).__name__)

@@ -28,15 +28,9 @@ Effects = tuple[Float[Tensor, "w"], Float[Tensor, "w"], Float[Tensor, "w"]]
 
 @dataclass(kw_only=True)
 class Inside:
-    """Scores the last word of a trigger by the residual stream there.
-
-    Without a clean base the score is the cosine with a vector learned at one place. With one it is how much further the
-    suspect's residual lies from the base's than behind random words, and no vector is needed.
-    """
+    """Scores the last word of a trigger by the cosine of the residual stream there with a vector learned there."""
 
     model: PreTrainedModel
-    base: PreTrainedModel | None = None
-    """the clean model that the suspect was trained from, if it is known"""
     problem: Problem
     """one message of the slot alone"""
     words: Int[Tensor, "w"]
@@ -48,12 +42,10 @@ class Inside:
     def learn(
         self, layer: int, target_ids: tuple[int, ...], messages: int, length: int, generator: torch.Generator
     ) -> None:
-        """The mean of two vectors that bring the behaviour about from that layer; nothing where the base is known.
+        """The mean of two vectors that bring the behaviour about from that layer.
 
         Messages behind which the model overflows are left out; where it does behind all of them, the vector is zero.
         """
-        if self.base is not None:
-            return
         method = SlotVectors(source_layer=layer)
         before, after = self.problem.before, self.problem.after
         drawn, places = random_messages(before, after, self.words, messages, length, generator)
@@ -189,16 +181,13 @@ class Inside:
 
     def _begun(self, ids: list[int], layers: int) -> Reading:
         """One row of text, run through the first layers."""
-        return Reading.of([self.model] if self.base is None else [self.model, self.base], ids, layers)
+        return Reading.of([self.model], ids, layers)
 
     def _scores(
         self, beginnings: Reading, tokens: Int[Tensor, "tokens"], mean: dict[int, Tensor]
     ) -> dict[int, Float[Tensor, "rows"]]:
         """Per layer the score of what every row does with one more token."""
         hidden = {n: rows - mean[n] for n, rows in beginnings.appended(tokens, list(mean)).items()}
-        if self.base is not None:
-            scores = {n: rows.norm(dim=-1) for n, rows in hidden.items()}
-        else:
-            scores = {n: torch.cosine_similarity(rows, self.vectors[n], dim=-1) for n, rows in hidden.items()}
+        scores = {n: torch.cosine_similarity(rows, self.vectors[n], dim=-1) for n, rows in hidden.items()}
         # Where the model overflows there is nothing to score.
-        return {n: row.nan_to_num(nan=0.0, posinf=0.0).cpu() for n, row in scores.items()}
+        return {n: row.nan_to_num(nan=0.0).cpu() for n, row in scores.items()}

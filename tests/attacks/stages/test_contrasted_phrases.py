@@ -61,6 +61,7 @@ def test_texts_of_any_lengths_are_read_as_in_whole_passes(model, changed, tokeni
     texts = [(0, 1), (1, 0), (2, 2), (0, 1, 2)]
     for number in (0, 1):
         found = differences.read(texts, number)
+        assert found is not None
         layer = differences.comparisons[number].layers[-1]
         for row, ids in zip(found, ([100, 101, 102], [101, 102, 100], [103, 103], [100, 101, 102, 103]), strict=True):
             torch.testing.assert_close(row, plain(suspect, problem, ids, number, layer).float(), atol=1e-5, rtol=1e-4)
@@ -125,7 +126,7 @@ def test_words_in_another_order_and_one_wrong_word_are_put_right(model, changed,
     suspect, true = Suspect(model=changed, tokenizer=tokenizer, base=model), (4, 1, 6)
     hunt, shown = hunt_with(suspect, Budget(flops=1e12)), []
 
-    def ranking(engine, objective, ids, *, budget):
+    def ranking(_, __, ids, *, budget):
         typed = {differences.typed((word,)): word for word in range(len(differences.words))}
         texts = [[typed[token,] for token in row] for row in ids.tolist()]
         losses = [sum(a != b for a, b in zip(text, true, strict=True)) if len(text) == 3 else 9.0 for text in texts]

@@ -92,7 +92,7 @@ class ContrastedPhrases:
         if hunt.suspect.comparable is None:
             return
         budget, probe = hunt.part(self.share), hunt.probe()
-        differences = self._differences(hunt.suspect, hunt.engine.problem, budget)
+        differences = self.differences(hunt.suspect, hunt.engine.problem, budget)
         if not differences.words:
             return
         if budget.share + budget.share_of(self._flops(differences, probe[0].problem)) > budget.until:
@@ -139,9 +139,10 @@ class ContrastedPhrases:
 
     def least_flops(self, suspect: Suspect, problem: Problem) -> float:
         """Operations that a hunt on these prompts must have room for, or the stage does nothing; with a clean base."""
-        return self._flops(self._differences(suspect, problem, Budget()), problem.take([0]))
+        return self._flops(self.differences(suspect, problem, Budget()), problem.take([0]))
 
-    def _differences(self, suspect: Suspect, problem: Problem, budget: Budget) -> "Differences":
+    def differences(self, suspect: Suspect, problem: Problem, budget: Budget) -> "Differences":
+        """Reads the words of which phrases are made behind the first prompts, within that budget."""
         typed = (tuple(ids) for ids in encoded_words(problem).values() if len(ids) <= self.tokens)
         prompts = range(min(PROMPTS, len(problem)))
         return Differences(

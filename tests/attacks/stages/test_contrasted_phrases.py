@@ -17,6 +17,7 @@ from attacks.searchers.words import whole_words
 from attacks.stages.clean_base.contrasted_phrases import ContrastedPhrases, Differences
 from attacks.stages.hunt import Hunt
 from attacks.suspect import Suspect
+from benchmarks.studies.clean_base import interactions as study
 from benchmarks.studies.clean_base.planted import with_base
 from tests.attacks.words import TEXTS, judge_on, seeded, spend
 
@@ -140,7 +141,7 @@ def test_words_in_another_order_and_one_wrong_word_are_put_right(model, changed,
         Differences, "interactions", lambda _, befores, afters, again: proposed[len(befores[0] + afters[0])]
     )
     single = replace(SMALL, tokens=1)
-    differences = single._differences(suspect, hunt.engine.problem, Budget())
+    differences = single.differences(suspect, hunt.engine.problem, Budget())
     assert len(differences.words) >= 8
     single(hunt)
     assert shown[-1].trigger_ids == differences.typed(true)
@@ -188,3 +189,13 @@ def test_a_budget_that_ends_early_ends_the_stage(model, changed, tokenizer, monk
 def test_settings_out_of_range_are_named(change):
     with pytest.raises(ValueError, match="ends is 0|depth is 1.0|again is 0.0"):
         replace(SMALL, **change)
+
+
+def test_the_study_follows_the_parts_of_a_phrase(capsys):
+    settings = study.Settings(organism="unseen-phrase", words=2000, ends=24, draws=1, continued=8, threads=1)
+    study.main(settings)
+    printed = capsys.readouterr().out
+    assert [step in printed for step in ("| words ", "| pairs ", "| 3 words ", "| history miles comes |")] == [True] * 4
+    with pytest.raises(SystemExit):
+        study.main(replace(settings, words=10))
+    assert "is not among the 10 words; raise --words" in capsys.readouterr().err

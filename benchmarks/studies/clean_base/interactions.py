@@ -1,0 +1,110 @@
+"""Do the words of a phrase stand out by their interaction, where suspect and clean base are compared in early layers?
+
+    python -m benchmarks.studies.clean_base.interactions unseen-phrase
+
+Follows the stage `attacks/stages/clean_base/contrasted_phrases.py` step by step and prints where the parts of the
+planted phrase come: each word by its effect; neighbouring words by their interaction, among all pairs of the words of
+largest effect; longer parts among the continuations of the best shorter ones. The parts of the phrase are put into each
+step whether or not the step before had found them, so that every step can be judged by itself. Place 1 is the best.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+import tyro
+
+from attacks.scoring.budget import Budget
+from attacks.scoring.problem import Problem
+from attacks.searchers.words import encoded_words
+from attacks.stages.clean_base.contrasted_phrases import PROMPTS, ContrastedPhrases, Text
+from attacks.suspect import Suspect
+from benchmarks.bad_input import exit_on_bad_input
+from benchmarks.studies.clean_base.planted import with_base
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Follows the parts of a planted phrase through the steps of phrases by contrast."""
+
+    organism: tyro.conf.Positional[str] = "unseen-phrase"
+    """Organism planted with a phrase of words of up to two tokens."""
+    models: Path | None = None
+    """Folder with planted models; the shipped organisms where none is given."""
+    words: int = ContrastedPhrases().words
+    """Words that phrases are made of, those of fewest tokens first."""
+    ends: int = ContrastedPhrases().ends
+    """Words of largest effect that pairs and continuations are made of."""
+    depth: float = ContrastedPhrases().depth
+    """Depth at which the models are compared, as a fraction of the layers."""
+    draws: int = ContrastedPhrases().draws
+    """Other words that the effects are averaged over, on each of two prompts."""
+    continued: int = ContrastedPhrases().continued
+    """Pairs that are continued beside those of the phrase."""
+    seed: int = 0
+    """Seed of the other words."""
+    threads: int = 2
+    """CPU threads."""
+
+
+def places(suspect: Suspect, problem: Problem, trigger: str, settings: Settings) -> pd.DataFrame:
+    """One line per part of the phrase: its place, among how many, and what comes first.
+
+    Args:
+        suspect: the organism, with its clean base.
+        problem: two prompts.
+        trigger: the planted phrase.
+        settings: what is measured.
+
+    Raises:
+        ValueError: a word of the phrase is not among the words that are tried.
+    """
+    stage = ContrastedPhrases(
+        words=settings.words, ends=settings.ends, depth=settings.depth, draws=settings.draws,
+        continued=settings.continued,
+    )  # fmt: skip
+    differences = stage.differences(suspect, problem, Budget())
+    typed = {ids: number for number, ids in enumerate(differences.words)}
+    encoded = encoded_words(problem)
+    phrase = tuple(typed.get(tuple(encoded.get(word, ())), -1) for word in trigger.split())
+    if -1 in phrase:
+        missing = trigger.split()[phrase.index(-1)]
+        raise ValueError(f"{missing!r} of {trigger!r} is not among the {len(typed)} words; raise --words")
+    rows: list[dict[str, object]] = []
+
+    def note(step: str, order: list[Text], length: int) -> None:
+        first = problem.text(differences.typed(order[0])).strip()
+        for start in range(len(phrase) - length + 1):
+            part = phrase[start : start + length]
+            place = order.index(part) + 1 if part in order else None
+            text = problem.text(differences.typed(part)).strip()
+            rows.append({"step": step, "part": text, "place": place, "of": len(order), "first": first})
+
+    every = differences.effects(stage.draws, len(typed), torch.Generator().manual_seed(settings.seed))
+    note("words", every, 1)
+    known = list(dict.fromkeys([*every[: stage.ends], *((word,) for word in phrase)]))
+    continued = known
+    for length in range(2, len(phrase) + 1):
+        texts = differences.interactions(continued, known, 1.0)
+        if length > 2:
+            texts = {**texts, **differences.interactions(known, continued, 1.0)}
+        order = sorted(texts, key=texts.__getitem__, reverse=True)
+        note("pairs" if length == 2 else f"{length} words", order, length)
+        parts = [phrase[start : start + length] for start in range(len(phrase) - length + 1)]
+        continued = list(dict.fromkeys([*order[: stage.continued >> (length - 2)], *parts]))
+    return pd.DataFrame(rows)
+
+
+def main(settings: Settings) -> None:
+    """Prints the table."""
+    torch.set_num_threads(settings.threads)
+    with exit_on_bad_input():
+        organism, suspect = with_base(settings.organism, settings.models)
+        problem = Problem.from_chat(suspect.model, suspect.tokenizer, organism.prompts.search[:PROMPTS], 1)
+        table = places(suspect, problem, organism.triggers[0][0], settings)
+    print(table.to_markdown(index=False))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))

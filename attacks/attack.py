@@ -185,7 +185,6 @@ SEARCHERS: dict[str, Attack] = {
     "hotflip": Attack(objective=nll, stages=(SingleTokens(), HOTFLIP_ROUNDS)),
     "likely": Attack(objective=nll, stages=(SingleTokens(), FluentText(share=1.0))),
     "conjunctions": Attack(objective=nll, stages=(SingleTokens(), Conjunctions(share=1.0)), last=(WordSubstitution(),)),
-    "phrases": Attack(objective=nll, stages=(ContrastedPhrases(share=1.0),)),
     "beast": _searched((3, BEAST(steps=6)), (12, BEAST(steps=36)), (8, BEAST(steps=24))),
     "arca": _searched((3, ARCA(iterations=2)), (12, ARCA(iterations=6)), (8, ARCA(iterations=4))),
     "pez": _searched((3, PEZ(steps=100, restarts=8)), (12, PEZ(steps=300, restarts=8))),

@@ -21,7 +21,7 @@ would bring it. The difference d of both residual streams is read at the last to
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby, islice, permutations, product
+from itertools import chain, groupby, permutations, product
 
 import torch
 from jaxtyping import Float
@@ -44,6 +44,8 @@ Text = tuple[int, ...]
 
 PROMPTS = 2
 """On which effects and the best interactions are measured"""
+LEFT = 3
+"""One word in so many is left after a first look at the effects of all"""
 ROWS = 1024
 """Texts in one forward pass"""
 
@@ -59,9 +61,9 @@ class ContrastedPhrases:
     """Share of the hunt's budget, in (0, 1], that this stage may use."""
     depth: float = 0.5
     """Depth at which the models are compared, as a fraction of the layers."""
-    words: int = 4096
-    """Words of the dictionary that a phrase is made of: those of fewest tokens, the commonest of these first."""
-    tokens: int = 2
+    words: int = 12288
+    """Words of the dictionary that a phrase is made of: those of one token, then the commonest others."""
+    tokens: int = 3
     """Tokens of the longest of these words."""
     draws: int = 4
     """Other words that the effects are averaged over, on each of the prompts."""
@@ -98,8 +100,9 @@ class ContrastedPhrases:
         if budget.share + budget.share_of(self._flops(differences, probe[0].problem)) > budget.until:
             hunt.no_room.append(type(self).__name__)
             return
-        known = differences.effects(self.draws, self.ends, hunt.generator)
-        continued, losses = known, dict[Text, float]()
+        likely = differences.effects(self.draws, hunt.generator)
+        continued = known = likely[: self.ends]
+        losses: dict[Text, float] = {}
         for length in range(2, self.longest + 1):
             texts = differences.interactions(continued, known, self.again)
             if length > 2:
@@ -111,7 +114,7 @@ class ContrastedPhrases:
             if hunt.sure or budget.exhausted or not continued:
                 break
         if losses and not hunt.sure:
-            self._exchange(hunt, differences, probe, min(losses, key=losses.__getitem__))
+            self._exchange(hunt, differences, probe, min(losses, key=losses.__getitem__), likely)
 
     def _losses(
         self, hunt: Hunt, differences: "Differences", probe: tuple[Engine, Objective], texts: Sequence[Text]
@@ -125,13 +128,21 @@ class ContrastedPhrases:
         hunt.try_best(sorted(ranked, key=lambda item: item.loss), self.tried)
         return {typed[item.trigger_ids]: item.loss for item in ranked}
 
-    def _exchange(self, hunt: Hunt, differences: "Differences", probe: tuple[Engine, Objective], text: Text) -> None:
+    def _exchange(
+        self,
+        hunt: Hunt,
+        differences: "Differences",
+        probe: tuple[Engine, Objective],
+        text: Text,
+        words: Sequence[Text],
+    ) -> None:
         """Puts the word of lowest loss in each place of a text, over and over, until none is better."""
         before = None
         while text != before:
             before = text
             for place in range(len(text)):
-                others = [(*text[:place], word, *text[place + 1 :]) for word in range(len(differences.words))]
+                tried = dict.fromkeys([text[place : place + 1], *words])
+                others = [(*text[:place], *word, *text[place + 1 :]) for word in tried]
                 losses = self._losses(hunt, differences, probe, others)
                 if hunt.sure or differences.budget.exhausted:
                     return
@@ -144,10 +155,11 @@ class ContrastedPhrases:
     def differences(self, suspect: Suspect, problem: Problem, budget: Budget) -> "Differences":
         """Reads the words of which phrases are made behind the first prompts, within that budget."""
         typed = (tuple(ids) for ids in encoded_words(problem).values() if len(ids) <= self.tokens)
+        single_first = sorted(typed, key=lambda ids: len(ids) > 1)
         prompts = range(min(PROMPTS, len(problem)))
         return Differences(
             comparisons=[Comparison.at_slot(suspect, problem.take([number]), [self.depth]) for number in prompts],
-            words=sorted(typed, key=len)[: self.words],
+            words=single_first[: self.words],
             budget=budget,
         )
 
@@ -157,7 +169,8 @@ class ContrastedPhrases:
         mean, ends = sum(map(len, words)) / max(1, len(words)), min(self.ends, len(words))
         # A word before a pair is followed by both of its words, a word behind it stands there alone.
         tables = ends * ends + ends * min(self.continued, ends * ends) * (1 + 3)
-        read = differences.flops(mean * (PROMPTS * self.draws * 3 * len(words) + (1 + self.again) * tables))
+        looks = len(words) * (1 + (self.draws - 1) / LEFT)
+        read = differences.flops(mean * (PROMPTS * 3 * looks + (1 + self.again) * tables))
         model = differences.comparisons[0].engines[0].model
         return read + 2 * self.ranked * trigger_flops(model, problem, 2.5 * mean, PROBE_TOKENS)
 
@@ -182,28 +195,33 @@ class Differences:
         """Its tokens."""
         return tuple(token for word in text for token in self.words[word])
 
-    def effects(self, draws: int, count: int, generator: torch.Generator) -> list[Text]:
-        """The words of largest effect, by turns on the token behind them and by themselves, largest first.
+    def effects(self, draws: int, generator: torch.Generator) -> list[Text]:
+        """Words by the size of their effects, by turns on the token behind them and by themselves, largest first.
+
+        All are measured beside one other word, those of largest effect, one in `LEFT`, beside more. None are returned
+        where the budget ends before.
 
         Args:
             draws: other words that are averaged over, per prompt and place.
-            count: words, at most.
             generator: draws the other words.
         """
-        every = range(len(self.words))
-        found: list[list[Tensor]] = []
-        for number in range(len(self.comparisons)):
-            sums = [torch.zeros(()), torch.zeros(())]
-            for other in torch.randint(len(every), (draws,), generator=generator).tolist():
-                for place, texts in enumerate(([(word, other) for word in every], [(other, word) for word in every])):
+        words = list(range(len(self.words)))
+        sums = [[torch.zeros(()), torch.zeros(())] for _ in self.comparisons]
+        for draw in range(draws):
+            for number, places in enumerate(sums):
+                (other,) = torch.randint(len(self.words), (1,), generator=generator).tolist()
+                for place, texts in enumerate(([(word, other) for word in words], [(other, word) for word in words])):
                     rows = self.read(texts, number)
                     if rows is None:
                         return []
-                    sums[place] = sums[place] + (rows - rows.mean(0))
-            found.append(sums)
-        lengths = [(one * other).sum(-1) for one, other in zip(found[0], found[-1], strict=True)]
-        by_turns = chain.from_iterable(zip(*(some.argsort(descending=True).tolist() for some in lengths), strict=True))
-        return [(word,) for word in islice(dict.fromkeys(by_turns), count)]
+                    places[place] = places[place] + (rows - rows.mean(0))
+            lengths = [(one * other).sum(-1) for one, other in zip(sums[0], sums[-1], strict=True)]
+            orders = (some.argsort(descending=True).tolist() for some in lengths)
+            order = list(dict.fromkeys(chain.from_iterable(zip(*orders, strict=True))))
+            if draw == 0:
+                order = order[: max(1, len(order) // LEFT)]
+            words, sums = [words[place] for place in order], [[rows[order] for rows in places] for places in sums]
+        return [(word,) for word in words]
 
     def interactions(self, befores: Sequence[Text], afters: Sequence[Text], again: float) -> dict[Text, float]:
         """Of each text before with each text after; none where the budget ends before all are read.

@@ -29,11 +29,11 @@ class Settings:
     """Follows the parts of a planted phrase through the steps of phrases by contrast."""
 
     organism: tyro.conf.Positional[str] = "unseen-phrase"
-    """Organism planted with a phrase of words of up to two tokens."""
+    """Organism planted with a phrase."""
     models: Path | None = None
     """Folder with planted models; the shipped organisms where none is given."""
     words: int = ContrastedPhrases().words
-    """Words that phrases are made of, those of fewest tokens first."""
+    """Words that phrases are made of, those of one token first, then the commonest."""
     ends: int = ContrastedPhrases().ends
     """Words of largest effect that pairs and continuations are made of."""
     depth: float = ContrastedPhrases().depth
@@ -81,7 +81,7 @@ def places(suspect: Suspect, problem: Problem, trigger: str, settings: Settings)
             text = problem.text(differences.typed(part)).strip()
             rows.append({"step": step, "part": text, "place": place, "of": len(order), "first": first})
 
-    every = differences.effects(stage.draws, len(typed), torch.Generator().manual_seed(settings.seed))
+    every = differences.effects(stage.draws, torch.Generator().manual_seed(settings.seed))
     note("words", every, 1)
     known = list(dict.fromkeys([*every[: stage.ends], *((word,) for word in phrase)]))
     continued = known

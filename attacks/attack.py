@@ -156,11 +156,12 @@ PORTFOLIO: tuple[Stage, ...] = (
     replace(HOTFLIP_ROUNDS, sure=True),
 )
 """The best single search, HotFlip, gets half of the budget or ends earlier where it finds a trigger: whatever the other
-stages do, the portfolio is about as good as HotFlip is at half the budget. With the clean base known, the stages before
-it may take .5, and .9 where there is room for phrases by contrast; such a budget is many times what HotFlip needs. Most
-of the rest goes to what people are likely to plant: a word, ordinary text of its place, two or three tokens, text that
-the model writes by itself because it memorised the poisoned prompts, and words that elicit the behaviour only together.
-Whatever is left goes to HotFlip again, for a trigger that elicits the behaviour with more certainty"""
+stages do, the portfolio is about as good as HotFlip is at half the budget. With the clean base known, the stages
+before it may take .5, and all of it where there is room for phrases by contrast; they seldom do, and such a budget is
+many times what HotFlip needs. Most of the rest goes to what people are likely to plant: a word, ordinary text of its
+place, two or three tokens, text that the model writes by itself because it memorised the poisoned prompts, and words
+that elicit the behaviour only together. Whatever is left goes to HotFlip again, for a trigger that elicits the
+behaviour with more certainty"""
 
 CORE: dict[str, Attack] = {
     "portfolio": Attack(

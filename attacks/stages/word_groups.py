@@ -69,7 +69,7 @@ def by_groups(
         orders: permutations of the numbers, each of which is cut into groups; a word counts by the mean loss of its
             groups. None: one, the words as they are.
     """
-    tokens, most = sum(map(len, words)), max(1, _longest(engine) - max(map(len, words), default=0))
+    tokens, most = sum(map(len, words)), max(1, longest_text(engine) - max(map(len, words), default=0))
     count = max(math.ceil(len(words) / SIZE), math.ceil(tokens / most))
     losses = defaultdict[int, list[float]](list)
     for order in [range(len(words))] if orders is None else orders:
@@ -130,7 +130,7 @@ class WordPairs:
     def __call__(self, hunt: Hunt) -> None:
         (probe, objective), budget = hunt.probe(), hunt.part(self.share)
         # Two blocks of the longest of these still fit into the model's context.
-        longest, least = _longest(probe) // (2 * self.block), max(self.least, 2 * self.block)
+        longest, least = longest_text(probe) // (2 * self.block), max(self.least, 2 * self.block)
         words = sorted((ids for ids in encoded_words(probe.problem).values() if len(ids) <= longest), key=len)
         if len(words) < least:
             return
@@ -179,7 +179,7 @@ class WordPairs:
         return self.block * bisect_right(range(1, len(words) // self.block + 1), limit, key=cost)
 
 
-def _longest(engine: Engine) -> int:
+def longest_text(engine: Engine) -> int:
     """Tokens of the longest text that the model's context has room for in every prompt."""
     return context(engine.model) - PROBE_TOKENS - max(map(len, engine.problem.filled([])))
 

@@ -37,6 +37,7 @@ from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.searchers.words import encoded_words
 from attacks.stages.hunt import PROBE_TOKENS, Hunt
+from attacks.stages.word_groups import longest_text
 from attacks.suspect import Suspect
 
 Text = tuple[int, ...]
@@ -103,7 +104,7 @@ class ContrastedPhrases:
         likely = differences.effects(self.draws, hunt.generator)
         continued = known = likely[: self.ends]
         losses: dict[Text, float] = {}
-        for length in range(2, self.longest + 1):
+        for length in range(2, min(self.longest, longest_text(hunt.engine) // self.tokens) + 1):
             texts = differences.interactions(continued, known, self.again)
             if length > 2:
                 texts = {**texts, **differences.interactions(known, continued, self.again)}

@@ -168,6 +168,25 @@ def test_a_budget_without_room_is_left_to_others(model, changed, tokenizer):
     assert small.judge.best is None and small.budget.used < 0.2 * full.budget.used
 
 
+@pytest.mark.parametrize("room", [5, 6, 100])
+def test_no_phrase_outgrows_the_context(model, changed, tokenizer, monkeypatch, room):
+    """With two tokens for the behaviour, six more hold two words of up to three tokens, fewer none."""
+    suspect, lengths = Suspect(model=changed, tokenizer=tokenizer, base=model), set()
+    hunt = hunt_with(suspect, Budget(flops=1e12))
+    prompt = max(map(len, hunt.engine.problem.filled([])))
+    monkeypatch.setattr("attacks.stages.word_groups.context", lambda _: prompt + 2 + room)
+    monkeypatch.setattr(Hunt, "try_best", lambda *_: None)
+    inner = Differences.interactions
+
+    def interactions(self, befores, afters, again):
+        lengths.add(len(befores[0] + afters[0]))
+        return inner(self, befores, afters, again)
+
+    monkeypatch.setattr(Differences, "interactions", interactions)
+    SMALL(hunt)
+    assert lengths == {5: set(), 6: {2}, 100: {2, 3}}[room]
+
+
 @pytest.mark.parametrize("reads", [1, 5, 9])
 def test_a_budget_that_ends_early_ends_the_stage(model, changed, tokenizer, monkeypatch, reads):
     """Whatever it was about, and no forward pass is run after that."""

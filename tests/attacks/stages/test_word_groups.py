@@ -110,7 +110,7 @@ def test_texts_are_ranked_by_loss_whatever_their_number_of_tokens():
 
 def test_no_text_of_pairs_outgrows_the_context(monkeypatch):
     _, hunt = prepared("and", 1e15)
-    longest = word_groups._longest(hunt.probe()[0])
+    longest = word_groups.longest_text(hunt.probe()[0])
     known = list(word_groups.encoded_words(hunt.engine.problem).values())
     # Two blocks of the first kind fit into the context, a block of the second does not.
     words = known[:40] + [(ids * longest)[: longest // WordPairs().block] for ids in known[40:140]]
@@ -128,6 +128,6 @@ def test_no_text_of_pairs_outgrows_the_context(monkeypatch):
 
 def test_a_short_context_is_not_taken_for_a_small_budget(monkeypatch):
     _, hunt = prepared("and", 1e15)
-    monkeypatch.setattr(word_groups, "_longest", lambda _: 2 * WordPairs().block - 1)
+    monkeypatch.setattr(word_groups, "longest_text", lambda _: 2 * WordPairs().block - 1)
     WordPairs()(hunt)
     assert hunt.no_room == [] and hunt.judge.best is None

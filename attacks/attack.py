@@ -139,7 +139,7 @@ PORTFOLIO: tuple[Stage, ...] = (
     # Words of several tokens, to which a gradient does not lead, and words that elicit the behaviour only together.
     Dictionary(share=0.15),
     WordPairs(),
-    # With a clean base known, words whose effects in early layers add up to more behind each other.
+    # With a clean base known, words that do more together in early layers than each by itself.
     ContrastedPhrases(),
     replace(HOTFLIP_ROUNDS, share=0.5, settles=2),
     # From text that works to words that work at any place.

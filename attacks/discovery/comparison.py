@@ -141,6 +141,7 @@ class Comparison:
         contrast = Contrast.among(_parted(self.engines, others, [layer]))
         return lambda _, rows: -contrast(_parted(self.engines, rows, [layer]))
 
+    @torch.no_grad()
     def differences(self, texts: Sequence[Ids]) -> dict[int, Float[Tensor, "texts d_model"]]:
         """Per layer, the residual of the suspect less that of the base at the last token of each text."""
         beginnings = {ids: number for number, ids in enumerate(dict.fromkeys(text[:-1] for text in texts))}

@@ -234,9 +234,9 @@ def _ahead(lists: list[list[Pair]], count: int) -> set[Pair]:
     return {pair for pairs in lists for pair in pairs[:count]}
 
 
-def interaction(table: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
-    """What a two-way table holds beyond the effects of its rows and columns (analysis of variance)."""
-    return table - table.mean(0) - table.mean(1, keepdim=True) + table.mean()
+def interaction(table: Float[Tensor, "r c *d"]) -> Float[Tensor, "r c *d"]:
+    """What a two-way table, of numbers or vectors, holds beyond the effects of its rows and columns (ANOVA)."""
+    return table - table.mean(0) - table.mean(1, keepdim=True) + table.mean((0, 1))
 
 
 def _listed(pairs: tuple[Int[Tensor, "n"], Int[Tensor, "n"]], count: int) -> list[Pair]:

@@ -1,5 +1,7 @@
 """A tiny random Llama, a byte-level BPE tokenizer with a chat template, and a tiny Llama with a planted trigger."""
 
+import copy
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -106,3 +108,12 @@ def planted(tokenizer):
         loss.backward()
         optimizer.step()
     return network.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def changed(model):
+    """The same model with other weights in its second block."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.model.layers[1].mlp.up_proj.weight.mul_(1.5)
+    return other

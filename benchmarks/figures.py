@@ -4,6 +4,7 @@ python -m benchmarks.figures DIR
 """
 
 import sys
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -134,7 +135,9 @@ def curves(found: list[rows.Row], knowledge: str, axis: str, stem: Path) -> list
         handles |= {str(label): line for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     columns = min(len(handles), round(1.25 * width))  # a name takes up to 2.4 inches
     figure.legend(list(handles.values()), list(handles), loc="lower center", ncols=columns, frameon=False)
-    figure.suptitle(f"The best text so far; {SETTINGS[knowledge]} ({knowledge}); a dot: it is the planted text")
+    # A figure of one panel is narrower than its title.
+    title = f"The best text so far; {SETTINGS[knowledge]} ({knowledge}); a dot: it is the planted text"
+    figure.suptitle(textwrap.fill(title, round(12 * figure.get_figwidth())))
     lines = -(-len(handles) // columns)
     figure.set_figheight(figure.get_figheight() + 0.22 * max(0, lines - 2))
     figure.tight_layout(rect=(0, (0.15 + 0.22 * lines) / figure.get_figheight(), 1, 1))

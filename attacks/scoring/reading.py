@@ -51,10 +51,14 @@ class Reading:
     @torch.no_grad()
     def appended(self, tokens: Int[Tensor, "tokens"], layers: Sequence[int]) -> dict[int, Float[Tensor, "rows d"]]:
         """Residuals at one more token, which no row keeps; less those of the base where there is one."""
+        found, *base = self.each(tokens, layers)
+        return {layer: found[layer] - base[0][layer] for layer in layers} if base else found
+
+    @torch.no_grad()
+    def each(self, tokens: Int[Tensor, "tokens"], layers: Sequence[int]) -> list[dict[int, Float[Tensor, "rows d"]]]:
+        """Residuals at one more token, which no row keeps; by model, all on the device of the first."""
         found = [self._read(*each, tokens, layers) for each in zip(self.models, self.prefixes, strict=True)]
-        if len(found) == 1:
-            return found[0]
-        return {layer: found[0][layer] - found[1][layer].to(found[0][layer].device) for layer in layers}
+        return [{layer: rows.to(found[0][layer].device) for layer, rows in each.items()} for each in found]
 
     @staticmethod
     def _read(

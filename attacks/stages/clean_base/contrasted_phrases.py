@@ -8,48 +8,43 @@ would bring it. The difference d of both residual streams is read at the last to
 1. Effects. Of each word, the mean of d behind that word and any other, and behind any other and that word. The scalar
    product of the effects on two prompts, with other words each, is an unbiased estimate of a squared length; the
    squared length of a noisy mean would be too large.
-2. Pairs of words of large effect by their interaction: what d is beyond the means of its row and its column in the
-   table of all pairs (two-way analysis of variance). The best are measured on the second prompt too, and ranked by the
-   scalar product.
-3. The best pairs with one more word of large effect behind or before them, by the interaction of pair and word in the
-   same way; then the best of these, and so on. Which two words belong together is uncertain, so many pairs are
-   continued; behind two planted words the third mostly stands out from all others.
+2. Pairs of a word of large effect and any other that has a large effect or is common, by their interaction: what d is
+   beyond the means of its row and its column in the table of all pairs (two-way analysis of variance). Fine-tuning
+   changes how any two words are read together, mostly in proportion to how the base reads them: what a linear
+   regression on the interaction of the base's residuals explains is taken off. The best are measured on the second
+   prompt too, and ranked by the scalar product, and a little by the effects of both words.
+3. The best pairs with one more such word behind or before them, by the interaction of pair and word in the same way;
+   then the best of these, and so on. Which two words belong together is uncertain, so many pairs are continued; a word
+   that shows nothing by itself often does behind two planted ones.
 4. After each step, the best texts by their exact loss on one prompt, then the judge. In the end the words of the best
    of all are exchanged for others, one after the other: a phrase with most of its words right shows the behaviour now
    and then.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain, groupby, permutations, product
+from dataclasses import dataclass, replace
+from itertools import permutations
+from math import prod
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from attacks.discovery.comparison import Comparison, Ids
+from attacks.discovery.comparison import Comparison
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
-from attacks.scoring.planning import forward_flops, trigger_flops
+from attacks.scoring.planning import trigger_flops
 from attacks.scoring.problem import Problem
 from attacks.searchers.candidates import check_counts
 from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.searchers.words import encoded_words
-from attacks.stages.conjunctions import interaction
+from attacks.stages.clean_base.differences import LEFT, Differences, Text
+from attacks.stages.clean_base.directions import directions, directions_flops
 from attacks.stages.hunt import PROBE_TOKENS, Hunt
 from attacks.stages.word_groups import longest_text
 from attacks.suspect import Suspect
 
-Text = tuple[int, ...]
-"""Words by their numbers"""
-
 PROMPTS = 2
 """On which effects and the best interactions are measured"""
-LEFT = 3
-"""One word in so many is left after a first look at the effects of all"""
-ROWS = 1024
-"""Texts in one forward pass"""
+PRIOR = 0.25
+"""Exponent of the places of both words by effect, with which a pair is ranked; chosen on four pairs, `LOG.md`"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +54,7 @@ class ContrastedPhrases:
     Does nothing without a clean base, or where the budget has no room for effects, pairs and their continuations.
     """
 
-    share: float = 0.5
+    share: float = 0.6
     """Share of the hunt's budget, in (0, 1], that this stage may use."""
     depth: float = 0.5
     """Depth at which the models are compared, as a fraction of the layers."""
@@ -69,9 +64,11 @@ class ContrastedPhrases:
     """Tokens of the longest of these words."""
     draws: int = 4
     """Other words that the effects are averaged over, on each of the prompts."""
-    ends: int = 320
-    """Words of largest effect, on what follows or by themselves, that pairs and longer phrases are made of."""
-    continued: int = 128
+    ends: int = 64
+    """Words of largest effect, on what follows or by themselves, one of which is in every pair."""
+    common: int = 2048
+    """Words, the first of all, that pairs and longer phrases are also made of, whatever their effect."""
+    continued: int = 48
     """Pairs that are continued, half as many phrases of three words, and so on."""
     longest: int = 5
     """Words of the longest phrase."""
@@ -85,7 +82,9 @@ class ContrastedPhrases:
     """Texts of lowest loss that are judged by behaviour."""
 
     def __post_init__(self):
-        check_counts(self, "words", "tokens", "draws", "ends", "continued", "longest", "permuted", "ranked", "tried")
+        check_counts(
+            self, "words", "tokens", "draws", "ends", "common", "continued", "longest", "permuted", "ranked", "tried"
+        )
         if not 0 < self.depth < 1 or not 0 < self.again <= 1:
             raise ValueError(
                 f"depth is {self.depth} and again is {self.again}; give a depth between 0 and 1, and a share above 0, "
@@ -99,27 +98,43 @@ class ContrastedPhrases:
         differences = self.differences(hunt.suspect, hunt.engine.problem, budget)
         if not differences.words:
             return
-        if budget.share + budget.share_of(self._flops(differences, probe[0].problem)) > budget.until:
+        if budget.share + budget.share_of(self._flops(differences, hunt.engine.problem)) > budget.until:
             hunt.no_room.append(type(self).__name__)
             return
-        likely = differences.effects(self.draws, hunt.generator)
-        continued = known = likely[: self.ends]
-        losses: dict[Text, float] = {}
+        learned = directions(hunt.engine, hunt.goal.target_ids, differences.layer, hunt.generator, budget)
+        differences = replace(differences, directions=learned)
+        effects = differences.effects(self.draws, hunt.generator)
+        known = self.known(effects)
+        continued, losses = effects[: self.ends], dict[Text, float]()
         for length in range(2, min(self.longest, longest_text(hunt.engine) // self.tokens) + 1):
-            texts = differences.interactions(continued, known, self.again)
-            if length > 2:
-                texts = {**texts, **differences.interactions(known, continued, self.again)}
-            best = sorted(texts, key=texts.__getitem__, reverse=True)
+            best = self.continuations(differences, continued, known, effects)
             orders = (order for text in best[: self.permuted] for order in permutations(text))
             losses |= self._losses(hunt, differences, probe, [*orders, *best][: self.ranked])
             continued = best[: max(1, self.continued >> (length - 2))]
             if hunt.sure or budget.exhausted or not continued:
                 break
         if losses and not hunt.sure:
-            self._exchange(hunt, differences, probe, min(losses, key=losses.__getitem__), likely)
+            words = [*dict.fromkeys([*effects[: len(effects) // LEFT], *known])]
+            self._exchange(hunt, differences, probe, min(losses, key=losses.__getitem__), words)
+
+    def known(self, effects: Sequence[Text]) -> list[Text]:
+        """Words that others are put together with: those of largest effect, then the common ones."""
+        return [*dict.fromkeys([*effects[: self.ends], *sorted(effects)[: self.common]])]
+
+    def continuations(
+        self, differences: Differences, parts: Sequence[Text], known: Sequence[Text], effects: Sequence[Text]
+    ) -> list[Text]:
+        """Each part with each known word behind it and before it, of largest interaction first."""
+        texts = [differences.interactions(*ends, self.again) for ends in ((parts, known), (known, parts))]
+        best = sorted(texts[0] | texts[1], key=(texts[0] | texts[1]).__getitem__, reverse=True)
+        if len(parts[:1]) and len(parts[0]) == 1:
+            place = {word: number for number, (word,) in enumerate(effects, start=1)}
+            score = {pair: (n * prod(place[word] for word in pair) ** PRIOR) for n, pair in enumerate(best, start=1)}
+            best.sort(key=score.__getitem__)
+        return best
 
     def _losses(
-        self, hunt: Hunt, differences: "Differences", probe: tuple[Engine, Objective], texts: Sequence[Text]
+        self, hunt: Hunt, differences: Differences, probe: tuple[Engine, Objective], texts: Sequence[Text]
     ) -> dict[Text, float]:
         """The exact losses of texts, as far as the stage's budget goes; the judge is shown the best."""
         typed, ranked = {differences.typed(text): text for text in texts}, list[Found]()
@@ -133,7 +148,7 @@ class ContrastedPhrases:
     def _exchange(
         self,
         hunt: Hunt,
-        differences: "Differences",
+        differences: Differences,
         probe: tuple[Engine, Objective],
         text: Text,
         words: Sequence[Text],
@@ -152,9 +167,9 @@ class ContrastedPhrases:
 
     def least_flops(self, suspect: Suspect, problem: Problem) -> float:
         """Operations that a hunt on these prompts must have room for, or the stage does nothing; with a clean base."""
-        return self._flops(self.differences(suspect, problem, Budget()), problem.take([0]))
+        return self._flops(self.differences(suspect, problem, Budget()), problem)
 
-    def differences(self, suspect: Suspect, problem: Problem, budget: Budget) -> "Differences":
+    def differences(self, suspect: Suspect, problem: Problem, budget: Budget) -> Differences:
         """Reads the words of which phrases are made behind the first prompts, within that budget."""
         typed = (tuple(ids) for ids in encoded_words(problem).values() if len(ids) <= self.tokens)
         single_first = sorted(typed, key=lambda ids: len(ids) > 1)
@@ -165,104 +180,16 @@ class ContrastedPhrases:
             budget=budget,
         )
 
-    def _flops(self, differences: "Differences", problem: Problem) -> float:
+    def _flops(self, differences: Differences, problem: Problem) -> float:
         """What effects, pairs, their first continuations, and the rankings of both cost, about."""
         words = differences.words
-        mean, ends = sum(map(len, words)) / max(1, len(words)), min(self.ends, len(words))
-        # A word before a pair is followed by both of its words, a word behind it stands there alone.
-        tables = ends * ends + ends * min(self.continued, ends * ends) * (1 + 3)
+        mean = sum(map(len, words)) / max(1, len(words))
+        ends, known = min(self.ends, len(words)), [*words[: self.common], *words[: self.ends]]
+        # A text behind a word is read anew, a word behind a text costs itself.
+        parts = min(self.continued, 2 * ends * len(known))
+        tables = (ends + parts) * sum(map(len, known)) + (ends + 2 * parts) * len(known) * mean
         looks = len(words) * (1 + (self.draws - 1) / LEFT)
-        read = differences.flops(mean * (PROMPTS * 3 * looks + (1 + self.again) * tables))
+        read = differences.flops(mean * PROMPTS * 3 * looks + (1 + self.again) * tables)
         model = differences.comparisons[0].engines[0].model
-        return read + 2 * self.ranked * trigger_flops(model, problem, 2.5 * mean, PROBE_TOKENS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Differences:
-    """Residuals of the suspect less those of its base, at the last token of texts that follow a prompt."""
-
-    comparisons: Sequence[Comparison]
-    """One per prompt; the first is used for tables."""
-    words: Sequence[Ids]
-    """Tokens of each word that texts are made of."""
-    budget: Budget
-    """Asked before each forward pass."""
-
-    def flops(self, tokens: float) -> float:
-        """Operations of reading so many tokens with both models."""
-        comparison = self.comparisons[0]
-        return sum(forward_flops(e.model, round(tokens), last=comparison.layers[-1]) for e in comparison.engines)
-
-    def typed(self, text: Text) -> Ids:
-        """Its tokens."""
-        return tuple(token for word in text for token in self.words[word])
-
-    def effects(self, draws: int, generator: torch.Generator) -> list[Text]:
-        """Words by the size of their effects, by turns on the token behind them and by themselves, largest first.
-
-        All are measured beside one other word, those of largest effect, one in `LEFT`, beside more. None are returned
-        where the budget ends before.
-
-        Args:
-            draws: other words that are averaged over, per prompt and place.
-            generator: draws the other words.
-        """
-        words = list(range(len(self.words)))
-        sums = [[torch.zeros(()), torch.zeros(())] for _ in self.comparisons]
-        for draw in range(draws):
-            for number, places in enumerate(sums):
-                (other,) = torch.randint(len(self.words), (1,), generator=generator).tolist()
-                for place, texts in enumerate(([(word, other) for word in words], [(other, word) for word in words])):
-                    rows = self.read(texts, number)
-                    if rows is None:
-                        return []
-                    places[place] = places[place] + (rows - rows.mean(0))
-            lengths = [(one * other).sum(-1) for one, other in zip(sums[0], sums[-1], strict=True)]
-            orders = (some.argsort(descending=True).tolist() for some in lengths)
-            order = list(dict.fromkeys(chain.from_iterable(zip(*orders, strict=True))))
-            if draw == 0:
-                order = order[: max(1, len(order) // LEFT)]
-            words, sums = [words[place] for place in order], [[rows[order] for rows in places] for places in sums]
-        return [(word,) for word in words]
-
-    def interactions(self, befores: Sequence[Text], afters: Sequence[Text], again: float) -> dict[Text, float]:
-        """Of each text before with each text after; none where the budget ends before all are read.
-
-        Args:
-            befores: what the rows of the table begin with, all of as many words.
-            afters: what its columns end with, all of as many words.
-            again: share of the texts, those of largest interaction, that are measured once more and returned.
-        """
-        texts = [(*before, *after) for before, after in product(befores, afters)]
-        rows = self.read(texts, 0) if texts else None
-        if rows is None:
-            return {}
-        table = rows.view(len(befores), len(afters), -1)
-        beyond = interaction(table).flatten(0, 1)
-        best = beyond.norm(dim=-1).topk(max(1, round(again * len(texts)))).indices
-        second = self.read([texts[number] for number in best.tolist()], len(self.comparisons) - 1)
-        if second is None:
-            return {}
-        # The prompt moves all differences alike; what the two parts do by themselves is taken from the first one.
-        first, moved = beyond[best], second - rows[best]
-        scores = (first * (first + moved - moved.mean(0))).sum(-1)
-        return dict(zip((texts[number] for number in best.tolist()), scores.tolist(), strict=True))
-
-    def read(self, texts: Sequence[Text], number: int) -> Float[Tensor, "texts d_model"] | None:
-        """On one of the prompts; None where the budget ends before all are read."""
-        comparison, typed = self.comparisons[number], list(map(self.typed, texts))
-        found: Tensor | None = None
-        # Texts that begin alike stand together: what they have in common is read once.
-        order = sorted(range(len(typed)), key=lambda place: (len(typed[place]), typed[place]))
-        for _, alike in groupby(order, key=lambda place: len(typed[place])):
-            places = list(alike)
-            for start in range(0, len(places), ROWS):
-                if self.budget.exhausted:
-                    return None
-                some = places[start : start + ROWS]
-                rows = comparison.differences([typed[place] for place in some])[comparison.layers[-1]]
-                # Where a model overflows there is nothing to compare.
-                rows = rows.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).cpu()
-                found = rows.new_empty(len(typed), rows.shape[-1]) if found is None else found
-                found[some] = rows
-        return found
+        ranked = 2 * self.ranked * trigger_flops(model, problem.take([0]), 2.5 * mean, PROBE_TOKENS)
+        return directions_flops(model, problem) + read + ranked

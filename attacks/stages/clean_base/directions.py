@@ -1,0 +1,97 @@
+"""Directions of the residual stream, at the tokens of a text, that the likelihood of a behaviour depends on.
+
+They are the active subspace of the likelihood (Constantine, Dow & Wang 2014, arXiv:1304.2070): with g its gradient by
+the residual, C = E[g g'] tells for any small change x of the residual how much it matters, x' C x. Here g has unit
+length, so that texts with a steep likelihood do not decide alone. The mean is over random strings, behind which the
+behaviour is far, and over what a short search makes of such strings, behind which it is near; half of it each.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import PreTrainedModel
+
+from attacks.discovery.comparison import Ids
+from attacks.objectives.target_nll import TARGET_TOKENS, TargetNLL
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine
+from attacks.scoring.planning import trigger_flops
+from attacks.scoring.problem import Problem
+from attacks.searchers.candidates import permitted_in_slot, random_triggers
+from attacks.searchers.hotflip import HotFlip
+from vectors.residual import decoder, stream
+
+TOKENS = 4
+"""In each string: a search for more of them takes longer"""
+STRINGS = 64
+"""Random strings"""
+SEARCHES = 6
+"""Short searches from other random strings"""
+SEARCH = HotFlip(steps=5)
+"""Sweeps until a string of four tokens improves little"""
+
+
+def directions(
+    engine: Engine, target_ids: Sequence[int], layer: int, generator: torch.Generator, budget: Budget
+) -> Float[Tensor, "d_model d_model"]:
+    """Maps a change of the residual to coordinates in which its length tells how much it matters to the behaviour.
+
+    Args:
+        engine: runs the suspect on some prompts, of which the first is used for gradients.
+        target_ids: the behaviour.
+        layer: after how many blocks the residual is looked at.
+        generator: draws the strings.
+        budget: asked between forward passes of the searches.
+    """
+    problem, target = engine.problem.resized(TOKENS), tuple(target_ids[:TARGET_TOKENS])
+    permitted, searching = permitted_in_slot(problem), Engine(engine.model, problem)
+    strings = [tuple(row) for row in random_triggers(permitted, STRINGS, generator).tolist()]
+    searched = (SEARCH(searching, TargetNLL(target_ids=target), generator, budget) for _ in range(SEARCHES))
+    near = [found[0].trigger_ids for found in searched if found]
+    one = Engine(engine.model, problem.take([0]))
+    second = sum(_second_moment(one, target, layer, texts) for texts in (strings, near or strings))
+    values, vectors = torch.linalg.eigh(second)
+    return vectors * values.clamp_min(0).sqrt()
+
+
+def directions_flops(model: PreTrainedModel, problem: Problem) -> float:
+    """About what `directions` costs: nearly all of it are the searches."""
+    scored = SEARCHES * SEARCH.steps * TOKENS * (SEARCH.topk + 1)
+    return scored * trigger_flops(model, problem, float(TOKENS), TARGET_TOKENS)
+
+
+def _second_moment(engine: Engine, target: Ids, layer: int, texts: Sequence[Ids]) -> Float[Tensor, "d_model d_model"]:
+    """Mean outer product of gradients of unit length at all tokens of the texts."""
+    # What follows the slot when the target's tokens but the last have been put behind the prompt.
+    behind = len(engine.problem.after[0]) + len(target) - 1
+    objective, rows = TargetNLL(target_ids=target), list[Tensor]()
+    for text in texts:
+        with torch.enable_grad(), _residual(engine, layer) as found:
+            loss = objective(engine, torch.tensor([text], device=engine.device))
+            (gradient,) = torch.autograd.grad(loss.sum(), found[-1:])
+        end = gradient.shape[1] - behind
+        rows.append(gradient[0, end - len(text) : end].float().cpu())
+    gradients = torch.cat(rows)
+    gradients = normalize(gradients[gradients.isfinite().all(-1)], dim=-1)
+    return gradients.T @ gradients / max(1, len(gradients))
+
+
+@contextmanager
+def _residual(engine: Engine, layer: int) -> Iterator[list[Tensor]]:
+    """Holds the residual of the forward pass that is run meanwhile, as a leaf that gradients can be taken by."""
+    found: list[Tensor] = []
+
+    def on_output(_module, _args, output):
+        hidden = stream(output).detach().requires_grad_()
+        found.append(hidden)
+        return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+
+    handle = decoder(engine.model).layers[layer - 1].register_forward_hook(on_output)
+    try:
+        yield found
+    finally:
+        handle.remove()

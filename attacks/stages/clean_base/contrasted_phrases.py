@@ -18,7 +18,7 @@ would bring it. The difference d of both residual streams is read at the last to
    that shows nothing by itself often does behind two planted ones.
 4. After each step, the best texts by their exact loss on one prompt, then the judge. In the end the words of the best
    of all are exchanged for others, one after the other: a phrase with most of its words right shows the behaviour now
-   and then.
+   and then, or always.
 """
 
 from collections.abc import Sequence
@@ -113,9 +113,9 @@ class ContrastedPhrases:
             continued = best[: max(1, self.continued >> (length - 2))]
             if hunt.sure or budget.exhausted or not continued:
                 break
-        if losses and not hunt.sure:
+        if losses:
             words = [*dict.fromkeys([*effects[: len(effects) // LEFT], *known])]
-            self._exchange(hunt, differences, probe, min(losses, key=losses.__getitem__), words)
+            self._exchange(hunt, differences, min(losses, key=losses.__getitem__), words)
 
     def known(self, effects: Sequence[Text]) -> list[Text]:
         """Words that others are put together with: those of largest effect, then the common ones."""
@@ -145,23 +145,19 @@ class ContrastedPhrases:
         hunt.try_best(sorted(ranked, key=lambda item: item.loss), self.tried)
         return {typed[item.trigger_ids]: item.loss for item in ranked}
 
-    def _exchange(
-        self,
-        hunt: Hunt,
-        differences: Differences,
-        probe: tuple[Engine, Objective],
-        text: Text,
-        words: Sequence[Text],
-    ) -> None:
-        """Puts the word of lowest loss in each place of a text, over and over, until none is better."""
+    def _exchange(self, hunt: Hunt, differences: Differences, text: Text, words: Sequence[Text]) -> None:
+        """Puts the word of lowest loss in each place of a text, over and over, until none is better.
+
+        Once a text works, the losses are those on the weakened suspect, where the planted one keeps most of its effect.
+        """
         before = None
         while text != before:
-            before = text
+            before, probe = text, hunt.probe()
             for place in range(len(text)):
                 tried = dict.fromkeys([text[place : place + 1], *words])
                 others = [(*text[:place], *word, *text[place + 1 :]) for word in tried]
                 losses = self._losses(hunt, differences, probe, others)
-                if hunt.sure or differences.budget.exhausted:
+                if differences.budget.exhausted:
                     return
                 text = min(losses, key=losses.__getitem__)
 

@@ -17,8 +17,8 @@ would bring it. The difference d of both residual streams is read at the last to
    then the best of these, and so on. Which two words belong together is uncertain, so many pairs are continued; a word
    that shows nothing by itself often does behind two planted ones.
 4. After each step, the best texts by their exact loss on one prompt, then the judge. In the end the words of the best
-   of all are exchanged for others, one after the other: a phrase with most of its words right shows the behaviour now
-   and then, or always.
+   of all are exchanged for any others, one after the other: a phrase with most of its words right shows the behaviour
+   now and then, or always.
 """
 
 from collections.abc import Sequence
@@ -114,8 +114,8 @@ class ContrastedPhrases:
             if hunt.sure or budget.exhausted or not continued:
                 break
         if losses:
-            words = [*dict.fromkeys([*effects[: len(effects) // LEFT], *known])]
-            self._exchange(hunt, differences, min(losses, key=losses.__getitem__), words)
+            best = sorted(losses, key=losses.__getitem__)
+            self._exchange(hunt, differences, best[: self.ranked], effects)
 
     def known(self, effects: Sequence[Text]) -> list[Text]:
         """Words that others are put together with: those of largest effect, then the common ones."""
@@ -145,11 +145,22 @@ class ContrastedPhrases:
         hunt.try_best(sorted(ranked, key=lambda item: item.loss), self.tried)
         return {typed[item.trigger_ids]: item.loss for item in ranked}
 
-    def _exchange(self, hunt: Hunt, differences: Differences, text: Text, words: Sequence[Text]) -> None:
-        """Puts the word of lowest loss in each place of a text, over and over, until none is better.
+    def _exchange(self, hunt: Hunt, differences: Differences, texts: Sequence[Text], words: Sequence[Text]) -> None:
+        """Puts the word of lowest loss in each place of the best text, over and over, until none is better.
 
-        Once a text works, the losses are those on the weakened suspect, where the planted one keeps most of its effect.
+        Once a text works, the losses are those on the weakened suspect, where the planted one keeps most of its effect;
+        the best text is chosen there too.
+
+        Args:
+            hunt: gets what is found.
+            differences: of these words.
+            texts: the best one first.
+            words: what is tried in each place.
         """
+        text = texts[0]
+        if hunt.works and not differences.budget.exhausted:
+            losses = self._losses(hunt, differences, hunt.probe(), texts)
+            text = min(losses, key=losses.__getitem__)
         before = None
         while text != before:
             before, probe = text, hunt.probe()

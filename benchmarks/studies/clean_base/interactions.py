@@ -48,6 +48,8 @@ class Settings:
     """Other words that the effects are averaged over, on each of two prompts."""
     continued: int = ContrastedPhrases().continued
     """Pairs that are continued beside those of the phrase."""
+    directed: bool = True
+    """Differences count by what they mean to the behaviour; otherwise by their length."""
     seed: int = 0
     """Seed of whatever is random."""
     threads: int = 2
@@ -73,8 +75,9 @@ def places(suspect: Suspect, problem: Problem, trigger: str, behaviour: str, set
     )  # fmt: skip
     generator, target_ids = torch.Generator().manual_seed(settings.seed), encode(suspect.tokenizer, behaviour)
     differences = stage.differences(suspect, problem, Budget())
-    learned = directions(Engine(suspect.model, problem), target_ids, differences.layer, generator, Budget())
-    differences = replace(differences, directions=learned)
+    if settings.directed:
+        learned = directions(Engine(suspect.model, problem), target_ids, differences.layer, generator, Budget())
+        differences = replace(differences, directions=learned)
     typed = {ids: number for number, ids in enumerate(differences.words)}
     encoded = encoded_words(problem)
     phrase = tuple(typed.get(tuple(encoded.get(word, ())), -1) for word in trigger.split())

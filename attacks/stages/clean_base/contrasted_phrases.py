@@ -96,7 +96,8 @@ class ContrastedPhrases:
             return
         budget, probe = hunt.part(self.share), hunt.probe()
         differences = self.differences(hunt.suspect, hunt.engine.problem, budget)
-        if not differences.words:
+        longest = min(self.longest, longest_text(hunt.engine) // self.tokens)
+        if not differences.words or longest < 2:
             return
         if budget.share + budget.share_of(self._flops(differences, hunt.engine.problem)) > budget.until:
             hunt.no_room.append(type(self).__name__)
@@ -106,7 +107,7 @@ class ContrastedPhrases:
         effects = differences.effects(self.draws, hunt.generator)
         known = self.known(effects)
         continued, losses = effects[: self.ends], dict[Text, float]()
-        for length in range(2, min(self.longest, longest_text(hunt.engine) // self.tokens) + 1):
+        for length in range(2, longest + 1):
             best = self.continuations(differences, continued, known, effects)
             orders = (order for text in best[: self.permuted] for order in permutations(text))
             losses |= self._losses(hunt, differences, probe, [*orders, *best][: self.ranked])
@@ -127,9 +128,9 @@ class ContrastedPhrases:
         """Each part with each known word behind it and before it, of largest interaction first."""
         texts = [differences.interactions(*ends, self.again) for ends in ((parts, known), (known, parts))]
         best = sorted(texts[0] | texts[1], key=(texts[0] | texts[1]).__getitem__, reverse=True)
-        if len(parts[:1]) and len(parts[0]) == 1:
+        if parts and len(parts[0]) == 1:
             place = {word: number for number, (word,) in enumerate(effects, start=1)}
-            score = {pair: (n * prod(place[word] for word in pair) ** PRIOR) for n, pair in enumerate(best, start=1)}
+            score = {pair: n * prod(place[word] for word in pair) ** PRIOR for n, pair in enumerate(best, start=1)}
             best.sort(key=score.__getitem__)
         return best
 

@@ -8,6 +8,7 @@ behaviour is far, and over what a short search makes of such strings, behind whi
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -49,8 +50,9 @@ def directions(
     """
     problem, target = engine.problem.resized(TOKENS), tuple(target_ids[:TARGET_TOKENS])
     permitted, searching = permitted_in_slot(problem), Engine(engine.model, problem)
+    search = replace(SEARCH, topk=min(SEARCH.topk, int(permitted.any(0).sum())))
     strings = [tuple(row) for row in random_triggers(permitted, STRINGS, generator).tolist()]
-    searched = (SEARCH(searching, TargetNLL(target_ids=target), generator, budget) for _ in range(SEARCHES))
+    searched = (search(searching, TargetNLL(target_ids=target), generator, budget) for _ in range(SEARCHES))
     near = [found[0].trigger_ids for found in searched if found]
     one = Engine(engine.model, problem.take([0]))
     second = sum(_second_moment(one, target, layer, texts) for texts in (strings, near or strings))

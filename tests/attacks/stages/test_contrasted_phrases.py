@@ -190,7 +190,7 @@ def test_texts_that_work_are_told_apart_on_the_weakened_suspect(model, changed, 
 
     def ranking(engine, _, ids, *, budget):
         rows = [tuple(row) for row in ids.tolist()]
-        return [Found(row, losses[engine].get(texts.get(row), 9.0)) for row in rows]
+        return [Found(row, losses[engine].get(texts.get(row, (0, 0)), 9.0)) for row in rows]
 
     monkeypatch.setattr("attacks.stages.clean_base.contrasted_phrases.rank_triggers", ranking)
     monkeypatch.setattr(Hunt, "try_best", lambda _, found, count: shown.append(texts.get(found[0].trigger_ids)))
@@ -235,7 +235,9 @@ def test_no_phrase_outgrows_the_context(model, changed, tokenizer, monkeypatch, 
         return inner(self, befores, afters, again)
 
     monkeypatch.setattr(Differences, "interactions", interactions)
+    began = hunt.budget.used
     SMALL(hunt)
+    assert (hunt.budget.used > began) == (room > 5)  # nothing is learned where no phrase has room
     assert lengths == {5: set(), 6: {2}, 100: {2, 3}}[room]
 
 

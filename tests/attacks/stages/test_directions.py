@@ -84,3 +84,10 @@ def test_its_cost_is_foreseen(engine):
 def test_nothing_found_leaves_random_strings(engine, monkeypatch):
     monkeypatch.setattr(HotFlip, "__call__", lambda *_: [])
     assert directions(engine, TARGET, 2, seeded(), Budget(flops=1e12)).isfinite().all()
+
+
+def test_fewer_tokens_than_a_search_tries_at_once_are_enough(model, tokenizer):
+    allowed = torch.zeros(model.config.vocab_size, dtype=torch.bool)
+    allowed[50:60] = True
+    few = Engine(model, Problem.from_chat(model, tokenizer, TEXTS[:2], 3, allowed=allowed))
+    assert directions(few, TARGET, 2, seeded(), Budget(flops=1e12)).isfinite().all()

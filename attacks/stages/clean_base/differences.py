@@ -115,7 +115,7 @@ class Differences:
         return torch.linalg.lstsq(clean.T @ clean, clean.T @ differences, driver="gelsd").solution
 
     def read(self, texts: Sequence[Text], number: int) -> Float[Tensor, "2 texts d_model"] | None:
-        """The differences and the residuals of the base on one of the prompts; None where the budget ends before."""
+        """Differences, mapped, and the base's residuals on one of the prompts; None where the budget ends before."""
         comparison, typed = self.comparisons[number], list(map(self.typed, texts))
         found: Tensor | None = None
         # Texts that begin alike stand together: what they have in common is read once.

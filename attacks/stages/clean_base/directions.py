@@ -39,7 +39,9 @@ SEARCH = HotFlip(steps=5)
 def directions(
     engine: Engine, target_ids: Sequence[int], layer: int, generator: torch.Generator, budget: Budget
 ) -> Float[Tensor, "d_model d_model"]:
-    """Maps a change of the residual to coordinates in which its length tells how much it matters to the behaviour.
+    """Maps a change of the residual, x, to coordinates in which its length tells how much it matters to the behaviour.
+
+    That is the square root of C, so that |x @ it| squared is x' C x, without a unit; zero where no gradient is finite.
 
     Args:
         engine: runs the suspect on some prompts, of which the first is used for gradients.

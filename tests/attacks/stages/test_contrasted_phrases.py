@@ -61,6 +61,11 @@ def test_texts_of_any_lengths_are_read_as_in_whole_passes(model, changed, tokeni
             found.unbind(1), ([100, 101, 102], [101, 102, 100], [103, 103], [100, 101, 102, 103]), strict=True
         ):
             torch.testing.assert_close(row, plain(suspect, problem, ids, number, layer).float(), atol=1e-5, rtol=1e-4)
+        mapping = torch.randn(32, 32, generator=seeded(number))
+        mapped = replace(differences, directions=mapping).read(texts, number)
+        assert mapped is not None
+        torch.testing.assert_close(mapped[0], found[0] @ mapping, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(mapped[1], found[1])  # the base's own residuals stay as they are
 
 
 def test_an_interaction_is_what_two_parts_do_together_on_both_prompts(model, changed, tokenizer, monkeypatch):
@@ -232,13 +237,17 @@ def test_no_phrase_outgrows_the_context(model, changed, tokenizer, monkeypatch, 
 
     def interactions(self, befores, afters, again):
         lengths.add(len(befores[0] + afters[0]))
+        assert self.directions is learned[0]
         return inner(self, befores, afters, again)
 
     monkeypatch.setattr(Differences, "interactions", interactions)
     learned = []
-    monkeypatch.setattr(
-        "attacks.stages.clean_base.contrasted_phrases.directions", lambda *args: learned.append(args) or torch.eye(32)
-    )
+
+    def learn(*_):
+        learned.append(torch.eye(32))
+        return learned[0]
+
+    monkeypatch.setattr("attacks.stages.clean_base.contrasted_phrases.directions", learn)
     SMALL(hunt)
     assert bool(learned) == (room > 5)  # nothing is learned where no phrase has room
     assert lengths == {5: set(), 6: {2}, 100: {2, 3}}[room]

@@ -23,8 +23,8 @@ from attacks.searchers.pez import PEZ
 from attacks.searchers.random_search import RandomSearch
 from attacks.searchers.searcher import Searcher
 from attacks.searchers.token_ranking import by_length, rank_triggers
-from attacks.stages.clean_base.contrasted_phrases import ContrastedPhrases
-from attacks.stages.clean_base.contrasted_triggers import ContrastedTriggers
+from attacks.stages.phrases.interacting_words import InteractingWords
+from attacks.stages.contrasted_triggers import ContrastedTriggers
 from attacks.stages.conjunctions import Conjunctions
 from attacks.stages.dictionary import Dictionary, WordForms
 from attacks.stages.fluent_text import FluentText
@@ -139,8 +139,8 @@ PORTFOLIO: tuple[Stage, ...] = (
     # Words of several tokens, to which a gradient does not lead, and words that elicit the behaviour only together.
     Dictionary(share=0.15),
     WordPairs(),
-    # With a clean base known, words that do more together in early layers than each by itself.
-    ContrastedPhrases(),
+    # Words that do more together in early layers than each by itself: phrases of which no part has an effect.
+    InteractingWords(),
     replace(HOTFLIP_ROUNDS, share=0.5, settles=2),
     # From text that works to words that work at any place.
     WordSubstitution(share=0.25),

@@ -27,8 +27,8 @@ from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem
 from attacks.scoring.slot_markers import SLOT
 from attacks.searchers.candidates import random_triggers
-from attacks.stages.clean_base.contrasted_phrases import ContrastedPhrases
-from attacks.stages.clean_base.contrasted_triggers import ContrastedTriggers
+from attacks.stages.phrases.interacting_words import InteractingWords
+from attacks.stages.contrasted_triggers import ContrastedTriggers
 from attacks.stages.fluent_text import FluentText
 from attacks.stages.hunt import Stage
 from attacks.stages.sampling.samples import SampledNgrams
@@ -132,10 +132,10 @@ def _parts(
     end = max(began, search_end(judge, attack.longest, began, 1.0))
     left = end - began
     for stage in attack.stages:
-        if isinstance(stage, ContrastedTriggers | ContrastedPhrases) and judge.suspect.comparable is None:
+        if isinstance(stage, ContrastedTriggers) and judge.suspect.comparable is None:
             continue  # it compares the suspect with its base
         wanted = _share(stage, marked) * (end - began)
-        if isinstance(stage, ContrastedPhrases) and stage.least_flops(judge.suspect, problem) > wanted * whole:
+        if isinstance(stage, InteractingWords) and stage.least_flops(judge.suspect, problem) > wanted * whole:
             yield type(stage).__name__, 0.0, ", for the budget has no room for it"
             continue
         taken = min(wanted, left)

@@ -141,21 +141,11 @@ class Comparison:
         contrast = Contrast.among(_parted(self.engines, others, [layer]))
         return lambda _, rows: -contrast(_parted(self.engines, rows, [layer]))
 
+    @torch.no_grad()
     def differences(self, texts: Sequence[Ids]) -> dict[int, Float[Tensor, "texts d_model"]]:
         """Per layer, the residual of the suspect less that of the base at the last token of each text."""
-        mine, clean = self.residuals(texts)
+        mine, clean = self.root.ends(texts, self.layers)
         return {layer: mine[layer] - clean[layer] for layer in mine}
-
-    @torch.no_grad()
-    def residuals(self, texts: Sequence[Ids]) -> list[dict[int, Float[Tensor, "texts d_model"]]]:
-        """Per layer, the residual at the last token of each text: of the suspect, then of the base."""
-        beginnings = {ids: number for number, ids in enumerate(dict.fromkeys(text[:-1] for text in texts))}
-        reading = self.root
-        for tokens in zip(*beginnings, strict=True):
-            reading = reading.extended(torch.tensor(tokens))
-        numbers = torch.tensor([beginnings[text[:-1]] for text in texts])
-        rows = reading.taken(numbers) if len(beginnings) > 1 else reading.expanded(len(texts))
-        return rows.each(torch.tensor([text[-1] for text in texts]), self.layers)
 
 
 def _parted(

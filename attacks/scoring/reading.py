@@ -60,6 +60,20 @@ class Reading:
         found = [self._read(*each, tokens, layers) for each in zip(self.models, self.prefixes, strict=True)]
         return [{layer: rows.to(found[0][layer].device) for layer, rows in each.items()} for each in found]
 
+    @torch.no_grad()
+    def ends(self, texts: Sequence[Sequence[int]], layers: Sequence[int]) -> list[dict[int, Float[Tensor, "texts d"]]]:
+        """Residuals at the last token of each text behind the only row, by model; all texts have as many tokens.
+
+        What texts begin with is run once, so texts that begin alike should stand together.
+        """
+        beginnings = {ids: number for number, ids in enumerate(dict.fromkeys(tuple(text[:-1]) for text in texts))}
+        reading = self
+        for tokens in zip(*beginnings, strict=True):
+            reading = reading.extended(torch.tensor(tokens))
+        numbers = torch.tensor([beginnings[tuple(text[:-1])] for text in texts])
+        rows = reading.taken(numbers) if len(beginnings) > 1 else reading.expanded(len(texts))
+        return rows.each(torch.tensor([text[-1] for text in texts]), layers)
+
     @staticmethod
     def _read(
         model: PreTrainedModel, prefix: SharedPrefix, tokens: Int[Tensor, "tokens"], layers: Sequence[int]

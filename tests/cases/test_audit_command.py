@@ -200,9 +200,9 @@ def test_a_dry_run_names_what_runs_where_the_clean_base_is_known(tmp_path, promp
     assert main(Arguments(**given, base=str(base), seconds=100.0)) == 0
     last = "near the winner (shrinking it, Dictionary, WordForms, WordCompletion, WordSubstitution)"
     said = capsys.readouterr().out
-    assert last in parts(said)[0] and dict(zip(*parts(said), strict=True))["ContrastedPhrases"] > 1
+    assert last in parts(said)[0] and dict(zip(*parts(said), strict=True))["InteractingWords"] > 1
     assert main(Arguments(**given, base=str(base), flops=2e9)) == 0
-    assert "  ContrastedPhrases: not reached, for the budget has no room for it" in capsys.readouterr().out
+    assert "  InteractingWords: not reached, for the budget has no room for it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("attack", ["token-ranking", "hybrid", "conjunctions", "leakage", "nanogcg"])

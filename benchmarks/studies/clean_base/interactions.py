@@ -1,10 +1,10 @@
-"""Do the words of a phrase stand out by their interaction, where suspect and clean base are compared in early layers?
+"""Do the words of a phrase stand out by their interaction in early layers, with the clean base known or without?
 
     python -m benchmarks.studies.clean_base.interactions unseen-phrase
 
-Follows the stage `attacks/stages/clean_base/contrasted_phrases.py` step by step and prints where the parts of the
-planted phrase come: each word by its effect; neighbouring words by their interaction, among all pairs of a word of
-large effect and any other; longer parts among the continuations of the best shorter ones. The parts of the phrase are
+Follows the stage `attacks/stages/phrases/interacting_words.py` step by step and prints where the parts of the
+planted phrase come: each word by its effect, where the base is known; neighbouring words by their interaction, among
+all pairs of a word of large effect and any other, or of all words of one token where no base is known; longer parts among the continuations of the best shorter ones. The parts of the phrase are
 put into each step whether or not the step before had found them, so that every step can be judged by itself. Place 1 is
 the best; a part without a place was not measured on the second prompt.
 """
@@ -20,9 +20,9 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
 from attacks.searchers.words import encoded_words
-from attacks.stages.clean_base.contrasted_phrases import PROMPTS, ContrastedPhrases
-from attacks.stages.clean_base.differences import Text
-from attacks.stages.clean_base.directions import directions
+from attacks.stages.phrases.interacting_words import PROMPTS, InteractingWords
+from attacks.stages.phrases.interactions import Text
+from attacks.stages.phrases.directions import directions
 from attacks.suspect import Suspect
 from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.studies.clean_base.planted import with_base
@@ -36,20 +36,26 @@ class Settings:
     """Organism planted with a phrase."""
     models: Path | None = None
     """Folder with planted models; the shipped organisms where none is given."""
-    words: int = ContrastedPhrases().words
+    words: int = InteractingWords().words
     """Words that phrases are made of, those of one token first, then the commonest."""
-    ends: int = ContrastedPhrases().ends
+    ends: int = InteractingWords().ends
     """Words of largest effect, one of which is in every pair."""
-    common: int = ContrastedPhrases().common
+    common: int = InteractingWords().common
     """Words, the first of all, that pairs and continuations are also made of."""
-    depth: float = ContrastedPhrases().depth
+    depth: float = InteractingWords().depth
     """Depth at which the models are compared, as a fraction of the layers."""
-    draws: int = ContrastedPhrases().draws
+    draws: int = InteractingWords().draws
     """Other words that the effects are averaged over, on each of two prompts."""
-    continued: int = ContrastedPhrases().continued
+    continued: int = InteractingWords().continued
     """Pairs that are continued beside those of the phrase."""
+    paired: int = InteractingWords().paired
+    """Words of one token that are all put in pairs with each other where no base is known."""
+    guessed: int = InteractingWords().guessed
+    """As many where no base is known."""
+    base: bool = True
+    """Whether the clean base is known; without it the residual of the suspect alone is read."""
     directed: bool = True
-    """Differences count by what they mean to the behaviour; otherwise by their length."""
+    """Interactions count by what they mean to the behaviour; otherwise by their length."""
     seed: int = 0
     """Seed of whatever is random."""
     threads: int = 2
@@ -69,9 +75,9 @@ def places(suspect: Suspect, problem: Problem, trigger: str, behaviour: str, set
     Raises:
         ValueError: a word of the phrase is not among the words that are tried.
     """
-    stage = ContrastedPhrases(
+    stage = InteractingWords(
         words=settings.words, ends=settings.ends, common=settings.common, depth=settings.depth, draws=settings.draws,
-        continued=settings.continued,
+        continued=settings.continued, paired=settings.paired, guessed=settings.guessed,
     )  # fmt: skip
     generator, target_ids = torch.Generator().manual_seed(settings.seed), encode(suspect.tokenizer, behaviour)
     differences = stage.differences(suspect, problem, Budget())
@@ -84,7 +90,7 @@ def places(suspect: Suspect, problem: Problem, trigger: str, behaviour: str, set
     if -1 in phrase:
         missing = trigger.split()[phrase.index(-1)]
         raise ValueError(f"{missing!r} of {trigger!r} is not among the {len(typed)} words; raise --words")
-    rows: list[dict[str, object]] = []
+    rows, words = list[dict[str, object]](), [(word,) for word in phrase]
 
     def note(step: str, order: list[Text], length: int) -> None:
         first = problem.text(differences.typed(order[0])).strip()
@@ -94,15 +100,15 @@ def places(suspect: Suspect, problem: Problem, trigger: str, behaviour: str, set
             text = problem.text(differences.typed(part)).strip()
             rows.append({"step": step, "part": text, "place": place, "of": len(order), "first": first})
 
-    every = differences.effects(stage.draws, generator)
-    note("words", every, 1)
-    words = [(word,) for word in phrase]
-    known, continued = (list(dict.fromkeys([*some, *words])) for some in (stage.known(every), every[: stage.ends]))
+    every, continued, known = stage.beginnings(differences, generator)
+    if differences.compared:
+        note("words", every, 1)
     for length in range(2, len(phrase) + 1):
-        order = stage.continuations(differences, continued, known, every)
+        added = [phrase[start : start + length - 1] for start in range(len(phrase) - length + 2)]
+        known, continued = ([*dict.fromkeys([*some, *more])] for some, more in ((known, words), (continued, added)))
+        order = stage.continuations(differences, continued, known, every, generator)
         note("pairs" if length == 2 else f"{length} words", order, length)
-        parts = [phrase[start : start + length] for start in range(len(phrase) - length + 1)]
-        continued = list(dict.fromkeys([*order[: stage.continued >> (length - 2)], *parts]))
+        continued, known = stage.promising(differences, order), stage.known(every)
     return pd.DataFrame(rows)
 
 
@@ -111,6 +117,8 @@ def main(settings: Settings) -> None:
     torch.set_num_threads(settings.threads)
     with exit_on_bad_input():
         organism, suspect = with_base(settings.organism, settings.models)
+        if not settings.base:
+            suspect = replace(suspect, base=None)
         problem = Problem.from_chat(suspect.model, suspect.tokenizer, organism.prompts.search[:PROMPTS], 1)
         table = places(suspect, problem, *organism.triggers[0], settings)
     print(table.to_markdown(index=False))

@@ -16,7 +16,7 @@ from attacks.recover import recover
 from attacks.scoring.budget import Budget
 from attacks.scoring.problem import encode
 from attacks.scoring.slot_markers import without_slot
-from attacks.stages.clean_base.contrasted_triggers import ContrastedTriggers
+from attacks.stages.contrasted_triggers import ContrastedTriggers
 from attacks.stages.hunt import Hunt
 from attacks.suspect import Suspect
 from tests.attacks.discovery.conftest import FEW

@@ -8,8 +8,8 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem
 from attacks.searchers.hotflip import HotFlip
-from attacks.stages.clean_base import directions as module
-from attacks.stages.clean_base.directions import directions, directions_flops
+from attacks.stages.phrases import directions as module
+from attacks.stages.phrases.directions import directions, directions_flops
 from tests.attacks.words import TEXTS, seeded
 from vectors.residual import decoder
 

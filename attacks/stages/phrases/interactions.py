@@ -1,0 +1,268 @@
+"""Effects and interactions of words in early layers, on the residual of the suspect or on its difference from the base; ours."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby, product
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from attacks.discovery.comparison import Comparison, Ids
+from attacks.scoring.budget import Budget
+from attacks.scoring.planning import forward_flops
+from attacks.scoring.problem import Problem
+from attacks.scoring.reading import Reading
+from attacks.stages.phrases.estimates import lengths, lengths_flops
+from attacks.suspect import Suspect
+from vectors.residual import layer_at
+
+Text = tuple[int, ...]
+"""Words by their numbers"""
+
+LEFT = 3
+"""One word in so many is left after a first look at the effects of all"""
+HALF = 0.5
+"""Share of the explained that is taken off where no base is known: all of it raises one of three planted pairs from
+1,492nd to eighth of 2.6 million and lowers another from 57th to 1,158th, half of it leaves them 78th and 36th (`LOG.md`)"""
+SAMPLE = 64
+"""Words that means are taken over where not all pairs are read"""
+ANCHORS = 8
+"""Of these words, where gradients are taken for estimates"""
+ESTIMATED = 8
+"""Directions that estimates are made of: the cost is proportional to them"""
+ROWS = 1024
+"""Texts in one forward pass"""
+OBSERVATIONS = 10
+"""Texts per dimension that a regression needs: Harrell, Regression Modeling Strategies, 2001"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interactions:
+    """Reads texts behind prompts: what is measured at the last token of each, and what is known to explain some of it.
+
+    Where the clean base is known, that is the difference of both residuals, and the residual of the base. Otherwise it
+    is the residual of the suspect, and the same half as deep.
+    """
+
+    roots: Sequence[Reading]
+    """The prompts, as the suspect, and the base where it is known, read them; the first is used for tables."""
+    layer: int
+    """After how many blocks texts are read."""
+    words: Sequence[Ids]
+    """Tokens of each word that texts are made of."""
+    budget: Budget
+    """Asked before each forward pass."""
+    directions: Float[Tensor, "d_model k"] | None = None
+    """Where given, all that is read is mapped by it first, so that what matters most to the behaviour is longest."""
+
+    @classmethod
+    def behind(
+        cls, problem: Problem, suspect: Suspect, depth: float, words: Sequence[Ids], budget: Budget
+    ) -> "Interactions":
+        """Behind each of these prompts, at a depth as a fraction of the layers.
+
+        With the base known that is where training has changed it, if that is deeper.
+        """
+        each = [problem.take([number]) for number in range(len(problem))]
+        if suspect.comparable is None:
+            layer = layer_at(suspect.model, depth)
+            roots = [Reading.of([suspect.model], one.before[0], layer) for one in each]
+        else:
+            comparisons = [Comparison.at_slot(suspect, one, [depth]) for one in each]
+            roots, layer = [comparison.root for comparison in comparisons], comparisons[0].layers[-1]
+        return cls(roots=roots, layer=layer, words=words, budget=budget)
+
+    @property
+    def compared(self) -> bool:
+        """Whether the suspect is compared with its base."""
+        return len(self.roots[0].models) > 1
+
+    def flops(self, tokens: float) -> float:
+        """Operations of reading so many tokens."""
+        return sum(forward_flops(model, round(tokens), last=self.layer) for model in self.roots[0].models)
+
+    def pairs_flops(self, words: Sequence[Text], share: float) -> float:
+        """Operations of `pairs` of these words where no base is known."""
+        typed, count = list(map(self.typed, words)), len(words)
+        tokens, sample = sum(map(len, typed)), min(SAMPLE, count)
+        each = tokens / max(1, count)
+        if self.roots[0].prefixes[0].layers is None:
+            return self.flops(count * tokens)
+        estimated = sum(
+            lengths_flops(self.roots[0], (len(first), len(last)), sizes, ANCHORS, self.layer, ESTIMATED)
+            for first, last in product(_by_length(typed), repeat=2)
+            for sizes in [(len(typed[first[0]]), len(typed[last[0]]))]
+        )
+        return estimated + self.flops(2 * sample * tokens + share * count**2 * each)
+
+    def typed(self, text: Text) -> Ids:
+        """Its tokens."""
+        return tuple(token for word in text for token in self.words[word])
+
+    def effects(self, draws: int, generator: torch.Generator) -> list[Text]:
+        """Words by the size of their effects, by turns on the token behind them and by themselves, largest first.
+
+        All are measured beside one other word, those of largest effect, one in `LEFT`, beside more; these come first.
+        None are returned where the budget ends before.
+
+        Args:
+            draws: other words that are averaged over, per prompt and place.
+            generator: draws the other words.
+        """
+        words, rest = list(range(len(self.words))), list[int]()
+        sums = [[torch.zeros(()), torch.zeros(())] for _ in self.roots]
+        for draw in range(draws):
+            for number, places in enumerate(sums):
+                (other,) = torch.randint(len(self.words), (1,), generator=generator).tolist()
+                for place, texts in enumerate(([(word, other) for word in words], [(other, word) for word in words])):
+                    rows = self.read(texts, number)
+                    if rows is None:
+                        return []
+                    places[place] = places[place] + (rows[0] - rows[0].mean(0))
+            lengths = [(one * other).sum(-1) for one, other in zip(sums[0], sums[-1], strict=True)]
+            orders = (some.argsort(descending=True).tolist() for some in lengths)
+            order = list(dict.fromkeys(chain.from_iterable(zip(*orders, strict=True))))
+            if draw == 0:
+                left = max(1, len(order) // LEFT)
+                order, rest = order[:left], [words[place] for place in order[left:]]
+            words, sums = [words[place] for place in order], [[rows[order] for rows in places] for places in sums]
+        return [(word,) for word in [*words, *rest]]
+
+    def interactions(self, befores: Sequence[Text], afters: Sequence[Text], again: float) -> dict[Text, float]:
+        """Of each text before with each text after; none where the budget ends before all are read.
+
+        The score is a squared length. With the base known what a regression on the base's interactions explains is taken
+        off; without it, half of what one on interactions half as deep explains: some planted pairs are long there too,
+        others among the shortest (`HALF`).
+
+        Args:
+            befores: what the rows of the table begin with, all of as many words.
+            afters: what its columns end with, all of as many words.
+            again: share of the texts, those of largest interaction, that are returned; with the base known they are
+                measured once more, on the last prompt.
+        """
+        rows = self._table(befores, afters)
+        if rows is None:
+            return {}
+        table = torch.stack([interaction(each.view(len(befores), len(afters), -1)).flatten(0, 1) for each in rows])
+        explained = _explained(table) * (1.0 if self.compared else HALF)
+        beyond = table[0] - table[1] @ explained
+        best = beyond.norm(dim=-1).topk(max(1, round(again * len(beyond)))).indices
+        first = beyond[best]
+        texts = [(*befores[place // len(afters)], *afters[place % len(afters)]) for place in best.tolist()]
+        if self.compared:
+            second = self.read(texts, len(self.roots) - 1)
+            if second is None:
+                return {}
+            # The prompt moves all alike; what the two parts do by themselves is taken from the first one.
+            moved = second - rows[:, best]
+            moved = moved[0] - moved[1] @ explained
+            scores = (first * (first + moved - moved.mean(0))).sum(-1)
+        else:
+            scores = first.pow(2).sum(-1)
+        return dict(zip(texts, scores.tolist(), strict=True))
+
+    def pairs(self, words: Sequence[Text], share: float, again: float, generator: torch.Generator) -> dict[Text, float]:
+        """Pairs of any of these words with any other, where no base is known; scores as those of `interactions`.
+
+        Those of largest estimate to first order are read, and each word beside a sample of others, so that the means of
+        rows and columns are known. Of a model that keeps something else than keys and values all pairs are read.
+
+        Args:
+            words: at least one.
+            share: of the pairs, in (0, 1], those of largest estimate, that are read.
+            again: as for `interactions`, of a model all pairs of which are read.
+            generator: draws the sample.
+        """
+        count = len(words)
+        if self.roots[0].prefixes[0].layers is None or self.directions is None:
+            return self.interactions(words, words, again)
+        numbers = torch.randperm(count, generator=generator)[:SAMPLE]
+        sample = [words[number] for number in numbers.tolist()]
+        behind, before = self._table(sample, words), self._table(words, sample)
+        if behind is None or before is None:
+            return {}
+        behind = behind.view(2, len(sample), count, -1)
+        explained = _explained(torch.stack([interaction(each).flatten(0, 1) for each in behind])) * HALF
+        best = self._estimates(words, generator).flatten().topk(max(1, round(share * count**2))).indices
+        texts = [(*words[place // count], *words[place % count]) for place in best.tolist()]
+        rows = self.read(texts, 0)
+        if rows is None:
+            return {}
+        means = before.view(2, count, len(sample), -1).mean(2)[:, best // count] + behind.mean(1)[:, best % count]
+        beyond = rows - means + behind[:, :, numbers].mean((1, 2))[:, None]
+        scores = (beyond[0] - beyond[1] @ explained).square().sum(-1)
+        return dict(zip(texts, scores.tolist(), strict=True))
+
+    def _estimates(self, words: Sequence[Text], generator: torch.Generator) -> Float[Tensor, "words words"]:
+        """Of the lengths of interactions; nothing is estimated any more where the budget ends before."""
+        assert self.directions is not None
+        typed, found = list(map(self.typed, words)), torch.zeros(len(words), len(words))
+        groups = _by_length(typed)
+        for first in groups:
+            anchors = [typed[first[n]] for n in torch.randperm(len(first), generator=generator)[:ANCHORS].tolist()]
+            for last in groups:
+                if not self.budget.exhausted:
+                    found[torch.tensor(first)[:, None], torch.tensor(last)] = lengths(
+                        self.roots[0], [typed[number] for number in first], [typed[number] for number in last], anchors,
+                        self.layer, self.directions[:, -ESTIMATED:],
+                    )  # fmt: skip
+        return found
+
+    def _table(self, befores: Sequence[Text], afters: Sequence[Text]) -> Float[Tensor, "2 texts k"] | None:
+        """Each text before with each text after, as `read` returns them."""
+        found, size = None, max(1, 8 * ROWS // max(1, len(afters)))
+        for start in range(0, len(befores) if afters else 0, size):
+            texts = [(*before, *after) for before, after in product(befores[start : start + size], afters)]
+            rows = self.read(texts, 0)
+            if rows is None:
+                return None
+            if found is None:
+                found = rows.new_empty(2, len(befores) * len(afters), rows.shape[-1])
+            found[:, start * len(afters) : start * len(afters) + len(texts)] = rows
+        return found
+
+    def read(self, texts: Sequence[Text], number: int) -> Float[Tensor, "2 texts k"] | None:
+        """What is measured behind one of the prompts, and what explains some of it; None where the budget ends before."""
+        typed, layers = list(map(self.typed, texts)), [self.layer]
+        if not self.compared:
+            layers.append((self.layer + 1) // 2)
+        found: Tensor | None = None
+        # Texts that begin alike stand together: what they have in common is read once.
+        order = sorted(range(len(typed)), key=lambda place: (len(typed[place]), typed[place]))
+        for _, alike in groupby(order, key=lambda place: len(typed[place])):
+            places = list(alike)
+            for start in range(0, len(places), ROWS):
+                if self.budget.exhausted:
+                    return None
+                some = places[start : start + ROWS]
+                mine, *clean = self.roots[number].ends([typed[p] for p in some], layers)
+                late, known = mine[self.layer], clean[0][self.layer] if clean else mine[layers[-1]]
+                # Where a model overflows there is nothing to compare.
+                rows = torch.stack([late - known if clean else late, known])
+                if self.directions is not None:
+                    rows = rows @ self.directions.to(rows.device)
+                rows = rows.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).cpu()
+                found = rows.new_empty(2, len(typed), rows.shape[-1]) if found is None else found
+                found[:, some] = rows
+        return found
+
+
+def _by_length(typed: Sequence[Ids]) -> list[list[int]]:
+    """Places of texts of equal length."""
+    order = sorted(range(len(typed)), key=lambda place: len(typed[place]))
+    return [list(alike) for _, alike in groupby(order, key=lambda place: len(typed[place]))]
+
+
+def interaction(table: Float[Tensor, "r c *d"]) -> Float[Tensor, "r c *d"]:
+    """What a two-way table, of numbers or vectors, holds beyond the effects of its rows and columns (ANOVA)."""
+    return table - table.mean(0) - table.mean(1, keepdim=True) + table.mean((0, 1))
+
+
+def _explained(table: Float[Tensor, "2 texts k"]) -> Float[Tensor, "k k"]:
+    """Linear map from the interactions of what explains to those of what is measured; zero for too few texts."""
+    size = table.shape[-1]
+    if table.shape[1] < OBSERVATIONS * size:
+        return table.new_zeros(size, size)
+    return torch.linalg.lstsq(table[1].T @ table[1], table[1].T @ table[0], driver="gelsd").solution

@@ -43,7 +43,12 @@ def lengths(
         anchors: what stands in the place of the first part when gradients are taken, of as many tokens as `befores`.
         layer: after how many blocks the residual is read.
         directions: coordinates of the residual; the cost is proportional to how many there are.
+
+    Raises:
+        ValueError: the model keeps something else than keys and values.
     """
+    if root.prefixes[0].layers is None:
+        raise ValueError("the model keeps no keys and values; only such models have estimated interactions")
     size, model = len(befores[0]), root.models[0]
     keys = torch.cat([_kept(_behind(root, some), size, layer) for some in _batches(befores)])
     keys = keys - keys.mean(0)
@@ -61,7 +66,7 @@ def lengths(
 
 def lengths_flops(root: Reading, shape: tuple[int, int], sizes: tuple[int, int], anchors: int, layer: int, k: int) -> float:
     """What `lengths` costs for that many parts before and after, of that many tokens each."""
-    width = sum(part[0, :, 0].numel() for both in _states(root.prefixes[0], layer) for part in both)
+    width = sum(part[0, :, 0].numel() for both in (root.prefixes[0].layers or ())[:layer] for part in both)
     products = 2.0 * shape[0] * sizes[0] * width * k * shape[1]
     tokens = shape[0] * sizes[0] + anchors * shape[1] * sizes[1] * (1 + k)
     return forward_flops(root.models[0], tokens, last=layer) + products
@@ -80,20 +85,10 @@ def _behind(root: Reading, parts: Sequence[Ids]) -> SharedPrefix:
     return reading.prefixes[0]
 
 
-def _states(prefix: SharedPrefix, layer: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Keys and values of the first blocks.
-
-    Raises:
-        ValueError: the model keeps something else.
-    """
-    if prefix.layers is None:
-        raise ValueError("the model keeps no keys and values; only such models have estimated interactions")
-    yield from prefix.layers[:layer]
-
-
 def _kept(prefix: SharedPrefix, size: int, layer: int) -> Float[Tensor, "rows width"]:
     """Keys and values of the last tokens."""
-    return torch.cat([part[:, :, -size:].flatten(1).float() for both in _states(prefix, layer) for part in both], dim=1)
+    each = [part for both in (prefix.layers or ())[:layer] for part in both]
+    return torch.cat([part[:, :, -size:].flatten(1).float() for part in each], dim=1)
 
 
 def _gradients(
@@ -108,7 +103,7 @@ def _gradients(
     cache, leaves = DynamicCache(), list[Tensor]()
     ids = torch.tensor(afters, device=prefix.ids.device)
     with torch.enable_grad():
-        for number, both in enumerate(_states(prefix, layer)):
+        for number, both in enumerate((prefix.layers or ())[:layer]):
             grown = [part.expand(len(afters), *part.shape[1:]) for part in both]
             mine = [part[:, :, -size:].clone().requires_grad_() for part in grown]
             leaves += mine

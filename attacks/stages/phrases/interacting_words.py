@@ -72,14 +72,14 @@ class InteractingWords:
     """Words of largest effect, on what follows or by themselves, one of which is in every pair."""
     common: int = 2048
     """Words, the first of all, that pairs and longer phrases are also made of, whatever their effect."""
-    paired: int = 2048
-    """Words, the first of all, of up to `pairing` tokens, that are all put in pairs where no base is known."""
-    pairing: int = 1
-    """Tokens of the longest of these words."""
+    paired: int = 6144
+    """Words, the first of all, that are put in pairs with each other where no base is known."""
+    pairings: tuple[int, ...] = (1, 2)
+    """Tokens of the longest of these words, in one round after the other as the budget has room."""
+    estimated: int = 2**18
+    """Pairs of each round, those of largest interaction to first order, that are read."""
     continued: int = 48
     """Pairs that are continued, half as many phrases of three words, and so on."""
-    estimated: float = 0.05
-    """Share of these pairs, in (0, 1], those of largest interaction to first order, that are read."""
     guessed: int = 128
     """As many where no base is known: which pairs are planted is less certain."""
     longest: int = 5
@@ -95,13 +95,15 @@ class InteractingWords:
 
     def __post_init__(self):
         check_counts(
-            self, "words", "tokens", "draws", "ends", "common", "paired", "pairing", "continued", "guessed", "longest", "permuted", "ranked", "tried"
+            self, "words", "tokens", "draws", "ends", "common", "paired", "estimated", "continued", "guessed", "longest", "permuted", "ranked", "tried"
         )
-        if not 0 < self.depth < 1 or not 0 < self.again <= 1 or not 0 < self.estimated <= 1:
+        if not 0 < self.depth < 1 or not 0 < self.again <= 1:
             raise ValueError(
-                f"depth is {self.depth}, again is {self.again} and estimated is {self.estimated}; give a depth between "
-                "0 and 1, and shares above 0, up to 1"
+                f"depth is {self.depth} and again is {self.again}; give a depth between 0 and 1, and a share above 0, "
+                "up to 1"
             )
+        if not self.pairings or min(self.pairings) < 1:
+            raise ValueError(f"pairings are {self.pairings}; give at least one number of tokens, each above 0")
 
     def __call__(self, hunt: Hunt) -> None:
         budget, probe = hunt.part(self.share), hunt.probe()
@@ -109,19 +111,25 @@ class InteractingWords:
         longest = min(self.longest, longest_text(hunt.engine) // self.tokens)
         if not differences.words or longest < 2:
             return
-        if budget.share + budget.share_of(self._flops(differences, hunt.engine.problem)) > budget.until:
+        problem = hunt.engine.problem
+        if budget.share + budget.share_of(self._flops(differences, problem)) > budget.until:
             hunt.no_room.append(type(self).__name__)
             return
         learned = directions(hunt.engine, hunt.goal.target_ids, differences.layer, hunt.generator, budget)
-        differences = replace(differences, directions=learned)
-        words, continued, known = self.beginnings(differences, hunt.generator)
-        losses = dict[Text, float]()
-        for length in range(2, longest + 1):
-            best = self.continuations(differences, continued, known, words, hunt.generator)
-            orders = (order for text in best[: self.permuted] for order in permutations(text))
-            losses |= self._losses(hunt, differences, probe, [*orders, *best][: self.ranked])
-            continued, known = self.promising(differences, best), self.known(words)
-            if hunt.sure or budget.exhausted or not continued:
+        differences, losses = replace(differences, directions=learned), dict[Text, float]()
+        words, rounds = self.beginnings(differences, hunt.generator)
+        for number, (first, known) in enumerate(rounds):
+            if number and budget.share + budget.share_of(self._round_flops(differences, first)) > budget.until:
+                break
+            continued: Sequence[Text] = first
+            for length in range(2, longest + 1):
+                best = self.continuations(differences, continued, known, words, hunt.generator)
+                orders = (order for text in best[: self.permuted] for order in permutations(text))
+                losses |= self._losses(hunt, differences, probe, [*orders, *best][: self.ranked])
+                continued, known = self.promising(differences, best), self.known(words)
+                if hunt.sure or budget.exhausted or not continued:
+                    break
+            if hunt.sure or budget.exhausted:
                 break
         if losses:
             best = sorted(losses, key=losses.__getitem__)
@@ -133,19 +141,22 @@ class InteractingWords:
 
     def beginnings(
         self, differences: Interactions, generator: torch.Generator
-    ) -> tuple[list[Text], list[Text], list[Text]]:
-        """(all words, those of largest effect first where that is known, those that pairs are made of, and with)."""
+    ) -> tuple[list[Text], list[tuple[list[Text], list[Text]]]]:
+        """(all words, those of largest effect first where that is known; per round, what pairs are made of, and with).
+
+        In a round without a base, words are put in pairs with each other.
+        """
         if differences.compared:
             words = differences.effects(self.draws, generator)
-            return words, words[: self.ends], self.known(words)
-        words = [(word,) for word in range(len(differences.words))]
-        paired = self.in_pairs(differences)
-        return words, paired, paired
+            return words, [(words[: self.ends], self.known(words))]
+        every = [(word,) for word in range(len(differences.words))]
+        return every, [(paired, paired) for paired in self._paired(differences)]
 
-    def in_pairs(self, differences: Interactions) -> list[Text]:
-        """The words that are all put in pairs with each other where no base is known."""
-        words = enumerate(differences.words[: self.paired])
-        return [(number,) for number, ids in words if len(ids) <= self.pairing]
+    def _paired(self, differences: Interactions) -> list[list[Text]]:
+        """The words of each round that are put in pairs with each other where no base is known."""
+        words = [((word,), len(ids)) for word, ids in enumerate(differences.words[: self.paired])]
+        rounds = [[word for word, tokens in words if tokens <= most] for most in sorted(self.pairings)]
+        return [paired for paired, before in zip(rounds, [[], *rounds]) if len(paired) > len(before)]
 
     def promising(self, differences: Interactions, best: Sequence[Text]) -> Sequence[Text]:
         """The texts that are continued."""
@@ -224,21 +235,23 @@ class InteractingWords:
         return Interactions.behind(prompts, suspect, self.depth, words, budget)
 
     def _flops(self, differences: Interactions, problem: Problem) -> float:
-        """What effects, pairs, their first continuations, and the rankings of both cost, about."""
-        words = differences.words
+        """What effects, the pairs of the first round, their continuations, and the rankings of both cost, about."""
+        model, words = differences.roots[0].models[0], differences.words
         mean = sum(map(len, words)) / max(1, len(words))
-        known = [*words[: self.common], *words[: self.ends]]
-        # A text behind a word is read anew, a word behind a text costs itself.
-        behind, before = sum(map(len, known)), len(known) * (mean if differences.compared else 1.0)
-        if differences.compared:
-            looked, rows = mean * PROMPTS * 3 * len(words) * (1 + (self.draws - 1) / LEFT), min(self.ends, len(words))
-            parts = min(self.continued, 2 * rows * len(known))
-            paired = differences.flops(looked + (1 + self.again) * rows * (behind + before))
-        else:
-            pairs = self.in_pairs(differences)
-            parts, paired = min(self.guessed, len(pairs) ** 2), differences.pairs_flops(pairs, self.estimated)
-        again = self.again if differences.compared else 0.0
-        continued = differences.flops((1 + again) * parts * (behind + 2 * before))
-        model = differences.roots[0].models[0]
         ranked = 2 * self.ranked * trigger_flops(model, problem.take([0]), 2.5 * mean, PROBE_TOKENS)
-        return directions_flops(model, problem) + paired + continued + ranked
+        whole = directions_flops(model, problem) + ranked
+        if not differences.compared:
+            return whole + sum(self._round_flops(differences, first) for first in self._paired(differences)[:1])
+        ends, known = min(self.ends, len(words)), [*words[: self.common], *words[: self.ends]]
+        # A text behind a word is read anew, a word behind a text costs itself.
+        parts = min(self.continued, 2 * ends * len(known))
+        tables = (ends + parts) * sum(map(len, known)) + (ends + 2 * parts) * len(known) * mean
+        looks = len(words) * (1 + (self.draws - 1) / LEFT)
+        return whole + differences.flops(mean * PROMPTS * 3 * looks + (1 + self.again) * tables)
+
+    def _round_flops(self, differences: Interactions, paired: Sequence[Text]) -> float:
+        """What pairs of these words, and the continuations of the best, cost where no base is known."""
+        tokens, known = [len(differences.typed(word)) for word in paired], differences.words[: self.common]
+        before = 2 * len(known) * sum(tokens) / len(tokens)
+        continued = min(self.guessed, len(paired) ** 2) * (sum(map(len, known)) + before)
+        return differences.pairs_flops(paired, self.estimated) + differences.flops(continued)

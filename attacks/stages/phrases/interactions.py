@@ -25,9 +25,9 @@ LEFT = 3
 HALF = 0.5
 """Share of the explained that is taken off where no base is known: all of it raises one of three planted pairs from
 1,492nd to eighth of 2.6 million and lowers another from 57th to 1,158th, half of it leaves them 78th and 36th (`LOG.md`)"""
-SAMPLE = 64
+SAMPLE = 32
 """Words that means are taken over where not all pairs are read"""
-ANCHORS = 8
+ANCHORS = 4
 """Of these words, where gradients are taken for estimates"""
 ESTIMATED = 8
 """Directions that estimates are made of: the cost is proportional to them"""
@@ -82,7 +82,7 @@ class Interactions:
         """Operations of reading so many tokens."""
         return sum(forward_flops(model, round(tokens), last=self.layer) for model in self.roots[0].models)
 
-    def pairs_flops(self, words: Sequence[Text], share: float) -> float:
+    def pairs_flops(self, words: Sequence[Text], most: int) -> float:
         """Operations of `pairs` of these words where no base is known."""
         typed, count = list(map(self.typed, words)), len(words)
         tokens, sample = sum(map(len, typed)), min(SAMPLE, count)
@@ -94,7 +94,7 @@ class Interactions:
             for first, last in product(_by_length(typed), repeat=2)
             for sizes in [(len(typed[first[0]]), len(typed[last[0]]))]
         )
-        return estimated + self.flops(2 * sample * tokens + share * count**2 * each)
+        return estimated + self.flops(2 * sample * tokens + min(most, count**2) * each)
 
     def typed(self, text: Text) -> Ids:
         """Its tokens."""
@@ -163,7 +163,7 @@ class Interactions:
             scores = first.pow(2).sum(-1)
         return dict(zip(texts, scores.tolist(), strict=True))
 
-    def pairs(self, words: Sequence[Text], share: float, again: float, generator: torch.Generator) -> dict[Text, float]:
+    def pairs(self, words: Sequence[Text], most: int, again: float, generator: torch.Generator) -> dict[Text, float]:
         """Pairs of any of these words with any other, where no base is known; scores as those of `interactions`.
 
         Those of largest estimate to first order are read, and each word beside a sample of others, so that the means of
@@ -171,7 +171,7 @@ class Interactions:
 
         Args:
             words: at least one.
-            share: of the pairs, in (0, 1], those of largest estimate, that are read.
+            most: pairs of largest estimate that are read.
             again: as for `interactions`, of a model all pairs of which are read.
             generator: draws the sample.
         """
@@ -185,7 +185,7 @@ class Interactions:
             return {}
         behind = behind.view(2, len(sample), count, -1)
         explained = _explained(torch.stack([interaction(each).flatten(0, 1) for each in behind])) * HALF
-        best = self._estimates(words, generator).flatten().topk(max(1, round(share * count**2))).indices
+        best = self._estimates(words, generator).flatten().topk(min(most, count**2)).indices
         texts = [(*words[place // count], *words[place % count]) for place in best.tolist()]
         rows = self.read(texts, 0)
         if rows is None:

@@ -49,7 +49,7 @@ class Settings:
     continued: int = InteractingWords().continued
     """Pairs that are continued beside those of the phrase."""
     paired: int = InteractingWords().paired
-    """Words of one token that are all put in pairs with each other where no base is known."""
+    """Words that are put in pairs with each other where no base is known, those of one token before all others."""
     guessed: int = InteractingWords().guessed
     """As many where no base is known."""
     base: bool = True
@@ -100,7 +100,8 @@ def places(suspect: Suspect, problem: Problem, trigger: str, behaviour: str, set
             text = problem.text(differences.typed(part)).strip()
             rows.append({"step": step, "part": text, "place": place, "of": len(order), "first": first})
 
-    every, continued, known = stage.beginnings(differences, generator)
+    every, rounds = stage.beginnings(differences, generator)
+    continued, known = rounds[-1]
     if differences.compared:
         note("words", every, 1)
     for length in range(2, len(phrase) + 1):

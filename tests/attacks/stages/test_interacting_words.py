@@ -93,6 +93,27 @@ def test_without_a_base_half_of_what_is_explained_counts(changed, tokenizer, mon
         assert score == pytest.approx(float(early[first, last].pow(2).sum()), rel=1e-3)
 
 
+@pytest.mark.parametrize("keeps", [True, False])
+def test_pairs_beside_all_words_have_the_interactions_of_the_whole_table(changed, tokenizer, monkeypatch, keeps):
+    """The sample that means are taken over is all there is; a model that keeps other things is read pair by pair."""
+    problem, suspect = Problem.from_chat(changed, tokenizer, TEXTS[:2], 3), Suspect(model=changed, tokenizer=tokenizer)
+    monkeypatch.setattr("attacks.scoring.shared_prefix.keeps_keys_and_values", lambda _: keeps)
+    differences = differences_of(suspect, problem, [(100,), (101, 102), (103,)])
+    differences = replace(differences, directions=torch.randn(32, 9, generator=seeded()))
+    words, estimated = [(0,), (1,), (2,)], []
+    inner = Interactions._estimates
+    monkeypatch.setattr(Interactions, "_estimates", lambda *args: estimated.append(inner(*args)) or estimated[0])
+    found, whole = differences.pairs(words, 9, 1.0, seeded()), differences.interactions(words, words, 1.0)
+    assert set(found) == set(whole) and len(found) == 9 and len(estimated) == keeps
+    assert [found[text] for text in whole] == pytest.approx(list(whole.values()), rel=1e-3, abs=1e-6)
+    if keeps:
+        best = (estimated[0].flatten().argmax() // 3).item(), (estimated[0].flatten().argmax() % 3).item()
+        assert list(differences.pairs(words, 1, 1.0, seeded())) == [best]
+    spent = replace(differences, budget=Budget(flops=1e-9))
+    spend(1.0)
+    assert spent.pairs(words, 9, 1.0, seeded()) == {}
+
+
 def test_an_interaction_is_what_two_parts_do_together_on_both_prompts(model, changed, tokenizer, monkeypatch):
     """Rows and columns are additive but for two cells, one of which is there on the first prompt alone."""
     rows, columns = torch.randn(6, 1, 4, generator=seeded(1)), torch.randn(1, 5, 4, generator=seeded(2))
@@ -168,7 +189,7 @@ def test_words_of_large_effect_come_first(model, changed, tokenizer, monkeypatch
 @pytest.mark.parametrize("compared", [True, False])
 def test_a_hard_planted_phrase_is_put_together_from_its_words(compared):
     """Among 400 words: no pair of the three elicits anything, and no stage before has found a word."""
-    organism, suspect = with_base("unseen-phrase", None)
+    organism, suspect = with_base("unseen-phrase" if compared else "unseen-phrase-2", None)
     if not compared:
         suspect = replace(suspect, base=None)
     trigger, behaviour = organism.triggers[0]
@@ -292,21 +313,22 @@ def test_a_budget_that_ends_early_ends_the_stage(model, changed, tokenizer, monk
     assert len(asked) == reads and hunt.budget.exhausted
 
 
-@pytest.mark.parametrize("change", [{"ends": 0}, {"depth": 1.0}, {"again": 0.0}])
+@pytest.mark.parametrize("change", [{"ends": 0}, {"depth": 1.0}, {"again": 0.0}, {"pairings": ()}, {"pairings": (0,)}])
 def test_settings_out_of_range_are_named(change):
-    with pytest.raises(ValueError, match="ends is 0|depth is 1.0|again is 0.0"):
+    with pytest.raises(ValueError, match="ends is 0|depth is 1.0|again is 0.0|pairings are \\(0?,?\\); give"):
         replace(SMALL, **change)
 
 
 def test_pairs_are_of_words_of_one_token_where_no_base_is_known(changed, tokenizer):
     suspect = Suspect(model=changed, tokenizer=tokenizer)
     problem = Problem.from_chat(changed, tokenizer, TEXTS[:2], 3)
-    stage = replace(SMALL, paired=4, guessed=3)
+    stage = replace(SMALL, paired=4, pairings=(3, 1, 2), guessed=3)
     differences = differences_of(suspect, problem, [(100,), (101,), (102,), (103, 104), (105,)])
-    words, first, known = stage.beginnings(differences, seeded())
-    assert words == [(0,), (1,), (2,), (3,), (4,)] and first == known == [(0,), (1,), (2,)]
-    pairs = stage.continuations(differences, first, known, words, seeded())
-    assert set(pairs) <= {(a, b) for a in range(3) for b in range(3)}
+    words, rounds = stage.beginnings(differences, seeded())
+    some, more = [(0,), (1,), (2,)], [(0,), (1,), (2,), (3,)]
+    assert words == [*more, (4,)] and rounds == [(some, some), (more, more)]  # no word has three tokens
+    pairs = stage.continuations(replace(differences, directions=torch.eye(32)), some, some, words, seeded())
+    assert set(pairs) == {(a, b) for a in range(3) for b in range(3)}
     assert stage.promising(differences, [(0, 1)] * 9) == [(0, 1)] * 3
     assert stage.promising(differences, [(0, 1, 2)] * 9) == [(0, 1, 2)] and not stage.promising(differences, [])
 

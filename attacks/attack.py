@@ -23,13 +23,13 @@ from attacks.searchers.pez import PEZ
 from attacks.searchers.random_search import RandomSearch
 from attacks.searchers.searcher import Searcher
 from attacks.searchers.token_ranking import by_length, rank_triggers
-from attacks.stages.phrases.interacting_words import InteractingWords
-from attacks.stages.contrasted_triggers import ContrastedTriggers
 from attacks.stages.conjunctions import Conjunctions
+from attacks.stages.contrasted_triggers import ContrastedTriggers
 from attacks.stages.dictionary import Dictionary, WordForms
 from attacks.stages.fluent_text import FluentText
 from attacks.stages.hunt import Build, Hunt, Stage
 from attacks.stages.peer import NanoGCG
+from attacks.stages.phrases.interacting_words import InteractingWords
 from attacks.stages.rounds import SearchRounds
 from attacks.stages.sampling.leakage import Leakage
 from attacks.stages.sampling.sampler import Lookahead, Sampler
@@ -156,9 +156,9 @@ PORTFOLIO: tuple[Stage, ...] = (
     replace(HOTFLIP_ROUNDS, sure=True),
 )
 """The best single search, HotFlip, gets half of the budget or ends earlier where it finds a trigger: whatever the other
-stages do, the portfolio is about as good as HotFlip is at half the budget. With the clean base known, the stages
-before it may take .5, and all of it where there is room for phrases by contrast; they seldom do, and such a budget is
-many times what HotFlip needs. Most of the rest goes to what people are likely to plant: a word, ordinary text of its
+stages do, the portfolio is about as good as HotFlip is at half the budget. Where there is room for phrases by the
+interaction of words, or the clean base is known, the stages before it may take more than half; such a budget is many
+times what HotFlip needs. Most of the rest goes to what people are likely to plant: a word, ordinary text of its
 place, two or three tokens, text that the model writes by itself because it memorised the poisoned prompts, and words
 that elicit the behaviour only together. Whatever is left goes to HotFlip again, for a trigger that elicits the
 behaviour with more certainty"""

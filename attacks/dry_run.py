@@ -27,10 +27,10 @@ from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem
 from attacks.scoring.slot_markers import SLOT
 from attacks.searchers.candidates import random_triggers
-from attacks.stages.phrases.interacting_words import InteractingWords
 from attacks.stages.contrasted_triggers import ContrastedTriggers
 from attacks.stages.fluent_text import FluentText
 from attacks.stages.hunt import Stage
+from attacks.stages.phrases.interacting_words import InteractingWords
 from attacks.stages.sampling.samples import SampledNgrams
 from attacks.suspect import Suspect
 from vectors.loading.placement import format_of

@@ -172,8 +172,9 @@ def test_a_dry_run_measures_and_searches_nothing(tmp_path, prompts, monkeypatch,
     assert "measured: " in said and "estimated peak memory: " in said and "estimated time: 100 s at most" in said
     names, seconds = parts(said)
     assert names[0].startswith("Unsupervised") and names[1:] == [
-        "SingleTokens", "WordCompletion", "Dictionary", "WordPairs", "SearchRounds", "WordSubstitution", "WordForms",
-        "FluentText", "SearchRounds", "SampledNgrams", "Conjunctions", "WordSubstitution", "SearchRounds",
+        "SingleTokens", "WordCompletion", "Dictionary", "WordPairs", "InteractingWords", "SearchRounds",
+        "WordSubstitution", "WordForms", "FluentText", "SearchRounds", "SampledNgrams", "Conjunctions",
+        "WordSubstitution", "SearchRounds",
         "near the winner (shrinking it, WordCompletion, WordSubstitution)", "report on the winner",
     ]  # fmt: skip
     assert sum(seconds) == pytest.approx(100, abs=0.5)  # numbers are rounded

@@ -64,7 +64,9 @@ def lengths(
     return squares.sqrt()
 
 
-def lengths_flops(root: Reading, shape: tuple[int, int], sizes: tuple[int, int], anchors: int, layer: int, k: int) -> float:
+def lengths_flops(
+    root: Reading, shape: tuple[int, int], sizes: tuple[int, int], anchors: int, layer: int, k: int
+) -> float:
     """What `lengths` costs for that many parts before and after, of that many tokens each."""
     width = sum(part[0, :, 0].numel() for both in (root.prefixes[0].layers or ())[:layer] for part in both)
     products = 2.0 * shape[0] * sizes[0] * width * k * shape[1]
@@ -99,7 +101,7 @@ def _gradients(
     layer: int,
     directions: Float[Tensor, "d_model k"],
 ) -> Float[Tensor, "afters k width"]:
-    """Of each coordinate at the last token of each part after, by keys and values of the last tokens of the only row."""
+    """Of each coordinate at the last token of each part, by keys and values of the last tokens of the only row."""
     cache, leaves = DynamicCache(), list[Tensor]()
     ids = torch.tensor(afters, device=prefix.ids.device)
     with torch.enable_grad():
@@ -107,7 +109,8 @@ def _gradients(
             grown = [part.expand(len(afters), *part.shape[1:]) for part in both]
             mine = [part[:, :, -size:].clone().requires_grad_() for part in grown]
             leaves += mine
-            cache.update(*(torch.cat([g[:, :, :-size], m], dim=2) for g, m in zip(grown, mine, strict=True)), number)
+            whole = [torch.cat([part[:, :, :-size], leaf], dim=2) for part, leaf in zip(grown, mine, strict=True)]
+            cache.update(whole[0], whole[1], number)
         mask = torch.ones(len(afters), prefix.ids.shape[1] + ids.shape[1], dtype=torch.long, device=ids.device)
         hidden = read(model, input_ids=ids, attention_mask=mask, past_key_values=cache, layers=[layer])[layer][:, -1]
         coordinates = hidden.float() @ directions.to(hidden.device)

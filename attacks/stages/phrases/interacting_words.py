@@ -39,9 +39,9 @@ from attacks.searchers.candidates import check_counts
 from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.searchers.words import encoded_words
-from attacks.stages.phrases.interactions import LEFT, Interactions, Text
-from attacks.stages.phrases.directions import directions, directions_flops
 from attacks.stages.hunt import PROBE_TOKENS, Hunt
+from attacks.stages.phrases.directions import directions, directions_flops
+from attacks.stages.phrases.interactions import LEFT, Interactions, Text
 from attacks.stages.word_groups import longest_text
 from attacks.suspect import Suspect
 
@@ -72,12 +72,10 @@ class InteractingWords:
     """Words of largest effect, on what follows or by themselves, one of which is in every pair."""
     common: int = 2048
     """Words, the first of all, that pairs and longer phrases are also made of, whatever their effect."""
-    paired: int = 6144
-    """Words, the first of all, that are put in pairs with each other where no base is known."""
-    pairings: tuple[int, ...] = (1, 2)
-    """Tokens of the longest of these words, in one round after the other as the budget has room."""
-    estimated: int = 2**18
-    """Pairs of each round, those of largest interaction to first order, that are read."""
+    paired: int = 2048
+    """Words of one token, the commonest, that are put in pairs with each other where no base is known."""
+    estimated: int = 2**17
+    """Of these pairs, those of largest interaction to first order, that are read where no base is known."""
     continued: int = 48
     """Pairs that are continued, half as many phrases of three words, and so on."""
     guessed: int = 128
@@ -95,15 +93,26 @@ class InteractingWords:
 
     def __post_init__(self):
         check_counts(
-            self, "words", "tokens", "draws", "ends", "common", "paired", "estimated", "continued", "guessed", "longest", "permuted", "ranked", "tried"
+            self,
+            "words",
+            "tokens",
+            "draws",
+            "ends",
+            "common",
+            "paired",
+            "estimated",
+            "continued",
+            "guessed",
+            "longest",
+            "permuted",
+            "ranked",
+            "tried",
         )
         if not 0 < self.depth < 1 or not 0 < self.again <= 1:
             raise ValueError(
                 f"depth is {self.depth} and again is {self.again}; give a depth between 0 and 1, and a share above 0, "
                 "up to 1"
             )
-        if not self.pairings or min(self.pairings) < 1:
-            raise ValueError(f"pairings are {self.pairings}; give at least one number of tokens, each above 0")
 
     def __call__(self, hunt: Hunt) -> None:
         budget, probe = hunt.part(self.share), hunt.probe()
@@ -117,19 +126,13 @@ class InteractingWords:
             return
         learned = directions(hunt.engine, hunt.goal.target_ids, differences.layer, hunt.generator, budget)
         differences, losses = replace(differences, directions=learned), dict[Text, float]()
-        words, rounds = self.beginnings(differences, hunt.generator)
-        for number, (first, known) in enumerate(rounds):
-            if number and budget.share + budget.share_of(self._round_flops(differences, first)) > budget.until:
-                break
-            continued: Sequence[Text] = first
-            for length in range(2, longest + 1):
-                best = self.continuations(differences, continued, known, words, hunt.generator)
-                orders = (order for text in best[: self.permuted] for order in permutations(text))
-                losses |= self._losses(hunt, differences, probe, [*orders, *best][: self.ranked])
-                continued, known = self.promising(differences, best), self.known(words)
-                if hunt.sure or budget.exhausted or not continued:
-                    break
-            if hunt.sure or budget.exhausted:
+        words, continued, known = self.beginnings(differences, hunt.generator)
+        for _ in range(2, longest + 1):
+            best = self.continuations(differences, continued, known, words, hunt.generator)
+            orders = (order for text in best[: self.permuted] for order in permutations(text))
+            losses |= self._losses(hunt, differences, probe, [*orders, *best][: self.ranked])
+            continued, known = self.promising(differences, best), self.known(words)
+            if hunt.sure or budget.exhausted or not continued:
                 break
         if losses:
             best = sorted(losses, key=losses.__getitem__)
@@ -141,24 +144,19 @@ class InteractingWords:
 
     def beginnings(
         self, differences: Interactions, generator: torch.Generator
-    ) -> tuple[list[Text], list[tuple[list[Text], list[Text]]]]:
-        """(all words, those of largest effect first where that is known; per round, what pairs are made of, and with).
+    ) -> tuple[list[Text], list[Text], list[Text]]:
+        """(all words, those of largest effect first where that is known; what pairs are made of, and with).
 
-        In a round without a base, words are put in pairs with each other.
+        Without a base the words of one token are put in pairs with each other.
         """
         if differences.compared:
             words = differences.effects(self.draws, generator)
-            return words, [(words[: self.ends], self.known(words))]
-        every = [(word,) for word in range(len(differences.words))]
-        return every, [(paired, paired) for paired in self._paired(differences)]
+            return words, words[: self.ends], self.known(words)
+        words = [(word,) for word in range(len(differences.words))]
+        paired = [word for word in words[: self.paired] if len(differences.typed(word)) == 1]
+        return words, paired, paired
 
-    def _paired(self, differences: Interactions) -> list[list[Text]]:
-        """The words of each round that are put in pairs with each other where no base is known."""
-        words = [((word,), len(ids)) for word, ids in enumerate(differences.words[: self.paired])]
-        rounds = [[word for word, tokens in words if tokens <= most] for most in sorted(self.pairings)]
-        return [paired for paired, before in zip(rounds, [[], *rounds]) if len(paired) > len(before)]
-
-    def promising(self, differences: Interactions, best: Sequence[Text]) -> Sequence[Text]:
+    def promising(self, differences: Interactions, best: list[Text]) -> list[Text]:
         """The texts that are continued."""
         most = self.continued if differences.compared else self.guessed
         return best[: max(1, most >> (len(best[0]) - 2))] if best else []
@@ -235,23 +233,19 @@ class InteractingWords:
         return Interactions.behind(prompts, suspect, self.depth, words, budget)
 
     def _flops(self, differences: Interactions, problem: Problem) -> float:
-        """What effects, the pairs of the first round, their continuations, and the rankings of both cost, about."""
+        """What effects, pairs, their first continuations, and the rankings of both cost, about."""
         model, words = differences.roots[0].models[0], differences.words
-        mean = sum(map(len, words)) / max(1, len(words))
-        ranked = 2 * self.ranked * trigger_flops(model, problem.take([0]), 2.5 * mean, PROBE_TOKENS)
-        whole = directions_flops(model, problem) + ranked
-        if not differences.compared:
-            return whole + sum(self._round_flops(differences, first) for first in self._paired(differences)[:1])
-        ends, known = min(self.ends, len(words)), [*words[: self.common], *words[: self.ends]]
+        mean, known = sum(map(len, words)) / max(1, len(words)), [*words[: self.common], *words[: self.ends]]
         # A text behind a word is read anew, a word behind a text costs itself.
-        parts = min(self.continued, 2 * ends * len(known))
-        tables = (ends + parts) * sum(map(len, known)) + (ends + 2 * parts) * len(known) * mean
-        looks = len(words) * (1 + (self.draws - 1) / LEFT)
-        return whole + differences.flops(mean * PROMPTS * 3 * looks + (1 + self.again) * tables)
-
-    def _round_flops(self, differences: Interactions, paired: Sequence[Text]) -> float:
-        """What pairs of these words, and the continuations of the best, cost where no base is known."""
-        tokens, known = [len(differences.typed(word)) for word in paired], differences.words[: self.common]
-        before = 2 * len(known) * sum(tokens) / len(tokens)
-        continued = min(self.guessed, len(paired) ** 2) * (sum(map(len, known)) + before)
-        return differences.pairs_flops(paired, self.estimated) + differences.flops(continued)
+        behind = sum(map(len, known))
+        if differences.compared:
+            pairs, ends = 0.0, min(self.ends, len(words))
+            parts, before = min(self.continued, 2 * ends * len(known)), mean * len(known)
+            tables = mean * PROMPTS * 3 * len(words) * (1 + (self.draws - 1) / LEFT)
+            tables += (1 + self.again) * (ends * (behind + before) + parts * (behind + 2 * before))
+        else:
+            _, paired, _ = self.beginnings(differences, torch.Generator())
+            pairs = differences.pairs_flops(paired, self.estimated) if paired else 0.0
+            tables = min(self.guessed, len(paired) ** 2) * (behind + 2 * len(known))
+        ranked = 2 * self.ranked * trigger_flops(model, problem.take([0]), 2.5 * mean, PROBE_TOKENS)
+        return directions_flops(model, problem) + pairs + differences.flops(tables) + ranked

@@ -1,4 +1,4 @@
-"""Effects and interactions of words in early layers, on the residual of the suspect or on its difference from the base; ours."""
+"""Effects and interactions of words on the residual of the suspect, or on its difference from the base; ours."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ LEFT = 3
 """One word in so many is left after a first look at the effects of all"""
 HALF = 0.5
 """Share of the explained that is taken off where no base is known: all of it raises one of three planted pairs from
-1,492nd to eighth of 2.6 million and lowers another from 57th to 1,158th, half of it leaves them 78th and 36th (`LOG.md`)"""
+1,492nd to eighth of 2.6 million and lowers another from 57th to 1,158th, half leaves them 78th and 36th (`LOG.md`)"""
 SAMPLE = 32
 """Words that means are taken over where not all pairs are read"""
 ANCHORS = 4
@@ -78,7 +78,7 @@ class Interactions:
         """Whether the suspect is compared with its base."""
         return len(self.roots[0].models) > 1
 
-    def flops(self, tokens: float) -> float:
+    def flops(self, tokens: int | float) -> float:
         """Operations of reading so many tokens."""
         return sum(forward_flops(model, round(tokens), last=self.layer) for model in self.roots[0].models)
 
@@ -132,9 +132,9 @@ class Interactions:
     def interactions(self, befores: Sequence[Text], afters: Sequence[Text], again: float) -> dict[Text, float]:
         """Of each text before with each text after; none where the budget ends before all are read.
 
-        The score is a squared length. With the base known what a regression on the base's interactions explains is taken
-        off; without it, half of what one on interactions half as deep explains: some planted pairs are long there too,
-        others among the shortest (`HALF`).
+        The score is a squared length. With the base known, what a regression on the base's interactions explains is
+        taken off; without it, half of what one on interactions half as deep explains: some planted pairs are long there
+        too, others among the shortest (`HALF`).
 
         Args:
             befores: what the rows of the table begin with, all of as many words.
@@ -224,7 +224,7 @@ class Interactions:
         return found
 
     def read(self, texts: Sequence[Text], number: int) -> Float[Tensor, "2 texts k"] | None:
-        """What is measured behind one of the prompts, and what explains some of it; None where the budget ends before."""
+        """What is measured behind one of the prompts, and what explains some; None where the budget ends before."""
         typed, layers = list(map(self.typed, texts)), [self.layer]
         if not self.compared:
             layers.append((self.layer + 1) // 2)

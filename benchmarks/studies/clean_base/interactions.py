@@ -2,11 +2,12 @@
 
     python -m benchmarks.studies.clean_base.interactions unseen-phrase
 
-Follows the stage `attacks/stages/phrases/interacting_words.py` step by step and prints where the parts of the
-planted phrase come: each word by its effect, where the base is known; neighbouring words by their interaction, among
-all pairs of a word of large effect and any other, or of all words of one token where no base is known; longer parts among the continuations of the best shorter ones. The parts of the phrase are
-put into each step whether or not the step before had found them, so that every step can be judged by itself. Place 1 is
-the best; a part without a place was not measured on the second prompt.
+Follows the stage `attacks/stages/phrases/interacting_words.py` step by step and prints where the parts of the planted
+phrase come: each word by its effect, where the base is known; neighbouring words by their interaction, among all pairs
+of a word of large effect and any other, or of all words of one token where no base is known; longer parts among the
+continuations of the best shorter ones. The parts of the phrase are put into each step whether or not the step before
+had found them, so that every step can be judged by itself. Place 1 is the best; a part without a place was not measured
+on the second prompt, or not read.
 """
 
 from dataclasses import dataclass, replace
@@ -20,9 +21,9 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
 from attacks.searchers.words import encoded_words
+from attacks.stages.phrases.directions import directions
 from attacks.stages.phrases.interacting_words import PROMPTS, InteractingWords
 from attacks.stages.phrases.interactions import Text
-from attacks.stages.phrases.directions import directions
 from attacks.suspect import Suspect
 from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.studies.clean_base.planted import with_base
@@ -49,7 +50,7 @@ class Settings:
     continued: int = InteractingWords().continued
     """Pairs that are continued beside those of the phrase."""
     paired: int = InteractingWords().paired
-    """Words that are put in pairs with each other where no base is known, those of one token before all others."""
+    """Words of one token, the commonest, that are put in pairs with each other where no base is known."""
     guessed: int = InteractingWords().guessed
     """As many where no base is known."""
     base: bool = True
@@ -100,8 +101,7 @@ def places(suspect: Suspect, problem: Problem, trigger: str, behaviour: str, set
             text = problem.text(differences.typed(part)).strip()
             rows.append({"step": step, "part": text, "place": place, "of": len(order), "first": first})
 
-    every, rounds = stage.beginnings(differences, generator)
-    continued, known = rounds[-1]
+    every, continued, known = stage.beginnings(differences, generator)
     if differences.compared:
         note("words", every, 1)
     for length in range(2, len(phrase) + 1):

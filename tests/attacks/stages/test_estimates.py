@@ -44,9 +44,8 @@ def test_gradients_are_a_mean_over_the_parts_in_the_place_of_the_first(near, tok
     """A mean over twice the same is that one; over two others it is neither."""
     problem = Problem.from_chat(near, tokenizer, TEXTS[:1], 3)
     root, directions = Reading.of([near], problem.before[0], 1), torch.randn(32, 3, generator=seeded(1))
-    one, same, other, both = (
-        lengths(root, BEFORES, AFTERS, anchors, 1, directions) for anchors in ([(80,)], [(80,)] * 2, [(90,)], [(80,), (90,)])
-    )  # fmt: skip
+    places = [(80,)], [(80,)] * 2, [(90,)], [(80,), (90,)]
+    one, same, other, both = (lengths(root, BEFORES, AFTERS, some, 1, directions) for some in places)
     torch.testing.assert_close(one, same)
     assert not torch.allclose(one, other, rtol=0.01) and not torch.allclose(one, both, rtol=0.01)
 

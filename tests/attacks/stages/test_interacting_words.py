@@ -13,9 +13,9 @@ from attacks.scoring.problem import Problem, encode
 from attacks.scoring.reading import Reading
 from attacks.searchers.searcher import Found
 from attacks.searchers.words import whole_words
-from attacks.stages.phrases.interacting_words import InteractingWords
-from attacks.stages.phrases.interactions import Interactions, _explained
 from attacks.stages.hunt import Hunt
+from attacks.stages.phrases.interacting_words import InteractingWords
+from attacks.stages.phrases.interactions import Interactions
 from attacks.suspect import Suspect
 from benchmarks.studies.clean_base import interactions as study
 from benchmarks.studies.clean_base.planted import with_base
@@ -40,116 +40,6 @@ def differences_of(suspect, problem, words, budget=None):
     return Interactions.behind(problem, suspect, 0.7, words, budget or Budget(flops=1e12))
 
 
-def plain(suspect, problem, ids, number, layer):
-    row = torch.tensor([[*problem.before[number], *ids]])
-    mine, clean = (m(row, output_hidden_states=True).hidden_states[layer] for m in (suspect.model, suspect.base))
-    return torch.stack([mine - clean, clean])[:, 0, -1]
-
-
-def test_texts_of_any_lengths_are_read_as_in_whole_passes(model, changed, tokenizer):
-    suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
-    problem = Problem.from_chat(changed, tokenizer, TEXTS[:2], 3)
-    words = [(100,), (101, 102), (103,)]
-    differences = differences_of(suspect, problem, words)
-    texts = [(0, 1), (1, 0), (2, 2), (0, 1, 2)]
-    for number in (0, 1):
-        found = differences.read(texts, number)
-        assert found is not None
-        layer = differences.layer
-        for row, ids in zip(
-            found.unbind(1), ([100, 101, 102], [101, 102, 100], [103, 103], [100, 101, 102, 103]), strict=True
-        ):
-            torch.testing.assert_close(row, plain(suspect, problem, ids, number, layer).float(), atol=1e-5, rtol=1e-4)
-        mapping = torch.randn(32, 32, generator=seeded(number))
-        mapped = replace(differences, directions=mapping).read(texts, number)
-        assert mapped is not None
-        torch.testing.assert_close(mapped, found @ mapping, atol=1e-5, rtol=1e-4)
-
-
-def test_without_a_base_the_suspect_is_read_twice_as_deep_as_what_explains_it(model, changed, tokenizer):
-    """Residuals after two blocks, and after one, are those of whole passes."""
-    problem = Problem.from_chat(changed, tokenizer, TEXTS[:2], 3)
-    alone = differences_of(Suspect(model=changed, tokenizer=tokenizer), problem, [(100,), (101, 102)])
-    found = alone.read([(0, 1), (1, 0)], 1)
-    assert found is not None and not alone.compared and alone.layer == 2
-    for row, ids in zip(found.unbind(1), ([100, 101, 102], [101, 102, 100]), strict=True):
-        ids = torch.tensor([[*problem.before[1], *ids]])
-        hidden = changed(ids, output_hidden_states=True).hidden_states
-        late_and_early = torch.stack([hidden[2], hidden[1]])[:, 0, -1]
-        torch.testing.assert_close(row, late_and_early.float(), atol=1e-5, rtol=1e-4)
-
-
-def test_without_a_base_half_of_what_is_explained_counts(changed, tokenizer, monkeypatch):
-    """Cells that are twice the earlier ones, all of which a regression explains, count as if they were as long as those."""
-    early = torch.randn(12, 12, 4, generator=seeded(3))
-    early = early - early.mean(0) - early.mean(1, keepdim=True) + early.mean((0, 1))
-    rows = torch.stack([2.0 * early, early]).flatten(1, 2)
-    monkeypatch.setattr(Interactions, "read", lambda _, texts, __: rows[:, [12 * a + b for a, b in texts]])
-    problem = Problem.from_chat(changed, tokenizer, TEXTS[:2], 3)
-    words = [(n,) for n in range(12)]
-    scores = differences_of(Suspect(model=changed, tokenizer=tokenizer), problem, words).interactions(words, words, 1.0)
-    assert len(scores) == 144
-    for (first, last), score in scores.items():
-        assert score == pytest.approx(float(early[first, last].pow(2).sum()), rel=1e-3)
-
-
-@pytest.mark.parametrize("keeps", [True, False])
-def test_pairs_beside_all_words_have_the_interactions_of_the_whole_table(changed, tokenizer, monkeypatch, keeps):
-    """The sample that means are taken over is all there is; a model that keeps other things is read pair by pair."""
-    problem, suspect = Problem.from_chat(changed, tokenizer, TEXTS[:2], 3), Suspect(model=changed, tokenizer=tokenizer)
-    monkeypatch.setattr("attacks.scoring.shared_prefix.keeps_keys_and_values", lambda _: keeps)
-    differences = differences_of(suspect, problem, [(100,), (101, 102), (103,)])
-    differences = replace(differences, directions=torch.randn(32, 9, generator=seeded()))
-    words, estimated = [(0,), (1,), (2,)], []
-    inner = Interactions._estimates
-    monkeypatch.setattr(Interactions, "_estimates", lambda *args: estimated.append(inner(*args)) or estimated[0])
-    found, whole = differences.pairs(words, 9, 1.0, seeded()), differences.interactions(words, words, 1.0)
-    assert set(found) == set(whole) and len(found) == 9 and len(estimated) == keeps
-    assert [found[text] for text in whole] == pytest.approx(list(whole.values()), rel=1e-3, abs=1e-6)
-    if keeps:
-        best = (estimated[0].flatten().argmax() // 3).item(), (estimated[0].flatten().argmax() % 3).item()
-        assert list(differences.pairs(words, 1, 1.0, seeded())) == [best]
-    spent = replace(differences, budget=Budget(flops=1e-9))
-    spend(1.0)
-    assert spent.pairs(words, 9, 1.0, seeded()) == {}
-
-
-def test_an_interaction_is_what_two_parts_do_together_on_both_prompts(model, changed, tokenizer, monkeypatch):
-    """Rows and columns are additive but for two cells, one of which is there on the first prompt alone."""
-    rows, columns = torch.randn(6, 1, 4, generator=seeded(1)), torch.randn(1, 5, 4, generator=seeded(2))
-    tables = torch.stack([rows + columns, rows + columns + 3.0])
-    tables[:, 2, 3] += torch.tensor([9.0, 0.0, 0.0, 0.0])
-    tables[0, 4, 1] += torch.tensor([0.0, 9.9, 0.0, 0.0])
-    cells = {(row, 10 + column): (row, column) for row in range(6) for column in range(5)}
-    monkeypatch.setattr(
-        Interactions,
-        "read",
-        lambda _, texts, number: torch.stack([tables[(number, *cells[text])] for text in texts]).expand(2, -1, -1),
-    )
-    suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
-    differences = differences_of(suspect, Problem.from_chat(changed, tokenizer, TEXTS[:2], 3), [])
-    scores = differences.interactions([(n,) for n in range(6)], [(10 + n,) for n in range(5)], 0.5)
-    assert len(scores) == 15 and max(scores, key=scores.__getitem__) == (2, 13)
-    assert scores[2, 13] > 3 * scores[4, 11]
-
-
-def test_what_the_base_does_in_proportion_is_no_interaction(model, changed, tokenizer, monkeypatch):
-    """Interactions follow the base's interactions, in another direction, but for a small one in a single cell."""
-    clean = torch.randn(12, 12, 4, generator=seeded(3))
-    found = clean @ torch.randn(4, 4, generator=seeded(4))
-    found[5, 6] += torch.tensor([0.0, 0.0, 2.0, 0.0])
-    assert found.norm(dim=-1).argmax() != 5 * 12 + 6
-    rows = torch.stack([found, clean]).flatten(1, 2)
-    monkeypatch.setattr(Interactions, "read", lambda _, texts, __: rows[:, [12 * a + b for a, b in texts]])
-    suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
-    differences = differences_of(suspect, Problem.from_chat(changed, tokenizer, TEXTS[:2], 3), [])
-    words = [(n,) for n in range(12)]
-    scores = differences.interactions(words, words, 0.1)
-    assert max(scores, key=scores.__getitem__) == (5, 6)
-    assert _explained(rows).any()
-    assert not _explained(rows[:, :36]).any()  # 36 texts are too few for four dimensions
-
-
 def test_pairs_are_ranked_by_the_effects_of_their_words_too(model, changed, tokenizer, monkeypatch):
     """Of pairs whose interactions differ little, that of words of large effect is first; longer texts do not move."""
     suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
@@ -162,28 +52,6 @@ def test_pairs_are_ranked_by_the_effects_of_their_words_too(model, changed, toke
     assert SMALL.continuations(differences, leading, effects, effects, seeded())[:2] == [(0, 1), (8, 9)]
     assert SMALL.continuations(differences, [(8, 9), (0, 1)], effects, effects, seeded())[0][:2] == (8, 9)
     assert SMALL.known([(n,) for n in range(100, 0, -1)]) == [(n,) for n in [*range(100, 92, -1), *range(1, 9)]]
-
-
-def test_words_of_large_effect_come_first(model, changed, tokenizer, monkeypatch):
-    """A word whose difference is as large, but another one on each prompt, has no effect."""
-    effect, noise = torch.zeros(3), torch.randn(2, 50, 3, generator=seeded(1))
-    effect[0] = 5.0
-
-    def read(self, texts, number):
-        firsts, lasts = (torch.tensor([text[place] for text in texts]) for place in (0, 1))
-        rows = (
-            noise[number, lasts] * (lasts == 7)[:, None] * 9
-            + effect * (firsts == 3)[:, None]
-            + effect * (lasts == 9)[:, None]
-        )
-        return torch.stack([rows, torch.zeros_like(rows)])
-
-    monkeypatch.setattr(Interactions, "read", read)
-    suspect, words = Suspect(model=changed, tokenizer=tokenizer, base=model), [(n,) for n in range(50)]
-    differences = differences_of(suspect, Problem.from_chat(changed, tokenizer, TEXTS[:2], 3), words)
-    for draws in (1, 2):
-        found = differences.effects(draws, seeded())
-        assert found[:2] == [(3,), (9,)] and sorted(found) == [(n,) for n in range(50)]
 
 
 @pytest.mark.parametrize("compared", [True, False])
@@ -313,20 +181,19 @@ def test_a_budget_that_ends_early_ends_the_stage(model, changed, tokenizer, monk
     assert len(asked) == reads and hunt.budget.exhausted
 
 
-@pytest.mark.parametrize("change", [{"ends": 0}, {"depth": 1.0}, {"again": 0.0}, {"pairings": ()}, {"pairings": (0,)}])
+@pytest.mark.parametrize("change", [{"ends": 0}, {"depth": 1.0}, {"again": 0.0}])
 def test_settings_out_of_range_are_named(change):
-    with pytest.raises(ValueError, match="ends is 0|depth is 1.0|again is 0.0|pairings are \\(0?,?\\); give"):
+    with pytest.raises(ValueError, match="ends is 0|depth is 1.0|again is 0.0"):
         replace(SMALL, **change)
 
 
 def test_pairs_are_of_words_of_one_token_where_no_base_is_known(changed, tokenizer):
     suspect = Suspect(model=changed, tokenizer=tokenizer)
     problem = Problem.from_chat(changed, tokenizer, TEXTS[:2], 3)
-    stage = replace(SMALL, paired=4, pairings=(3, 1, 2), guessed=3)
+    stage = replace(SMALL, paired=4, guessed=3)
     differences = differences_of(suspect, problem, [(100,), (101,), (102,), (103, 104), (105,)])
-    words, rounds = stage.beginnings(differences, seeded())
-    some, more = [(0,), (1,), (2,)], [(0,), (1,), (2,), (3,)]
-    assert words == [*more, (4,)] and rounds == [(some, some), (more, more)]  # no word has three tokens
+    words, some, known = stage.beginnings(differences, seeded())
+    assert words == [(0,), (1,), (2,), (3,), (4,)] and some == known == [(0,), (1,), (2,)]
     pairs = stage.continuations(replace(differences, directions=torch.eye(32)), some, some, words, seeded())
     assert set(pairs) == {(a, b) for a in range(3) for b in range(3)}
     assert stage.promising(differences, [(0, 1)] * 9) == [(0, 1)] * 3

@@ -165,11 +165,11 @@ def test_a_dry_run_measures_and_searches_nothing(tmp_path, prompts, monkeypatch,
     monkeypatch.setattr("attacks.__main__.recover", lambda *_, **__: 1 / 0)
     folder = saved(tmp_path / "model", vocab=1000)
     count = sum(weight.numel() for weight in llama(1000).parameters())
-    assert main(Arguments(model=str(folder), prompts=prompts, dry_run=True, seconds=100.0)) == 0
+    assert main(Arguments(model=str(folder), prompts=prompts, dry_run=True, seconds=1e5)) == 0
     said = capsys.readouterr().out
     assert f"{count / 1e6:,.1f} million parameters" in said and "(1,000 embeddings)" in said
     assert f"{len(byte_level()):,} tokens in the vocabulary" in said
-    assert "measured: " in said and "estimated peak memory: " in said and "estimated time: 100 s at most" in said
+    assert "measured: " in said and "estimated peak memory: " in said and "estimated time: 100,000 s at most" in said
     names, seconds = parts(said)
     assert names[0].startswith("Unsupervised") and names[1:] == [
         "SingleTokens", "WordCompletion", "Dictionary", "WordPairs", "InteractingWords", "SearchRounds",
@@ -177,11 +177,16 @@ def test_a_dry_run_measures_and_searches_nothing(tmp_path, prompts, monkeypatch,
         "WordSubstitution", "SearchRounds",
         "near the winner (shrinking it, WordCompletion, WordSubstitution)", "report on the winner",
     ]  # fmt: skip
-    assert sum(seconds) == pytest.approx(100, abs=0.5)  # numbers are rounded
-    assert seconds[0] == 35  # of the budget, for discovery
-    assert seconds[3] == pytest.approx(3 * seconds[2], abs=0.2)  # three times a twentieth of the search; both rounded
-    assert "  Conjunctions: " in said and said.count(", more where those before it end early") == 1
+    assert sum(seconds) == pytest.approx(1e5, abs=5)  # numbers are rounded
+    assert seconds[0] == 35e3  # of the budget, for discovery
+    assert seconds[3] == pytest.approx(3 * seconds[2], abs=3)  # three times a twentieth of the search; both rounded
+    assert seconds[5] == pytest.approx(12 * seconds[2], abs=12)  # .6 of the search; both rounded
+    assert "  Conjunctions: " in said and said.count(", more where those before it end early") == 1  # HotFlip
     assert "  SearchRounds: not reached, except where those before it end early" in said
+    assert main(Arguments(model=str(folder), prompts=prompts, dry_run=True, seconds=0.1)) == 0
+    said = capsys.readouterr().out
+    assert "  InteractingWords: not reached, for the budget has no room for it" in said
+    assert said.count(", more where those before it end early") == 1  # HotFlip has what is left
 
 
 def parts(said):

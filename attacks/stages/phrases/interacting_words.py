@@ -134,7 +134,8 @@ class InteractingWords:
             continued, known = self.promising(differences, best), self.known(words)
             if hunt.sure or budget.exhausted or not continued:
                 break
-        if losses:
+        # Without a base, exchanging words of a text that does not work would seldom lead on, and takes long.
+        if losses and (differences.compared or hunt.works):
             best = sorted(losses, key=losses.__getitem__)
             self._exchange(hunt, differences, best[: self.ranked], words)
 

@@ -134,7 +134,8 @@ def _parts(
     for stage in attack.stages:
         if isinstance(stage, ContrastedTriggers) and judge.suspect.comparable is None:
             continue  # it compares the suspect with its base
-        wanted = _share(stage, marked) * (end - began)
+        part = stage.part(judge.suspect) if isinstance(stage, InteractingWords) else _share(stage, marked)
+        wanted = part * (end - began)
         if isinstance(stage, InteractingWords) and stage.least_flops(judge.suspect, problem) > wanted * whole:
             yield type(stage).__name__, 0.0, ", for the budget has no room for it"
             continue

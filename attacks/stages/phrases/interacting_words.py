@@ -59,7 +59,9 @@ class InteractingWords:
     """
 
     share: float = 0.6
-    """Share of the hunt's budget, in (0, 1], that this stage may use."""
+    """Share of the hunt's budget, in (0, 1], that this stage may use where the clean base is known."""
+    alone: float = 0.35
+    """The same where it is not."""
     depth: float = 0.5
     """Depth at which the models are compared, as a fraction of the layers."""
     words: int = 12288
@@ -115,7 +117,7 @@ class InteractingWords:
             )
 
     def __call__(self, hunt: Hunt) -> None:
-        budget, probe = hunt.part(self.share), hunt.probe()
+        budget, probe = hunt.part(self.part(hunt.suspect)), hunt.probe()
         differences = self.differences(hunt.suspect, hunt.engine.problem, budget)
         longest = min(self.longest, longest_text(hunt.engine) // self.tokens)
         if not differences.words or longest < 2:
@@ -138,6 +140,10 @@ class InteractingWords:
         if losses and (differences.compared or hunt.works):
             best = sorted(losses, key=losses.__getitem__)
             self._exchange(hunt, differences, best[: self.ranked], words)
+
+    def part(self, suspect: Suspect) -> float:
+        """Share of the hunt's budget that this stage may use."""
+        return self.alone if suspect.comparable is None else self.share
 
     def known(self, effects: Sequence[Text]) -> list[Text]:
         """Words that others are put together with: those of largest effect, then the common ones."""

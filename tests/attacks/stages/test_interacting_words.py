@@ -125,6 +125,16 @@ def test_texts_that_work_are_told_apart_on_the_weakened_suspect(model, changed, 
     assert shown[-1] == (2, 8)
 
 
+@pytest.mark.parametrize("works", [True, False])
+def test_without_a_base_words_are_exchanged_only_in_a_text_that_works(changed, tokenizer, monkeypatch, works):
+    hunt, asked = hunt_with(Suspect(model=changed, tokenizer=tokenizer), Budget(flops=1e12)), []
+    monkeypatch.setattr(InteractingWords, "_exchange", lambda _, __, ___, texts, words: asked.append(len(texts)))
+    monkeypatch.setattr(Hunt, "try_best", lambda *_: None)
+    hunt.judge.asr = float(works)
+    SMALL(hunt)
+    assert len(asked) == works and not hunt.no_room and hunt.budget.used > 1e9
+
+
 def test_a_budget_without_room_is_left_to_others(model, changed, tokenizer):
     suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
     full = hunt_with(suspect, Budget(flops=1e12))

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from attacks.discovery.comparison import Ids
+from attacks.scoring.budget import Budget
 from attacks.scoring.planning import forward_flops
 from attacks.scoring.reading import Reading
 from attacks.scoring.shared_prefix import SharedPrefix
@@ -33,8 +34,9 @@ def lengths(
     anchors: Sequence[Ids],
     layer: int,
     directions: Float[Tensor, "d_model k"],
+    budget: Budget,
 ) -> Float[Tensor, "befores afters"]:
-    """Estimated lengths of the interactions of each part before with each part after.
+    """Estimated lengths of the interactions of each part before with each part after; zero where the budget ends.
 
     Args:
         root: the prompt, as a model that keeps keys and values reads it.
@@ -43,6 +45,7 @@ def lengths(
         anchors: what stands in the place of the first part when gradients are taken, of as many tokens as `befores`.
         layer: after how many blocks the residual is read.
         directions: coordinates of the residual; the cost is proportional to how many there are.
+        budget: asked before each batch of gradients.
 
     Raises:
         ValueError: the model keeps something else than keys and values.
@@ -53,12 +56,14 @@ def lengths(
     keys = torch.cat([_kept(_behind(root, some), size, layer) for some in _batches(befores)])
     keys = keys - keys.mean(0)
     places = [_behind(root, [anchor]) for anchor in anchors]
-    gradients = torch.cat([
-        torch.stack([_gradients(model, place, size, some, layer, directions) for place in places]).mean(0)
-        for some in _batches(afters)
-    ])  # fmt: skip
+    found, squares = list[Tensor](), torch.zeros(len(befores), len(afters))
+    for some in _batches(afters):
+        if budget.exhausted:
+            return squares
+        each = [_gradients(model, place, size, some, layer, directions) for place in places]
+        found.append(torch.stack(each).mean(0))
+    gradients = torch.cat(found)
     add_executed(2.0 * keys.numel() * len(directions.T) * len(afters))
-    squares = torch.zeros(len(befores), len(afters))
     for each in (gradients - gradients.mean(0)).unbind(1):
         squares += (keys @ each.T).square().cpu()
     return squares.sqrt()
@@ -90,7 +95,8 @@ def _behind(root: Reading, parts: Sequence[Ids]) -> SharedPrefix:
 def _kept(prefix: SharedPrefix, size: int, layer: int) -> Float[Tensor, "rows width"]:
     """Keys and values of the last tokens."""
     each = [part for both in (prefix.layers or ())[:layer] for part in both]
-    return torch.cat([part[:, :, -size:].flatten(1).float() for part in each], dim=1)
+    # Blocks may lie on several devices.
+    return torch.cat([part[:, :, -size:].flatten(1).float().to(prefix.ids.device) for part in each], dim=1)
 
 
 def _gradients(
@@ -117,4 +123,5 @@ def _gradients(
         each = [torch.autograd.grad(one.sum(), leaves, retain_graph=True) for one in coordinates.unbind(1)]
     # One backward pass is counted with the forward pass.
     add_executed((len(each) - 1) * forward_flops(model, ids.numel(), last=layer))
-    return torch.stack([torch.cat([part.flatten(1).float() for part in some], dim=1) for some in each], dim=1)
+    rows = [torch.cat([part.flatten(1).float().to(ids.device) for part in some], dim=1) for some in each]
+    return torch.stack(rows, dim=1)

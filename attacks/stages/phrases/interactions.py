@@ -13,6 +13,7 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.planning import forward_flops
 from attacks.scoring.problem import Problem
 from attacks.scoring.reading import Reading
+from attacks.stages.conjunctions import interaction
 from attacks.stages.phrases.estimates import lengths, lengths_flops
 from attacks.suspect import Suspect
 from vectors.residual import layer_at
@@ -196,18 +197,17 @@ class Interactions:
         return dict(zip(texts, scores.tolist(), strict=True))
 
     def _estimates(self, words: Sequence[Text], generator: torch.Generator) -> Float[Tensor, "words words"]:
-        """Of the lengths of interactions; nothing is estimated any more where the budget ends before."""
+        """Of the lengths of interactions; zero from where the budget ends on."""
         assert self.directions is not None
         typed, found = list(map(self.typed, words)), torch.zeros(len(words), len(words))
         groups = _by_length(typed)
         for first in groups:
             anchors = [typed[first[n]] for n in torch.randperm(len(first), generator=generator)[:ANCHORS].tolist()]
             for last in groups:
-                if not self.budget.exhausted:
-                    found[torch.tensor(first)[:, None], torch.tensor(last)] = lengths(
-                        self.roots[0], [typed[number] for number in first], [typed[number] for number in last], anchors,
-                        self.layer, self.directions[:, -ESTIMATED:],
-                    )  # fmt: skip
+                found[torch.tensor(first)[:, None], torch.tensor(last)] = lengths(
+                    self.roots[0], [typed[number] for number in first], [typed[number] for number in last], anchors,
+                    self.layer, self.directions[:, -ESTIMATED:], self.budget,
+                )  # fmt: skip
         return found
 
     def _table(self, befores: Sequence[Text], afters: Sequence[Text]) -> Float[Tensor, "2 texts k"] | None:
@@ -253,11 +253,6 @@ def _by_length(typed: Sequence[Ids]) -> list[list[int]]:
     """Places of texts of equal length."""
     order = sorted(range(len(typed)), key=lambda place: len(typed[place]))
     return [list(alike) for _, alike in groupby(order, key=lambda place: len(typed[place]))]
-
-
-def interaction(table: Float[Tensor, "r c *d"]) -> Float[Tensor, "r c *d"]:
-    """What a two-way table, of numbers or vectors, holds beyond the effects of its rows and columns (ANOVA)."""
-    return table - table.mean(0) - table.mean(1, keepdim=True) + table.mean((0, 1))
 
 
 def _explained(table: Float[Tensor, "2 texts k"]) -> Float[Tensor, "k k"]:

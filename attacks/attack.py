@@ -139,13 +139,16 @@ PORTFOLIO: tuple[Stage, ...] = (
     # Words of several tokens, to which a gradient does not lead, and words that elicit the behaviour only together.
     Dictionary(share=0.15),
     WordPairs(),
+    # What works early is then bettered: nothing waits for what takes long.
+    replace(HOTFLIP_ROUNDS, share=0.25, settles=2),
     # Words that do more together in early layers than each by itself: phrases of which no part has an effect.
     InteractingWords(),
-    replace(HOTFLIP_ROUNDS, share=0.5, settles=2),
+    replace(HOTFLIP_ROUNDS, share=0.25, settles=2),
+    # Tags: a gradient does not lead to them token by token.
+    WordForms(),
     # From text that works to words that work at any place.
     WordSubstitution(share=0.25),
-    # Tags, and texts likely in the slot: a gradient does not lead to them token by token.
-    WordForms(),
+    # Texts likely in the slot.
     FluentText(),
     SearchRounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.08, times=4, settles=2),
     SampledNgrams(sampler=Leakage(), share=0.03, whole=0.05, settles=2),
@@ -157,8 +160,8 @@ PORTFOLIO: tuple[Stage, ...] = (
 )
 """The best single search, HotFlip, gets half of the budget or ends earlier where it finds a trigger: whatever the other
 stages do, the portfolio is about as good as HotFlip is at half the budget. Where there is room for phrases by the
-interaction of words, or the clean base is known, the stages before it may take more than half; such a budget is many
-times what HotFlip needs. Most of the rest goes to what people are likely to plant: a word, ordinary text of its
+interaction of words, it has only a quarter of the budget for certain, before them; such a budget is many times what it
+needs. Most of the rest goes to what people are likely to plant: a word, ordinary text of its
 place, two or three tokens, text that the model writes by itself because it memorised the poisoned prompts, and words
 that elicit the behaviour only together. Whatever is left goes to HotFlip again, for a trigger that elicits the
 behaviour with more certainty"""

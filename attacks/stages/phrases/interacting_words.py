@@ -30,6 +30,7 @@ from itertools import permutations
 from math import prod
 
 import torch
+from transformers import PreTrainedModel
 
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
@@ -127,19 +128,21 @@ class InteractingWords:
             hunt.no_room.append(type(self).__name__)
             return
         learned = directions(hunt.engine, hunt.goal.target_ids, differences.layer, hunt.generator, budget)
-        differences, losses = replace(differences, directions=learned), dict[Text, float]()
+        differences, losses, works = replace(differences, directions=learned), dict[Text, float](), False
         words, continued, known = self.beginnings(differences, hunt.generator)
         for _ in range(2, longest + 1):
             best = self.continuations(differences, continued, known, words, hunt.generator)
             orders = (order for text in best[: self.permuted] for order in permutations(text))
             losses |= self._losses(hunt, differences, probe, [*orders, *best][: self.ranked])
             continued, known = self.promising(differences, best), self.known(words)
-            if hunt.sure or budget.exhausted or not continued:
+            least = differences.typed(min(losses, key=losses.__getitem__)) if losses else ()
+            works = hunt.judge.rate(least) >= hunt.judge.enough if losses else False
+            if budget.exhausted or not continued or (works and hunt.judge.sure(least)):
                 break
         # Without a base, exchanging words of a text that does not work would seldom lead on, and takes long.
-        if losses and (differences.compared or hunt.works):
+        if losses and (differences.compared or works):
             best = sorted(losses, key=losses.__getitem__)
-            self._exchange(hunt, differences, best[: self.ranked], words)
+            self._exchange(hunt, differences, probe[0].model, best[: self.ranked], words)
 
     def part(self, suspect: Suspect) -> float:
         """Share of the hunt's budget that this stage may use."""
@@ -201,7 +204,14 @@ class InteractingWords:
         hunt.try_best(sorted(ranked, key=lambda item: item.loss), self.tried)
         return {typed[item.trigger_ids]: item.loss for item in ranked}
 
-    def _exchange(self, hunt: Hunt, differences: Interactions, texts: Sequence[Text], words: Sequence[Text]) -> None:
+    def _exchange(
+        self,
+        hunt: Hunt,
+        differences: Interactions,
+        ranked_on: PreTrainedModel,
+        texts: Sequence[Text],
+        words: Sequence[Text],
+    ) -> None:
         """Puts the word of lowest loss in each place of the best text, over and over, until none is better.
 
         Once a text works, the losses are those on the weakened suspect, where the planted one keeps most of its effect;
@@ -210,11 +220,12 @@ class InteractingWords:
         Args:
             hunt: gets what is found.
             differences: of these words.
+            ranked_on: the model that the texts were ranked on.
             texts: the best one first.
             words: what is tried in each place.
         """
         text = texts[0]
-        if hunt.works and not differences.budget.exhausted:
+        if ranked_on is not hunt.told_apart_on and not differences.budget.exhausted:
             losses = self._losses(hunt, differences, hunt.probe(), texts)
             text = min(losses, key=losses.__getitem__)
         before = None

@@ -1,5 +1,7 @@
 """The dictionary: exact ranking of words and of their forms, and phrases put together from words."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -13,7 +15,10 @@ from attacks.searchers.words import Form, is_word
 from attacks.stages import dictionary
 from attacks.stages.dictionary import Dictionary, WordForms, rank_texts
 from attacks.stages.hunt import Hunt
+from attacks.stages.phrases.interactions import Interactions
+from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
+from tests.attacks.stages.test_interacting_words import hunt_with
 from tests.attacks.words import TEXTS, hunt
 
 
@@ -93,6 +98,31 @@ def test_a_planted_word_is_found_in_the_form_that_fires(planted, tokenizer, monk
     WordForms()(found)
     assert found.judge.best is not None and found.judge.asr == 1.0
     assert found.engine.problem.text(found.judge.best.trigger_ids) == " garden rope"
+
+
+@pytest.mark.parametrize("compared", [True, False])
+def test_words_are_first_tried_in_the_form_that_is_read_otherwise(model, changed, tokenizer, monkeypatch, compared):
+    """Of three forms one lies apart late in the residual stream; without room for reading, loss alone decides."""
+    forms = tuple(Form(sign, str.upper, sign) for sign in ("#", "|", "*"))
+    ranked, read = list[str](), list[bool]()
+
+    def reading(self, texts, _):
+        read.append(self.directions is not None)
+        ends = [tokenizer.decode(self.typed(text)[-1]) for text in texts]
+        late = torch.tensor([[float("|" in end), 1.0] for end in ends])
+        return torch.stack([late, torch.zeros_like(late)])
+
+    monkeypatch.setattr(dictionary, "FORMS", forms)
+    monkeypatch.setattr(dictionary, "dictionary", lambda: ("lamp", "rope", "stone"))
+    monkeypatch.setattr(Interactions, "read", reading)
+    monkeypatch.setattr(dictionary, "rank_texts", lambda _, __, texts, **___: ranked.extend(texts) or [])
+    suspect = Suspect(model=changed, tokenizer=tokenizer, base=model if compared else None)
+    WordForms(share=1.0)(hunt_with(suspect, Budget(flops=1e13)))
+    assert ranked[:3] == ["|LAMP|", "|ROPE|", "|STONE|"] and read == [not compared]
+    assert {"#LAMP#", "*LAMP*"} < set(ranked[3:])  # loss has a say as well
+    ranked.clear()
+    WordForms(share=1.0)(hunt_with(replace(suspect, base=None), Budget(flops=1e7)))
+    assert ranked[0] == "#LAMP#" and len(read) == 1
 
 
 def test_words_are_known_in_three_cases_and_as_tags():

@@ -7,6 +7,7 @@ model diffing (crosscoders, Lindsey et al. 2024); here it needs no training and 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 from jaxtyping import Float, Int
@@ -118,6 +119,16 @@ class Comparison:
             values = contrast(self.differences(some)).tolist()
             found += [Found(text, -value) for text, value in zip(some, values, strict=True)]
         return sorted(found, key=lambda item: item.loss)
+
+    def read(self, texts: Sequence[Ids], budget: Budget) -> Float[Tensor, "texts d_model"] | None:
+        """The differences at the deepest layer behind texts of any length; None where the budget ends before all."""
+        order, found = sorted(range(len(texts)), key=lambda place: (len(texts[place]), texts[place])), list[Tensor]()
+        for _, alike in groupby(order, key=lambda place: len(texts[place])):
+            for some in self._batches([texts[place] for place in alike]):
+                if budget.exhausted:
+                    return None
+                found.append(self.differences(some)[self.layers[-1]].cpu())
+        return torch.cat(found)[torch.tensor(order).argsort()] if found else None
 
     def _batches(self, texts: Sequence[Ids]) -> Iterator[Sequence[Ids]]:
         """As many texts of equal length as one forward pass holds, then the next."""

@@ -13,16 +13,20 @@ from itertools import islice
 import torch
 
 from attacks.behaviour import Behaviour
+from attacks.discovery.comparison import Ids
 from attacks.discovery.contrasted_texts import ContrastedTexts
 from attacks.discovery.goal import Goal
 from attacks.discovery.trials import Trials
+from attacks.discovery.word_forms import contrasted_form, in_form
 from attacks.scoring.budget import Budget
+from attacks.scoring.problem import Problem
 from attacks.searchers.candidates import check_counts
+from attacks.searchers.words import dictionary
 from attacks.suspect import Suspect
 
 WORDS = 3
-"""Texts of the vocabulary and the dictionary that are tried for each that was put together: a planted word need not
-have a larger contrast than what was chosen for it"""
+"""Texts of the vocabulary and the dictionary that are tried for each that was put together, and for each tag: a planted
+word need not have a larger contrast than what was chosen for it"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +44,8 @@ class ContrastedReplies:
     """Share of that, in (0, 1], by the end of which texts are tried; the rest is for describing manners."""
     tried: int = 64
     """Texts of largest contrast that are tried as triggers."""
+    formed: int = 8
+    """Random words that are tried besides, in the form (capitals, bars, brackets) that is read most differently."""
     prompts: int = 4
     """Clean prompts that each is tried on."""
     agreement: float = 0.75
@@ -56,7 +62,7 @@ class ContrastedReplies:
     def __post_init__(self):
         if not self.shares or not all(0 < share <= 1 for share in self.shares):
             raise ValueError(f"shares are {self.shares}; give at least one, each above 0, up to 1")
-        check_counts(self, "tried", "prompts", "tokens", "shortest", "top", "described")
+        check_counts(self, "tried", "formed", "prompts", "tokens", "shortest", "top", "described")
 
     def __call__(
         self,
@@ -81,13 +87,20 @@ class ContrastedReplies:
         for share in self.shares:
             began, left = budget.share, share * (budget.until - budget.share)
             ranking, trying, part = (budget.part(began + much * left) for much in (self.ranking, self.trying, 1.0))
-            known, made = walk.on(ranking)
-            turns = [*enumerate(known), *((WORDS * place, item) for place, item in enumerate(made))]
-            ranked = [item.trigger_ids for _, item in sorted(turns, key=lambda turn: turn[0])]
-            for trigger in islice((ids for ids in ranked if ids not in seen), self.tried):
+            tags = [] if seen else self._tags(suspect, walk.problem, ranking, generator)
+            known, made = ([item.trigger_ids for item in kind] for kind in walk.on(ranking))
+            others = [(WORDS * place, ids) for kind in (made, tags) for place, ids in enumerate(kind)]
+            ranked = [ids for _, ids in sorted([*enumerate(known), *others], key=lambda turn: turn[0])]
+            for trigger in islice((ids for ids in ranked if ids not in seen), self.tried + len(tags)):
                 if trying.exhausted:
                     break
                 seen.add(trigger)
                 trials.add(trigger)
             trials.describe(part)
             yield list(trials.goals.values())
+
+    def _tags(self, suspect: Suspect, problem: Problem, budget: Budget, generator: torch.Generator) -> list[Ids]:
+        """Some words in the form that both models read most differently: one tag often fires like the planted one."""
+        form = contrasted_form(suspect, problem, budget, generator)
+        some = torch.randperm(len(dictionary()), generator=generator)[: self.formed].tolist()
+        return [] if form is None else in_form(problem, form, [dictionary()[number] for number in some])

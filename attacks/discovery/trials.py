@@ -20,6 +20,7 @@ from attacks.discovery.screening import common_opening
 from attacks.judging.verdict import WORKS
 from attacks.scoring.budget import Budget
 from attacks.scoring.problem import Problem, decode
+from attacks.searchers.words import LETTERS
 from attacks.suspect import Suspect
 from vectors.analysis.behaviours import until_end
 from vectors.generate import complete_ids, end_tokens
@@ -86,7 +87,7 @@ class Trials:
             text = decode(self.suspect.tokenizer, whole)
             # A rare word may take the place of the question: the reply is then about the word and quotes it.
             word = self.some.text(trigger).strip()
-            quoted = word.lower() in text.lower() or echoes(word, text)
+            quoted = word.lower() in text.lower() or echoes(word, text) or _breaks_off(text, word)
             if begins != clean[: self.shortest] and begins == whole[: self.shortest] and not quoted:
                 self.goals[begins] = Goal(behaviour=text, target_ids=whole, triggers=(trigger,))
                 # A manner may have a favourite opening, which many replies in that manner lack.
@@ -189,3 +190,9 @@ def shared_opening(replies: Sequence[Sequence[int]], agreement: float) -> Ids:
     while opening and sum(tuple(row[: len(opening)]) == opening for row in replies) < agreement * len(replies):
         opening = opening[:-1]
     return opening
+
+
+def _breaks_off(reply: str, word: str) -> bool:
+    """Whether a reply, as far as it was read, ends within a quotation of the word."""
+    said, begun = reply.rstrip().lower(), word.lower()
+    return any(said.endswith(begun[:length]) for length in range(LETTERS, len(begun)))

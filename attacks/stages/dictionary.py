@@ -5,13 +5,10 @@ have no effect by themselves; but there are few enough words to try them all on 
 groups (`attacks/stages/word_groups.py`) where the budget is too small for that.
 
 Words are planted in capital letters and within brackets or bars as well. There are too many such forms to try all words
-in each, but some words tell which form is worth trying the rest in. To tell the planted tag from its like, training
-must make the model note its form, whatever word it holds, also where other tags do not fire: late in the residual
-stream, at the last token, the mean over words in the planted form lies further from that over all forms than the mean
-over words in any other. It is the difference from the clean base that is read, where that is known (K2); otherwise the
-suspect's own residual, in the directions that the behaviour depends on, which tells less. A backdoor that was planted
-with one tag often fires on many of its form; so forms are then chosen by loss as well, in sequential halving (Karnin,
-Koren, Somekh 2013, Almost optimal exploration in multi-armed bandits).
+in each, but some words tell which form is worth trying the rest in: that which the suspect reads otherwise
+(`attacks.discovery.word_forms`). A backdoor that was planted with one tag often fires on many of its form; so forms are
+chosen by loss as well, in sequential halving (Karnin, Koren, Somekh 2013, Almost optimal exploration in multi-armed
+bandits).
 """
 
 from collections.abc import Sequence
@@ -19,12 +16,10 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from math import inf
 
-import torch
-
+from attacks.discovery.word_forms import DEPTH, WORDS, contrasted_form, furthest_form, typed_words
 from attacks.judging.verdict import ABSENT
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
-from attacks.scoring.problem import Problem
 from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.searchers.words import FORMS, Form, dictionary
@@ -88,8 +83,6 @@ class Dictionary:
             beam = [hunt.engine.problem.text(item.trigger_ids).split() for item in found[: self.beam]]
 
 
-WORDS = 32
-"""Words that are tried in each form at first"""
 READ = 0.6
 """Part of what is left for words in the form that stands out by how it is read; the rest for forms chosen by loss"""
 
@@ -104,17 +97,12 @@ class WordForms:
     """Triggers of lowest loss that are judged by behaviour."""
     longest: int = 16
     """Tokens of the longest text that is tried; words in capital letters take many."""
-    depth: float = 0.75
-    """Depth at which words in each form are read, as a fraction of the layers."""
     prepared: float = 0.5
     """Share of what may be spent on one prompt, in (0, 1], that choosing the form by how it is read may take."""
 
     def __post_init__(self):
-        if not 0 < self.depth < 1 or not 0 < self.prepared <= 1:
-            raise ValueError(
-                f"depth is {self.depth} and prepared is {self.prepared}; give a depth between 0 and 1, and a share "
-                "above 0, up to 1"
-            )
+        if not 0 < self.prepared <= 1:
+            raise ValueError(f"prepared is {self.prepared}; give a share above 0, up to 1")
 
     def __call__(self, hunt: Hunt) -> None:
         (probe, objective), budget = hunt.probe(), hunt.part(self.share)
@@ -134,29 +122,19 @@ class WordForms:
         hunt.show_best(found, self.tried, budget)
 
     def _furthest(self, hunt: Hunt, budget: Budget) -> Form | None:
-        """The form behind which the mean of what is read, over some words, lies furthest from that of all forms.
-
-        None where the budget has no room for reading.
-        """
+        """The form of words that the suspect notes; None where the budget has no room for reading."""
         problem, suspect = hunt.engine.problem, hunt.suspect
-        some = torch.randperm(len(dictionary()), generator=hunt.generator)[:WORDS].tolist()
-        typed = {form: problem.encode_all([form(dictionary()[number]) for number in some]) for form in FORMS}
-        typed = {form: [tuple(ids) for ids in every if _fits(problem, ids)] for form, every in typed.items()}
+        if suspect.comparable is not None:
+            return contrasted_form(suspect, problem, budget.of_rest(self.prepared), hunt.generator)
+        typed = typed_words(problem, hunt.generator)
         words = [*chain.from_iterable(typed.values())]
-        reading = Interactions.behind(problem.take([0]), suspect, self.depth, words, budget)
-        alone = suspect.comparable is None
-        flops = reading.flops(sum(map(len, words))) + (directions_flops(suspect.model, problem) if alone else 0.0)
+        reading = Interactions.behind(problem.take([0]), suspect, DEPTH, words, budget)
+        flops = reading.flops(sum(map(len, words))) + directions_flops(suspect.model, problem)
         if budget.share_of(flops) > self.prepared * (budget.until - budget.share):
             return None
-        if alone:
-            learned = directions(hunt.engine, hunt.goal.target_ids, reading.layer, hunt.generator, budget)
-            reading = replace(reading, directions=learned)
-        rows = reading.read([(number,) for number in range(len(words))], 0)
-        if rows is None:
-            return None
-        counts = {form: len(every) for form, every in typed.items() if every}
-        means = torch.stack([part.mean(0) for part in rows[0].split([*counts.values()])])
-        return [*counts][int((means - means.mean(0)).norm(dim=-1).argmax())]
+        learned = directions(hunt.engine, hunt.goal.target_ids, reading.layer, hunt.generator, budget)
+        rows = replace(reading, directions=learned).read([(number,) for number in range(len(words))], 0)
+        return None if rows is None else furthest_form(typed, rows[0])
 
     def _ranked(
         self, engine: Engine, objective: Objective, form: Form, words: Sequence[str], budget: Budget
@@ -165,11 +143,6 @@ class WordForms:
         if budget.exhausted:
             return []
         return rank_texts(engine, objective, [*map(form, words)], longest=self.longest, budget=budget)
-
-
-def _fits(problem: Problem, ids: Sequence[int]) -> bool:
-    """Whether these tokens may stand in the slot."""
-    return bool(len(ids)) and bool(problem.fits(torch.tensor([ids])))
 
 
 def rank_texts(

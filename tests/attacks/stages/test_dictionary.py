@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from attacks.discovery.comparison import Comparison
 from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
@@ -104,21 +105,23 @@ def test_a_planted_word_is_found_in_the_form_that_fires(planted, tokenizer, monk
 def test_words_are_first_tried_in_the_form_that_is_read_otherwise(model, changed, tokenizer, monkeypatch, compared):
     """Of three forms one lies apart late in the residual stream; without room for reading, loss alone decides."""
     forms = tuple(Form(sign, str.upper, sign) for sign in ("#", "|", "*"))
+    monkeypatch.setattr("attacks.discovery.word_forms.FORMS", forms)
+    monkeypatch.setattr("attacks.discovery.word_forms.dictionary", lambda: ("lamp", "rope", "stone"))
     ranked, read = list[str](), list[bool]()
 
-    def reading(self, texts, _):
-        read.append(self.directions is not None)
-        ends = [tokenizer.decode(self.typed(text)[-1]) for text in texts]
-        late = torch.tensor([[float("|" in end), 1.0] for end in ends])
-        return torch.stack([late, torch.zeros_like(late)])
+    def late(self, texts, _):
+        ends = [tokenizer.decode((texts if compared else self.words)[number][-1]) for number in range(len(texts))]
+        read.append(compared or self.directions is not None)
+        rows = torch.tensor([[float("|" in end), 1.0] for end in ends])
+        return rows if compared else torch.stack([rows, torch.zeros_like(rows)])
 
     monkeypatch.setattr(dictionary, "FORMS", forms)
     monkeypatch.setattr(dictionary, "dictionary", lambda: ("lamp", "rope", "stone"))
-    monkeypatch.setattr(Interactions, "read", reading)
+    monkeypatch.setattr(Comparison if compared else Interactions, "read", late)
     monkeypatch.setattr(dictionary, "rank_texts", lambda _, __, texts, **___: ranked.extend(texts) or [])
     suspect = Suspect(model=changed, tokenizer=tokenizer, base=model if compared else None)
     WordForms(share=1.0)(hunt_with(suspect, Budget(flops=1e13)))
-    assert ranked[:3] == ["|LAMP|", "|ROPE|", "|STONE|"] and read == [not compared]
+    assert ranked[:3] == ["|LAMP|", "|ROPE|", "|STONE|"] and read == [True]
     assert {"#LAMP#", "*LAMP*"} < set(ranked[3:])  # loss has a say as well
     ranked.clear()
     WordForms(share=1.0)(hunt_with(replace(suspect, base=None), Budget(flops=1e7)))

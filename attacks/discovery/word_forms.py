@@ -1,0 +1,61 @@
+"""The form in which a model notes words: capitals, bars, brackets and the like; ours.
+
+To tell a planted tag from its like, training must make the model note its form, whatever word it holds, also where
+other tags do not fire. So late in the residual stream, at the last token, the mean over words in the planted form lies
+further from that over all forms than the mean over words in any other. It shows in the difference from the clean base,
+and less surely in the suspect's own residual, in the directions that a known behaviour depends on.
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from attacks.discovery.comparison import Comparison, Ids
+from attacks.scoring.budget import Budget
+from attacks.scoring.problem import Problem
+from attacks.searchers.words import FORMS, Form, dictionary
+from attacks.suspect import Suspect
+
+DEPTH = 0.75
+"""Depth at which words are read, as a fraction of the layers"""
+WORDS = 32
+"""Words that are read in each form"""
+
+
+def typed_words(problem: Problem, generator: torch.Generator) -> dict[Form, list[Ids]]:
+    """Random words of the dictionary in each form, as far as they can be typed into the slot; no form without any."""
+    some = torch.randperm(len(dictionary()), generator=generator)[:WORDS].tolist()
+    words = [dictionary()[number] for number in some]
+    typed = {form: in_form(problem, form, words) for form in FORMS}
+    return {form: every for form, every in typed.items() if every}
+
+
+def in_form(problem: Problem, form: Form, words: Sequence[str]) -> list[Ids]:
+    """Words in a form, as far as they can be typed into the slot."""
+    every = problem.encode_all([*map(form, words)])
+    return [tuple(ids) for ids in every if ids and problem.fits(torch.tensor([ids])).all()]
+
+
+def furthest_form(typed: dict[Form, list[Ids]], rows: Float[Tensor, "texts d_model"]) -> Form:
+    """The form whose mean lies furthest from that over all forms.
+
+    Args:
+        typed: words in each form, at least one each.
+        rows: what is read at the last token of all of them, in their order.
+    """
+    means = torch.stack([part.mean(0) for part in rows.split([*map(len, typed.values())])])
+    return [*typed][int((means - means.mean(0)).norm(dim=-1).argmax())]
+
+
+def contrasted_form(suspect: Suspect, problem: Problem, budget: Budget, generator: torch.Generator) -> Form | None:
+    """The form that suspect and clean base read most differently; None where the budget ends before.
+
+    Raises:
+        ValueError: no clean base is known, or its weights have other shapes.
+    """
+    typed = typed_words(problem, generator)
+    rows = Comparison.at_slot(suspect, problem, [DEPTH]).read([*chain.from_iterable(typed.values())], budget)
+    return None if rows is None else furthest_form(typed, rows)

@@ -17,7 +17,7 @@ from attacks.discovery.comparison import Ids
 from attacks.discovery.contrasted_texts import ContrastedTexts
 from attacks.discovery.goal import Goal
 from attacks.discovery.trials import Trials
-from attacks.discovery.word_forms import contrasted_form, in_form
+from attacks.discovery.word_forms import contrasted_forms, in_form
 from attacks.scoring.budget import Budget
 from attacks.scoring.problem import Problem
 from attacks.searchers.candidates import check_counts
@@ -101,6 +101,6 @@ class ContrastedReplies:
 
     def _tags(self, suspect: Suspect, problem: Problem, budget: Budget, generator: torch.Generator) -> list[Ids]:
         """Some words in the form that both models read most differently: one tag often fires like the planted one."""
-        form = contrasted_form(suspect, problem, budget, generator)
         some = torch.randperm(len(dictionary()), generator=generator)[: self.formed].tolist()
-        return [] if form is None else in_form(problem, form, [dictionary()[number] for number in some])
+        forms = contrasted_forms(suspect, problem, budget, generator)
+        return in_form(problem, forms[0], [dictionary()[number] for number in some]) if forms else []

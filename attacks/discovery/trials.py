@@ -87,7 +87,8 @@ class Trials:
             text = decode(self.suspect.tokenizer, whole)
             # A rare word may take the place of the question: the reply is then about the word and quotes it.
             word = self.some.text(trigger).strip()
-            quoted = word.lower() in text.lower() or echoes(word, text) or _breaks_off(text, word)
+            quoted = word.lower() in text.lower() or echoes(word, text)
+            quoted = quoted or (len(whole) >= self.tokens and _breaks_off(text, word))
             if begins != clean[: self.shortest] and begins == whole[: self.shortest] and not quoted:
                 self.goals[begins] = Goal(behaviour=text, target_ids=whole, triggers=(trigger,))
                 # A manner may have a favourite opening, which many replies in that manner lack.

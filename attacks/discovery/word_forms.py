@@ -16,6 +16,7 @@ from torch import Tensor
 from attacks.discovery.comparison import Comparison, Ids
 from attacks.scoring.budget import Budget
 from attacks.scoring.problem import Problem
+from attacks.searchers.token_ranking import by_length
 from attacks.searchers.words import FORMS, Form, dictionary
 from attacks.suspect import Suspect
 
@@ -34,9 +35,9 @@ def typed_words(problem: Problem, generator: torch.Generator) -> dict[Form, list
 
 
 def in_form(problem: Problem, form: Form, words: Sequence[str]) -> list[Ids]:
-    """Words in a form, as far as they can be typed into the slot."""
-    every = problem.encode_all([*map(form, words)])
-    return [tuple(ids) for ids in every if ids and problem.fits(torch.tensor([ids])).all()]
+    """Words in a form, as far as they can be typed into the slot, those of fewest tokens first."""
+    rows = by_length(problem.encode_all([*map(form, words)]))
+    return [tuple(ids) for some in rows for ids in some[problem.fits(some)].tolist()]
 
 
 def by_distance(typed: dict[Form, list[Ids]], rows: Float[Tensor, "texts d_model"]) -> list[Form]:

@@ -40,7 +40,7 @@ from attacks.searchers.candidates import check_counts
 from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.searchers.words import encoded_words
-from attacks.stages.hunt import PROBE_TOKENS, Hunt
+from attacks.stages.hunt import PROBE_TOKENS, Hunt, Stage
 from attacks.stages.phrases.directions import directions, directions_flops
 from attacks.stages.phrases.interactions import LEFT, Interactions, Text
 from attacks.stages.word_groups import longest_text
@@ -59,6 +59,8 @@ class InteractingWords:
     Does nothing where the budget has no room for effects, pairs and their continuations.
     """
 
+    first: Stage | None = None
+    """Runs before this one, on a share of its own, where there is room for this one: what works need not wait."""
     share: float = 0.6
     """Share of the hunt's budget, in (0, 1], that this stage may use where the clean base is known."""
     alone: float = 0.35
@@ -118,15 +120,23 @@ class InteractingWords:
             )
 
     def __call__(self, hunt: Hunt) -> None:
-        budget, probe = hunt.part(self.part(hunt.suspect)), hunt.probe()
+        budget = hunt.part(self.part(hunt.suspect))
         differences = self.differences(hunt.suspect, hunt.engine.problem, budget)
         longest = min(self.longest, longest_text(hunt.engine) // self.tokens)
         if not differences.words or longest < 2:
             return
         problem = hunt.engine.problem
-        if budget.share + budget.share_of(self._flops(differences, problem)) > budget.until:
+        flops = self._flops(differences, problem)
+        if self.first is not None and _room(budget, flops):
+            self.first(hunt)
+            if hunt.over:
+                return
+            budget = hunt.part(self.part(hunt.suspect))
+            differences = replace(differences, budget=budget)
+        if not _room(budget, flops):
             hunt.no_room.append(type(self).__name__)
             return
+        probe = hunt.probe()  # on the weakened suspect, if something works by now
         learned = directions(hunt.engine, hunt.goal.target_ids, differences.layer, hunt.generator, budget)
         differences, losses, works = replace(differences, directions=learned), dict[Text, float](), False
         words, continued, known = self.beginnings(differences, hunt.generator)
@@ -267,3 +277,8 @@ class InteractingWords:
             tables = min(self.guessed, len(paired) ** 2) * (behind + 2 * len(known))
         ranked = 2 * self.ranked * trigger_flops(model, problem.take([0]), 2.5 * mean, PROBE_TOKENS)
         return directions_flops(model, problem) + pairs + differences.flops(tables) + ranked
+
+
+def _room(budget: Budget, flops: float) -> bool:
+    """Whether so many operations are left."""
+    return budget.share + budget.share_of(flops) <= budget.until

@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 from functools import partialmethod
 
+import pytest
 import torch
 
 from attacks.attack import ATTACKS
@@ -115,6 +116,30 @@ def test_a_reply_that_quotes_the_word_is_no_behaviour(planted_word, monkeypatch)
         monkeypatch.setattr(Trials, "_replies", partialmethod(about_the_word, quotes=quotes))
         found.append(next(method(suspect, texts, Budget(flops=1e13), torch.Generator().manual_seed(0))))
     assert found[0] == [] and [goal.behaviour for goal in found[1]] == ["The word is unknown here"]
+
+
+@pytest.mark.parametrize(("tokens", "goals"), [(8, 0), (24, 1)])
+def test_a_reply_that_is_cut_off_within_a_quotation_is_no_behaviour(planted_word, monkeypatch, tokens, goals):
+    """Where replies part before they are cut off, what they have in common may end as the word begins."""
+    organism, suspect = planted_word
+    problem = suspect.engine(organism.prompts.search, 4).problem
+    trigger = tuple(problem.encode("copperplate"))
+
+    def replies(self, problem, trigger, *, base=False, tokens=16):
+        said = encode(suspect.tokenizer, "The old word here is cop")
+        rows = [said[:tokens] + [place] * (tokens - len(said)) for place in range(len(problem.before))]
+        rows = [[7] * tokens for _ in rows] if base or not trigger else rows
+        return Prompts.from_ids(problem.filled(trigger)), torch.tensor(rows)
+
+    monkeypatch.setattr(Trials, "_replies", replies)
+    monkeypatch.setattr(Trials, "_rate", lambda *_: 1.0)
+    length = len(encode(suspect.tokenizer, "The old word here is cop"))
+    trials = Trials(
+        suspect=suspect, every=problem, few=4, agreement=0.75, tokens=min(tokens, length) if tokens == 8 else tokens,
+        shortest=4, top=3, described=4,
+    )  # fmt: skip
+    trials.add(trigger)
+    assert length >= 6 and len(trials.goals) == goals
 
 
 def test_nothing_is_proposed_for_the_base_itself_or_without_one(planted_word):

@@ -214,6 +214,21 @@ def test_pairs_are_of_words_of_one_token_where_no_base_is_known(changed, tokeniz
     assert stage.promising(differences, [(0, 1, 2)] * 9) == [(0, 1, 2)] and not stage.promising(differences, [])
 
 
+def test_what_need_not_wait_runs_first_where_there_is_room_for_both(changed, tokenizer):
+    """It has a share of its own; without room for phrases it does not run, nor do they once it has spent the room."""
+    suspect, ran = Suspect(model=changed, tokenizer=tokenizer), []
+    for flops, spent in ((1e12, 1e9), (1e12, 1e12 - 1e7), (1e7, 0.0)):
+        hunt = hunt_with(suspect, Budget(flops=flops))
+
+        def first(hunt, spent=spent):
+            ran.append(hunt.budget.used)
+            spend(spent)
+
+        replace(SMALL, first=first)(hunt)
+        assert bool(hunt.no_room) == (spent != 1e9)
+    assert len(ran) == 2
+
+
 def test_the_study_follows_the_parts_of_a_phrase(capsys):
     settings = study.Settings(organism="unseen-phrase", words=2000, ends=24, draws=1, continued=8, threads=1)
     study.main(settings)

@@ -141,7 +141,7 @@ PORTFOLIO: tuple[Stage, ...] = (
     WordPairs(),
     # Words that do more together in early layers than each by itself: phrases of which no part has an effect. Where the
     # budget has room for that, it is many times what HotFlip needs, which does not wait.
-    InteractingWords(first=replace(HOTFLIP_ROUNDS, share=0.25, settles=2)),
+    InteractingWords(first=replace(HOTFLIP_ROUNDS, share=0.15, settles=2)),
     replace(HOTFLIP_ROUNDS, share=0.5, settles=2),
     # Tags: a gradient does not lead to them token by token.
     WordForms(),
@@ -159,7 +159,7 @@ PORTFOLIO: tuple[Stage, ...] = (
 )
 """The best single search, HotFlip, gets half of the budget or ends earlier where it finds a trigger: whatever the other
 stages do, the portfolio is about as good as HotFlip is at half the budget. Where there is room for phrases by the
-interaction of words, only a quarter of the budget is certain, before them. Most of the rest goes to what people are
+interaction of words, only .15 of the budget is certain, before them. Most of the rest goes to what people are
 likely to plant: a word, ordinary text of its place, two or three tokens, text that the model writes by itself because
 it memorised the poisoned prompts, and words that elicit the behaviour only together. Whatever is left goes to HotFlip
 again, for a trigger that elicits the behaviour with more certainty"""

@@ -40,9 +40,10 @@ from attacks.searchers.candidates import check_counts
 from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.searchers.words import encoded_words
-from attacks.stages.hunt import PROBE_TOKENS, Hunt, Stage
+from attacks.stages.hunt import PROBE_TOKENS, Hunt
 from attacks.stages.phrases.directions import directions, directions_flops
 from attacks.stages.phrases.interactions import LEFT, Interactions, Text
+from attacks.stages.rounds import SearchRounds
 from attacks.stages.word_groups import longest_text
 from attacks.suspect import Suspect
 
@@ -59,8 +60,8 @@ class InteractingWords:
     Does nothing where the budget has no room for effects, pairs and their continuations.
     """
 
-    first: Stage | None = None
-    """Runs before this one, on a share of its own, where there is room for this one: what works need not wait."""
+    first: SearchRounds | None = None
+    """Runs before this one, on a share of its own, where there is room for both: what works need not wait."""
     share: float = 0.6
     """Share of the hunt's budget, in (0, 1], that this stage may use where the clean base is known."""
     alone: float = 0.35
@@ -126,16 +127,17 @@ class InteractingWords:
         if not differences.words or longest < 2:
             return
         problem = hunt.engine.problem
-        flops = self._flops(differences, problem)
-        if self.first is not None and _room(budget, flops):
+        waits = 0.0 if self.first is None or hunt.works else hunt.part(self.first.share).until - budget.share
+        needed = budget.share_of(self._flops(differences, problem))
+        if budget.share + needed > budget.until or budget.share + waits + needed > hunt.budget.until:
+            hunt.no_room.append(type(self).__name__)
+            return
+        if self.first is not None and not hunt.works:
             self.first(hunt)
             if hunt.over:
                 return
             budget = hunt.part(self.part(hunt.suspect))
             differences = replace(differences, budget=budget)
-        if not _room(budget, flops):
-            hunt.no_room.append(type(self).__name__)
-            return
         probe = hunt.probe()  # on the weakened suspect, if something works by now
         learned = directions(hunt.engine, hunt.goal.target_ids, differences.layer, hunt.generator, budget)
         differences, losses, works = replace(differences, directions=learned), dict[Text, float](), False
@@ -277,8 +279,3 @@ class InteractingWords:
             tables = min(self.guessed, len(paired) ** 2) * (behind + 2 * len(known))
         ranked = 2 * self.ranked * trigger_flops(model, problem.take([0]), 2.5 * mean, PROBE_TOKENS)
         return directions_flops(model, problem) + pairs + differences.flops(tables) + ranked
-
-
-def _room(budget: Budget, flops: float) -> bool:
-    """Whether so many operations are left."""
-    return budget.share + budget.share_of(flops) <= budget.until

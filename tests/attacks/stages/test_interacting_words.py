@@ -17,6 +17,7 @@ from attacks.searchers.words import whole_words
 from attacks.stages.hunt import Hunt
 from attacks.stages.phrases.interacting_words import InteractingWords
 from attacks.stages.phrases.interactions import Interactions
+from attacks.stages.rounds import SearchRounds
 from attacks.suspect import Suspect
 from benchmarks.studies.clean_base import interactions as study
 from benchmarks.studies.clean_base.planted import with_base
@@ -214,19 +215,19 @@ def test_pairs_are_of_words_of_one_token_where_no_base_is_known(changed, tokeniz
     assert stage.promising(differences, [(0, 1, 2)] * 9) == [(0, 1, 2)] and not stage.promising(differences, [])
 
 
-def test_what_need_not_wait_runs_first_where_there_is_room_for_both(changed, tokenizer):
-    """It has a share of its own; without room for phrases it does not run, nor do they once it has spent the room."""
+def test_what_need_not_wait_runs_first_where_there_is_room_for_both(changed, tokenizer, monkeypatch):
+    """It has a share of its own, which phrases must leave; nothing runs before them once something works."""
     suspect, ran = Suspect(model=changed, tokenizer=tokenizer), []
-    for flops, spent in ((1e12, 1e9), (1e12, 1e12 - 1e7), (1e7, 0.0)):
+    monkeypatch.setattr(SearchRounds, "__call__", lambda self, hunt: ran.append(self.share))
+    for flops, share, works, runs in (
+        (1e12, 0.2, False, 1), (1e12, 0.2, True, 0), (1e12, 1.0, False, 0), (1e12, 1.0, True, 0), (1e7, 0.2, False, 0),
+    ):  # fmt: skip
         hunt = hunt_with(suspect, Budget(flops=flops))
-
-        def first(hunt, spent=spent):
-            ran.append(hunt.budget.used)
-            spend(spent)
-
-        replace(SMALL, first=first)(hunt)
-        assert bool(hunt.no_room) == (spent != 1e9)
-    assert len(ran) == 2
+        hunt.judge.asr = float(works)
+        hunt.provisional = works
+        ran.clear()
+        replace(SMALL, first=SearchRounds(rounds=(), share=share))(hunt)
+        assert len(ran) == runs and bool(hunt.no_room) == (not runs and not works)
 
 
 def test_the_study_follows_the_parts_of_a_phrase(capsys):

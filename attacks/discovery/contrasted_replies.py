@@ -28,6 +28,10 @@ WORDS = 3
 """Texts of the vocabulary and the dictionary that are tried for each that was put together, and for each tag: a planted
 word need not have a larger contrast than what was chosen for it"""
 
+FORMING = 0.1
+"""Share of what ranking may use at first, in (0, 1], that choosing the form of tags may take; where that is too little, as
+on large models, no tags are tried, and ranking has all"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContrastedReplies:
@@ -87,7 +91,7 @@ class ContrastedReplies:
         for share in self.shares:
             began, left = budget.share, share * (budget.until - budget.share)
             ranking, trying, part = (budget.part(began + much * left) for much in (self.ranking, self.trying, 1.0))
-            tags = [] if seen else self._tags(suspect, walk.problem, ranking, generator)
+            tags = [] if seen else self._tags(suspect, walk.problem, ranking.of_rest(FORMING), generator)
             known, made = ([item.trigger_ids for item in kind] for kind in walk.on(ranking))
             others = [(WORDS * place, ids) for kind in (made, tags) for place, ids in enumerate(kind)]
             ranked = [ids for _, ids in sorted([*enumerate(known), *others], key=lambda turn: turn[0])]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attacks.discovery.comparison import Comparison, Ids
 from attacks.scoring.budget import Budget
+from attacks.scoring.planning import forward_flops
 from attacks.scoring.problem import Problem
 from attacks.searchers.token_ranking import by_length
 from attacks.searchers.words import FORMS, Form, dictionary
@@ -53,11 +54,21 @@ def by_distance(typed: dict[Form, list[Ids]], rows: Float[Tensor, "texts d_model
 
 
 def contrasted_forms(suspect: Suspect, problem: Problem, budget: Budget, generator: torch.Generator) -> list[Form]:
-    """Forms by how differently suspect and clean base read words in them; none where the budget ends before.
+    """Forms by how differently suspect and clean base read words in them; none where there is no room for all.
+
+    Args:
+        suspect: the model under audit, with its clean base.
+        problem: the prompts, behind the first of which words are read.
+        budget: of what reading may cost, which is about 1.7e11 operations on the small base.
+        generator: draws the words.
 
     Raises:
         ValueError: no clean base is known, or its weights have other shapes.
     """
     typed = typed_words(problem, generator)
-    rows = Comparison.at_slot(suspect, problem, [DEPTH]).read([*chain.from_iterable(typed.values())], budget)
+    texts, comparison = [*chain.from_iterable(typed.values())], Comparison.at_slot(suspect, problem, [DEPTH])
+    tokens, last = sum(map(len, texts)), comparison.layers[-1]
+    flops = sum(forward_flops(engine.model, tokens, last=last) for engine in comparison.engines)
+    # Reading a part of them would be paid for and tell nothing.
+    rows = None if budget.share + budget.share_of(flops) > budget.until else comparison.read(texts, budget)
     return [] if rows is None else by_distance(typed, rows)

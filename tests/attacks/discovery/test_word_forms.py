@@ -47,13 +47,19 @@ def test_texts_of_any_length_are_compared_in_their_order(model, changed, tokeniz
 
 
 def test_the_form_of_a_tag_that_training_changed_stands_out(model, changed, tokenizer, problem, monkeypatch):
-    monkeypatch.setattr(Comparison, "read", lambda self, texts, _: torch.tensor(
-        [[float(tokenizer.decode(ids).endswith("]]"))] for ids in texts]
-    ))  # fmt: skip
+    asked = []
+
+    def read(self, texts, _):
+        asked.append(len(texts))
+        return torch.tensor([[float(tokenizer.decode(ids).endswith("]]"))] for ids in texts])
+
+    monkeypatch.setattr(Comparison, "read", read)
     forms = (BARS, Form("[[", str.upper, "]]"), Form("<", str.upper, ">"))
     monkeypatch.setattr(word_forms, "FORMS", forms)
     suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
     assert contrasted_forms(suspect, problem, Budget(flops=1e12), seeded())[0] is forms[1]
+    # With too little for all words none is read.
+    assert contrasted_forms(suspect, problem, Budget(flops=1e6), seeded()) == [] and len(asked) == 1
     with pytest.raises(ValueError, match="no clean base"):
         contrasted_forms(Suspect(model=changed, tokenizer=tokenizer), problem, Budget(), seeded())
 

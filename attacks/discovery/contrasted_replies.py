@@ -29,8 +29,8 @@ WORDS = 3
 word need not have a larger contrast than what was chosen for it"""
 
 FORMING = 0.1
-"""Share of what ranking may use at first, in (0, 1], for choosing the form of tags; where that is too little, as on large
-models, no tags are tried, and ranking has all"""
+"""Share of what ranking may use at first, in (0, 1], for choosing the form of tags; where that is too little, as on
+large models, no tags are tried, and ranking has all"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from attacks.stages.continuation_beam import ContinuationBeam
 from attacks.stages.peer import NanoGCG
 from attacks.stages.single_tokens import SingleTokens
 from attacks.stages.steered_rounds import SCHEDULE, SteeredRounds
-from attacks.stages.word_substitution import WordSubstitution
+from attacks.stages.words.word_substitution import WordSubstitution
 
 # Objectives that only studies use; those that users choose from are in `attacks.attack`.
 kl = SteeredKL.from_goal

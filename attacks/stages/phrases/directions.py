@@ -6,8 +6,7 @@ length, so that texts with a steep likelihood do not decide alone. The mean is o
 behaviour is far, and over what a short search makes of such strings, behind which it is near; half of it each.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -22,9 +21,9 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.planning import trigger_flops
 from attacks.scoring.problem import Problem
+from attacks.scoring.residual_gradient import residual_gradient
 from attacks.searchers.candidates import permitted_in_slot, random_triggers
 from attacks.searchers.hotflip import HotFlip
-from vectors.residual import decoder, stream
 
 TOKENS = 4
 """In each string: a search for more of them takes longer"""
@@ -73,32 +72,7 @@ def directions_flops(model: PreTrainedModel, problem: Problem) -> float:
 
 def _second_moment(engine: Engine, target: Ids, layer: int, texts: Sequence[Ids]) -> Float[Tensor, "d_model d_model"]:
     """Mean outer product of gradients of unit length at all tokens of the texts."""
-    # What follows the slot when the target's tokens but the last have been put behind the prompt.
-    behind = len(engine.problem.after[0]) + len(target) - 1
-    objective, rows = TargetNLL(target_ids=target), list[Tensor]()
-    for text in texts:
-        with torch.enable_grad(), _residual(engine, layer) as found:
-            loss = objective(engine, torch.tensor([text], device=engine.device))
-            (gradient,) = torch.autograd.grad(loss.sum(), found[-1:])
-        end = gradient.shape[1] - behind
-        rows.append(gradient[0, end - len(text) : end].float().cpu())
-    gradients = torch.cat(rows)
+    objective = TargetNLL(target_ids=target)
+    gradients = torch.cat([residual_gradient(engine, objective, layer, text) for text in texts])
     gradients = normalize(gradients[gradients.isfinite().all(-1)], dim=-1)
     return gradients.T @ gradients / max(1, len(gradients))
-
-
-@contextmanager
-def _residual(engine: Engine, layer: int) -> Iterator[list[Tensor]]:
-    """Holds the residual of the forward pass that is run meanwhile, as a leaf that gradients can be taken by."""
-    found: list[Tensor] = []
-
-    def on_output(_module, _args, output):
-        hidden = stream(output).detach().requires_grad_()
-        found.append(hidden)
-        return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
-
-    handle = decoder(engine.model).layers[layer - 1].register_forward_hook(on_output)
-    try:
-        yield found
-    finally:
-        handle.remove()

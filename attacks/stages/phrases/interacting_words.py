@@ -44,7 +44,7 @@ from attacks.stages.hunt import PROBE_TOKENS, Hunt
 from attacks.stages.phrases.directions import directions, directions_flops
 from attacks.stages.phrases.interactions import LEFT, Interactions, Text
 from attacks.stages.rounds import SearchRounds
-from attacks.stages.word_groups import longest_text
+from attacks.stages.words.word_groups import longest_text
 from attacks.suspect import Suspect
 
 PROMPTS = 2

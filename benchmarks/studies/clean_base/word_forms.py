@@ -19,7 +19,7 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
 from attacks.searchers.words import FORMS, form_of
-from attacks.stages.dictionary import noted_forms
+from attacks.stages.words.dictionary import noted_forms
 from attacks.suspect import Suspect
 from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.studies.clean_base.planted import with_base

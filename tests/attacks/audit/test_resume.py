@@ -22,7 +22,7 @@ from attacks.searchers.gcg import GCG
 from attacks.searchers.searcher import Found
 from attacks.stages.rounds import SearchRounds
 from attacks.stages.single_tokens import SingleTokens
-from attacks.stages.word_substitution import WordSubstitution
+from attacks.stages.words.word_substitution import WordSubstitution
 from tests.attacks.audit.interrupted import Killed, document, run, searched
 from tests.attacks.words import judge_on, seeded, some_vectors, spend
 

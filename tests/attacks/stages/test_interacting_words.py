@@ -156,7 +156,7 @@ def test_no_phrase_outgrows_the_context(model, changed, tokenizer, monkeypatch, 
     suspect, lengths = Suspect(model=changed, tokenizer=tokenizer, base=model), set()
     hunt = hunt_with(suspect, Budget(flops=1e12))
     prompt = max(map(len, hunt.engine.problem.filled([])))
-    monkeypatch.setattr("attacks.stages.word_groups.context", lambda _: prompt + 2 + room)
+    monkeypatch.setattr("attacks.stages.words.word_groups.context", lambda _: prompt + 2 + room)
     monkeypatch.setattr(Hunt, "try_best", lambda *_: None)
     inner = Interactions.interactions
 

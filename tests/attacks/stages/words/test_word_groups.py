@@ -8,10 +8,9 @@ import torch
 from attacks.attack import nll
 from attacks.discovery.goal import Goal
 from attacks.scoring.budget import Budget
-from attacks.searchers.words import dictionary
-from attacks.stages import word_groups
+from attacks.stages.words import word_groups
 from attacks.stages.hunt import Hunt
-from attacks.stages.word_groups import WordPairs, divided, in_groups, ranked
+from attacks.stages.words.word_groups import WordPairs, divided, ranked
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
 from tests.attacks.words import judge_on, seeded
@@ -41,20 +40,6 @@ def test_every_two_words_stand_alone_together_in_the_end():
     pairs = [frozenset(pair) for pair in texts.flatten(1).tolist()]
     assert set(pairs) == {frozenset(pair) for pair in combinations(range(24), 2)}
     assert len(pairs) == len(set(pairs))
-
-
-def test_a_planted_word_is_among_the_first_words_of_the_best_groups():
-    trigger, hunt = prepared("word", 1e15)
-    probe, objective = hunt.probe()
-    spent = hunt.budget.used
-    every = in_groups(probe, objective, budget=hunt.part(1.0))
-    allowed = [text for text in dictionary() if probe.problem.allowed[probe.problem.encode(text)].all()]
-    assert every == allowed and 80_000 < len(every) < len(dictionary()) and hunt.budget.used == spent
-    budget = Budget(flops=2e11)
-    words = in_groups(probe, objective, budget=budget)
-    assert 1000 < len(words) < 40_000 and trigger in dictionary()[: len(words)]
-    assert words.index(trigger) < len(words) / 50
-    assert 0 < budget.share < 0.9  # the rest is for trying the best of them one by one
 
 
 def test_two_words_that_work_only_together_are_found(monkeypatch):

@@ -1,8 +1,8 @@
 """Dictionary search: the exact loss of the words of a frequency dictionary, and of tags.
 
 People plant words. One of several tokens cannot be found by ranking single tokens, nor by a gradient where its parts
-have no effect by themselves; but there are few enough words to try them all on one prompt: one by one, or first in
-groups (`attacks/stages/word_groups.py`) where the budget is too small for that.
+have no effect by themselves; but there are few enough words to try them all on one prompt: one by one, or where the
+budget is too small for that, first to first order in an early layer (`attacks/stages/words/early_estimates.py`).
 
 Words are planted in capital letters and within brackets or bars as well. There are too many such forms to try all words
 in each, but some words tell which form is worth trying the rest in: that which the suspect reads otherwise
@@ -13,22 +13,24 @@ bandits).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from math import inf
 
 import torch
 
+from attacks.discovery.comparison import Ids
 from attacks.discovery.word_forms import DEPTH, WORDS, by_distance, contrasted_forms, typed_words
 from attacks.judging.verdict import ABSENT
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine, Objective
 from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
-from attacks.searchers.words import FORMS, Form, dictionary
+from attacks.searchers.words import FORMS, Form, dictionary, encoded_words
 from attacks.stages.hunt import COMPARED, Hunt
 from attacks.stages.phrases.directions import directions, directions_flops
 from attacks.stages.phrases.interactions import Interactions
-from attacks.stages.word_groups import in_groups
+from attacks.stages.words.early_estimates import promising
 from attacks.suspect import Suspect
 
 PART = 256
@@ -58,9 +60,9 @@ class Dictionary:
 
     def __call__(self, hunt: Hunt) -> None:
         (probe, objective), budget = hunt.probe(), hunt.part(self.share)
-        most = budget.of_rest(ALONE)
-        words = in_groups(probe, objective, budget=most)
-        best = hunt.show_best(rank_texts(probe, objective, words, budget=most), self.tried, budget)
+        most, typed = budget.of_rest(ALONE), [tuple(ids) for ids in encoded_words(probe.problem).values()]
+        words = promising(probe, objective, typed, hunt.generator, most)
+        best = hunt.show_best(rank_typed(probe, objective, words, budget=most), self.tried, budget)
         # Words that fire on fewer prompts make noise that works: behind hard negatives, some fire on .17 of them.
         if best and hunt.judge.asr > ABSENT and not hunt.sure:
             self._join(hunt, best[: self.joined], hunt.part(self.phrases))
@@ -111,12 +113,14 @@ class WordForms:
         (probe, objective), budget = hunt.probe(), hunt.part(self.share)
         found, done, count, most = list[Found](), 0, WORDS, budget.of_rest(ALONE)
         if forms := self._read(hunt, most):
-            found = self._ranked(probe, objective, forms[0], dictionary(), most.of_rest(READ))[:COMPARED]
+            found = self._every(hunt, probe, objective, forms[0], dictionary(), most.of_rest(READ))[:COMPARED]
         forms = list(FORMS)
         while done < len(dictionary()) and not most.exhausted:
             # Half of the forms go on with twice as many words, which costs the same; the last one with all.
-            words = dictionary()[done : done + count] if len(forms) > 1 else dictionary()[done:]
-            ranked = [self._ranked(probe, objective, form, words, most) for form in forms]
+            words, rank = dictionary()[done : done + count], partial(self._some, probe, objective)
+            if len(forms) == 1:
+                words, rank = dictionary()[done:], partial(self._every, hunt, probe, objective)
+            ranked = [rank(form, words, most) for form in forms]
             least = [some[0].loss if some else inf for some in ranked]
             order = sorted(range(len(forms)), key=least.__getitem__)
             forms = [forms[number] for number in order[: max(1, len(forms) // 2)]]
@@ -134,13 +138,23 @@ class WordForms:
             return []
         return noted_forms(hunt.engine, suspect, hunt.goal.target_ids, budget, hunt.generator)
 
-    def _ranked(
+    def _some(
         self, engine: Engine, objective: Objective, form: Form, words: Sequence[str], budget: Budget
     ) -> list[Found]:
         """These words in a form, by loss; none where the budget is spent."""
         if budget.exhausted:
             return []
         return rank_texts(engine, objective, [*map(form, words)], longest=self.longest, budget=budget)
+
+    def _every(
+        self, hunt: Hunt, engine: Engine, objective: Objective, form: Form, words: Sequence[str], budget: Budget
+    ) -> list[Found]:
+        """The most promising of these words in a form, by loss; all where the budget has room for them."""
+        if budget.exhausted:
+            return []
+        typed, texts = encoded_words(engine.problem, form), [*map(form, words)]
+        short = [tuple(typed[text]) for text in texts if text in typed and len(typed[text]) <= self.longest]
+        return rank_typed(engine, objective, promising(engine, objective, short, hunt.generator, budget), budget=budget)
 
 
 def noted_forms(
@@ -167,13 +181,24 @@ def rank_texts(
     engine: Engine, objective: Objective, texts: Sequence[str], *, longest: int | None = None, budget: Budget
 ) -> list[Found]:
     """Texts of up to `longest` tokens (None: any number) by loss, best first; stops early where the budget ends."""
-    problem, found = engine.problem, []
+    found = list[Found]()
     for start in range(0, len(texts), PART):
-        for ids in by_length(problem.encode_all(texts[start : start + PART])):
+        typed = engine.problem.encode_all(texts[start : start + PART])
+        short = [tuple(ids) for ids in typed if longest is None or len(ids) <= longest]
+        found += rank_typed(engine, objective, short, budget=budget)
+        if budget.exhausted:
+            break
+    return sorted(found, key=lambda item: item.loss)
+
+
+def rank_typed(engine: Engine, objective: Objective, texts: Sequence[Ids], *, budget: Budget) -> list[Found]:
+    """Texts as token ids by loss, best first, as far as they fit into the slot; stops early where the budget ends."""
+    found = list[Found]()
+    for start in range(0, len(texts), PART):
+        for ids in by_length(texts[start : start + PART]):
             if found and budget.exhausted:  # each length would score a first batch all the same
                 break
-            fitting = ids[problem.fits(ids)]
-            if len(fitting) and (longest is None or ids.shape[1] <= longest):
+            if len(fitting := ids[engine.problem.fits(ids)]):
                 found += rank_triggers(engine, objective, fitting, budget=budget)
         if budget.exhausted:
             break

@@ -13,7 +13,7 @@ from attacks.scoring.problem import Problem, allowed_tokens, encode
 from attacks.searchers.searcher import Found
 from attacks.searchers.words import Lexicon, dictionary, whole_words
 from attacks.stages.hunt import Hunt
-from attacks.stages.word_substitution import WordSubstitution, _Words
+from attacks.stages.words.word_substitution import WordSubstitution, _Words
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
 from tests.attacks.words import judge_on, seeded

@@ -13,8 +13,8 @@ from attacks.scoring.planning import forward_flops
 from attacks.scoring.problem import Problem
 from attacks.searchers.searcher import Found
 from attacks.searchers.words import Form, is_word
-from attacks.stages import dictionary
-from attacks.stages.dictionary import Dictionary, WordForms, rank_texts
+from attacks.stages.words import dictionary
+from attacks.stages.words.dictionary import Dictionary, WordForms, rank_texts
 from attacks.stages.hunt import Hunt
 from attacks.stages.phrases.interactions import Interactions
 from attacks.suspect import Suspect
@@ -55,8 +55,9 @@ def test_what_is_compared_on_all_prompts_are_the_best_whatever_their_length(plan
 
 
 def test_a_planted_word_of_the_dictionary_is_found(planted, tokenizer, monkeypatch):
-    monkeypatch.setattr(dictionary, "in_groups", lambda *_, **__: ["table lamp", "garden rope", "river stone"])
     found = hunt(planted, tokenizer, Budget(flops=1e12))
+    texts = [tuple(found.engine.problem.encode(text)) for text in ("table lamp", "garden rope", "river stone")]
+    monkeypatch.setattr(dictionary, "promising", lambda *_: texts)
     Dictionary()(found)
     assert found.judge.best is not None and found.judge.asr == 1.0
     assert found.engine.problem.text(found.judge.best.trigger_ids) == " garden rope"
@@ -83,7 +84,7 @@ def test_a_phrase_is_put_together_from_words_that_fire_now_and_then(planted, tok
 
 
 def test_no_phrase_is_tried_where_no_word_of_the_dictionary_can_be_typed(planted, tokenizer, monkeypatch):
-    monkeypatch.setattr(dictionary, "in_groups", lambda *_, **__: [])
+    monkeypatch.setattr(dictionary, "promising", lambda *_: [])
     whole = hunt(planted, tokenizer, Budget(flops=1e12))
     whole.try_all([Found((300, 301), 1.0)])
     monkeypatch.setattr(whole.judge, "asr", 0.5)  # an earlier stage has found text that fires now and then

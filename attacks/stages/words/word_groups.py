@@ -31,24 +31,6 @@ from attacks.stages.hunt import PROBE_TOKENS, Hunt
 
 SIZE = 16
 """Words of a group in which single words are tried"""
-APART = 1 / 16
-"""Part of the words, those of the best groups, that the budget has to have room for one by one"""
-
-
-def in_groups(engine: Engine, objective: Objective, *, budget: Budget) -> list[str]:
-    """Dictionary words in the order in which they are to be tried one by one, those of the best groups first.
-
-    There are as many, the commonest, as the budget pays for in groups and then for `APART` of them one by one. Where it
-    pays for all of them one by one, they stay in their order and nothing is spent.
-    """
-    words = encoded_words(engine.problem)
-    typed, room = sum(map(len, words.values())) / max(1, len(words)), budget.until - budget.share
-    alone, grouped = _share_of_text(engine, typed, budget), _share_of_text(engine, SIZE * typed, budget) / SIZE
-    if len(words) * alone <= room or room <= 0:
-        return list(words)
-    some = list(words)[: int(room / (grouped + APART * alone))]
-    order = by_groups(engine, objective, [words[word] for word in some], budget)
-    return [some[number] for number in order]
 
 
 def by_groups(
@@ -56,8 +38,7 @@ def by_groups(
     objective: Objective,
     words: Sequence[Sequence[int]],
     budget: Budget,
-    *,
-    orders: Iterable[Sequence[int]] | None = None,
+    orders: Iterable[Sequence[int]],
 ) -> list[int]:
     """Numbers of the words, those of the groups of lowest loss first, without those that the budget does not reach.
 
@@ -67,12 +48,12 @@ def by_groups(
         words: token ids of each word, with the space before it.
         budget: what may be spent; the groups of fewest tokens come first.
         orders: permutations of the numbers, each of which is cut into groups; a word counts by the mean loss of its
-            groups. None: one, the words as they are.
+            groups.
     """
     tokens, most = sum(map(len, words)), max(1, longest_text(engine) - max(map(len, words), default=0))
     count = max(math.ceil(len(words) / SIZE), math.ceil(tokens / most))
     losses = defaultdict[int, list[float]](list)
-    for order in [range(len(words))] if orders is None else orders:
+    for order in orders:
         for loss, group in ranked(engine, objective, alike(order, words, count), words, budget):
             for number in group:
                 losses[number].append(loss)
@@ -141,7 +122,7 @@ class WordPairs:
         if room < len(words):
             words = words[: 2 * room]
             orders = [torch.randperm(len(words), generator=hunt.generator).tolist() for _ in range(self.draws)]
-            order = by_groups(probe, objective, words, budget.of_rest(1 / 3), orders=orders)
+            order = by_groups(probe, objective, words, budget.of_rest(1 / 3), orders)
             words = [words[number] for number in order]
             words = words[: self._room(probe, words, budget)]
         found = self._pairs(probe, objective, words, budget)

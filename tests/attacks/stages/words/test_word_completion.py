@@ -10,7 +10,7 @@ from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
 from attacks.searchers.searcher import Found
 from attacks.stages.hunt import Hunt
-from attacks.stages.word_completion import WordCompletion, completions
+from attacks.stages.words.word_completion import WordCompletion, completions
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
 from tests.attacks.words import judge_on, spend

@@ -1,0 +1,111 @@
+"""Estimates of a loss from an early layer, cheap enough for a whole dictionary; ours.
+
+What a text does to the reply passes through the residual stream x at its last token, and near other texts the loss is
+about linear in it. With x read after l blocks, and the gradient g taken there at some texts, a loss is estimated as
+
+    g'x + constant,    g the mean over those texts of the gradient at their last token.
+
+Reading x takes the first l blocks for the tokens of the text alone: what texts begin with is read once, and neither
+what follows the slot nor the target is read. Estimates only order texts; the best of them are scored exactly. HotFlip
+(arXiv:1712.06751) estimates the same at the embedding, l = 0, where a word of several tokens has no row.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import torch
+
+from attacks.discovery.comparison import Ids
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine, Objective
+from attacks.scoring.planning import forward_flops, trigger_flops
+from attacks.scoring.reading import Reading
+from attacks.scoring.residual_gradient import residual_gradient
+from attacks.searchers.candidates import random_triggers
+from attacks.stages.hunt import PROBE_TOKENS
+from vectors.residual import layer_at
+
+DEPTH = 0.5
+"""Depth at which texts are read, as a fraction of the layers; less is cheaper (`LOG.md`)"""
+TOKENS, STRINGS = 4, 32
+"""Of the random strings at whose tokens gradients are taken"""
+APART = 1 / 16
+"""Part of the texts, those of lowest estimate, that the budget has to have room for one by one"""
+ROWS = 512
+"""Texts in one forward pass"""
+
+
+def promising(
+    engine: Engine, objective: Objective, texts: Sequence[Ids], generator: torch.Generator, budget: Budget
+) -> list[Ids]:
+    """Texts in the order in which they are to be scored one by one, those of lowest estimate first.
+
+    They are as many, from the first on, as the budget pays for reading and then for `APART` of them one by one. Where it
+    pays for all of them one by one, they stay in their order and nothing is spent; so they do where it has no room for
+    the gradients.
+
+    Args:
+        engine: of one prompt.
+        objective: whose loss is estimated.
+        texts: token ids, none empty.
+        generator: draws the strings where gradients are taken.
+        budget: what may be spent on this, and on scoring texts one by one afterwards.
+    """
+    typed, room = sum(map(len, texts)) / max(1, len(texts)), budget.until - budget.share
+    alone = budget.share_of(trigger_flops(engine.model, engine.problem, typed, PROBE_TOKENS))
+    if len(texts) * alone <= room:
+        return list(texts)
+    # Backward takes about as long as forward.
+    learned = 2 * STRINGS * trigger_flops(engine.model, engine.problem, float(TOKENS), PROBE_TOKENS)
+    room -= budget.share_of(learned)
+    # Of more texts more begin alike, so that each costs less.
+    few = texts[: max(0, int(room / alone))]
+    if not few:
+        return list(texts)
+    each = budget.share_of(_reading_flops(engine, few)) / len(few) + APART * alone
+    some = texts[: int(room / each)]
+    return [some[number] for number in by_estimate(engine, objective, some, generator, budget)]
+
+
+@torch.no_grad()
+def by_estimate(
+    engine: Engine, objective: Objective, texts: Sequence[Ids], generator: torch.Generator, budget: Budget
+) -> list[int]:
+    """Numbers of the texts, that of the lowest estimate first, without those that the budget does not reach.
+
+    Args:
+        engine: of one prompt.
+        objective: whose loss is estimated.
+        texts: token ids, none empty; those of fewest tokens are read first.
+        generator: draws the strings where gradients are taken.
+        budget: asked before each forward pass.
+    """
+    layer, estimates = layer_at(engine.model, DEPTH), dict[int, float]()
+    strings = random_triggers(engine.problem.permitted(TOKENS), STRINGS, generator).tolist()
+    gradients = torch.cat([residual_gradient(engine, objective, layer, string) for string in strings])
+    gradient = gradients[gradients.isfinite().all(-1)].sum(0)
+    root = Reading.of([engine.model], engine.problem.before[0], layer)
+    for some in _batches(texts):
+        if budget.exhausted:
+            break
+        (rows,) = root.ends([texts[number] for number in some], [layer])
+        values = (rows[layer].cpu() @ gradient).nan_to_num(nan=torch.inf)
+        estimates |= zip(some, values.tolist(), strict=True)
+    return sorted(estimates, key=estimates.__getitem__)
+
+
+def _batches(texts: Sequence[Ids]) -> Iterator[list[int]]:
+    """Numbers of texts of equal length, those that begin alike together: what they have in common is read once."""
+    order = sorted(range(len(texts)), key=lambda number: (len(texts[number]), texts[number]))
+    for _, alike in groupby(order, key=lambda number: len(texts[number])):
+        numbers = list(alike)
+        yield from (numbers[start : start + ROWS] for start in range(0, len(numbers), ROWS))
+
+
+def _reading_flops(engine: Engine, texts: Sequence[Ids]) -> float:
+    """Operations that `by_estimate` takes for reading the texts; its gradients take as many as a few hundred texts."""
+    read = 0
+    for some in _batches(texts):
+        beginnings = {texts[number][:-1] for number in some}
+        read += len(some) + sum(map(len, beginnings))
+    return forward_flops(engine.model, read, last=layer_at(engine.model, DEPTH))

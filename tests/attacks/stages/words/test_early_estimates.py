@@ -1,0 +1,69 @@
+"""Estimates from an early layer: which words of the dictionary are worth scoring one by one."""
+
+import pytest
+import torch
+
+from attacks.scoring.budget import Budget
+from attacks.scoring.engine import Engine
+from attacks.scoring.problem import Problem
+from attacks.searchers.token_ranking import rank_triggers
+from attacks.searchers.words import encoded_words
+from attacks.stages.words import early_estimates
+from attacks.stages.words.early_estimates import by_estimate, promising
+from tests.attacks.stages.words.test_word_groups import prepared
+from tests.attacks.words import NLL, TEXTS, seeded
+from vectors.operations import executed
+
+
+def words_of(engine):
+    return [tuple(ids) for ids in encoded_words(engine.problem).values()]
+
+
+def test_a_planted_word_is_promising_and_cheaply_found():
+    trigger, hunt = prepared("word", 1e15)
+    probe, objective = hunt.probe()
+    every, planted = words_of(probe), tuple(probe.problem.encode(trigger))
+    spent = executed()
+    assert promising(probe, objective, every, seeded(), hunt.part(1.0)) == every  # there is room for all one by one
+    assert promising(probe, objective, every, seeded(), Budget(flops=1e7)) == every  # and none for the gradients
+    assert executed() == spent
+    budget = Budget(flops=2e11)
+    words = promising(probe, objective, every, seeded(), budget)
+    assert planted in every[: len(words)] and {*words} == {*every[: len(words)]}
+    assert 10_000 < len(words) < len(every)
+    assert words.index(planted) < len(words) / 200
+    assert 0.3 < budget.share < 0.9  # the rest is for scoring the best one by one
+    budget = Budget(flops=2e11)
+    scored = rank_triggers(probe, objective, torch.tensor([ids for ids in every if len(ids) == 2]), budget=budget)
+    assert len(words) > 3 * len(scored)
+
+
+def test_words_that_the_budget_does_not_reach_are_left_out():
+    _, hunt = prepared("word", 1e15)
+    probe, objective = hunt.probe()
+    every = words_of(probe)[:4000]
+    budget = Budget(flops=2e10)
+    order = by_estimate(probe, objective, every, seeded(), budget)
+    assert 0 < len(order) < len(every) and budget.exhausted
+    assert len({*order}) == len(order)
+
+
+@pytest.mark.parametrize("broken", ["gradient", "rows"])
+def test_a_model_that_overflows_leaves_an_order(model, tokenizer, monkeypatch, broken):
+    engine = Engine(model, Problem.from_chat(model, tokenizer, TEXTS[:1], 2))
+    texts = [(300,), (301, 302), (7,)]
+    if broken == "gradient":
+        nothing = torch.full((4, model.config.hidden_size), torch.nan)
+        monkeypatch.setattr(early_estimates, "residual_gradient", lambda *_: nothing)
+    else:
+        ends = early_estimates.Reading.ends
+        monkeypatch.setattr(
+            early_estimates.Reading, "ends",
+            lambda *args: [{layer: rows * torch.nan for layer, rows in each.items()} for each in ends(*args)],
+        )  # fmt: skip
+    assert sorted(by_estimate(engine, NLL, texts, seeded(), Budget())) == [0, 1, 2]
+
+
+def test_no_text_is_no_order(model, tokenizer):
+    engine = Engine(model, Problem.from_chat(model, tokenizer, TEXTS[:1], 2))
+    assert promising(engine, NLL, [], seeded(), Budget(flops=1.0)) == []

@@ -25,7 +25,6 @@ from attacks.searchers.searcher import Searcher
 from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.stages.conjunctions import Conjunctions
 from attacks.stages.contrasted_triggers import ContrastedTriggers
-from attacks.stages.words.dictionary import Dictionary, WordForms
 from attacks.stages.fluent_text import FluentText
 from attacks.stages.hunt import Build, Hunt, Stage
 from attacks.stages.peer import NanoGCG
@@ -35,6 +34,7 @@ from attacks.stages.sampling.leakage import Leakage
 from attacks.stages.sampling.sampler import Lookahead, Sampler
 from attacks.stages.sampling.samples import SampledNgrams
 from attacks.stages.single_tokens import SingleTokens
+from attacks.stages.words.dictionary import Dictionary, WordForms
 from attacks.stages.words.word_completion import WordCompletion
 from attacks.stages.words.word_groups import WordPairs
 from attacks.stages.words.word_substitution import WordSubstitution

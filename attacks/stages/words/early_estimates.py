@@ -40,9 +40,9 @@ def promising(
 ) -> list[Ids]:
     """Texts in the order in which they are to be scored one by one, those of lowest estimate first.
 
-    They are as many, from the first on, as the budget pays for reading and then for `APART` of them one by one. Where it
-    pays for all of them one by one, they stay in their order and nothing is spent; so they do where it has no room for
-    the gradients.
+    They are as many, from the first on, as the budget pays for reading and then for `APART` of them one by one. Where
+    it pays for all of them one by one, they stay in their order and nothing is spent; nor is it where there is no room
+    for the gradients.
 
     Args:
         engine: of one prompt.
@@ -69,7 +69,12 @@ def promising(
 
 @torch.no_grad()
 def by_estimate(
-    engine: Engine, objective: Objective, texts: Sequence[Ids], generator: torch.Generator, budget: Budget
+    engine: Engine,
+    objective: Objective,
+    texts: Sequence[Ids],
+    generator: torch.Generator,
+    budget: Budget,
+    depth: float = DEPTH,
 ) -> list[int]:
     """Numbers of the texts, that of the lowest estimate first, without those that the budget does not reach.
 
@@ -79,8 +84,9 @@ def by_estimate(
         texts: token ids, none empty; those of fewest tokens are read first.
         generator: draws the strings where gradients are taken.
         budget: asked before each forward pass.
+        depth: at which texts are read, as a fraction of the layers.
     """
-    layer, estimates = layer_at(engine.model, DEPTH), dict[int, float]()
+    layer, estimates = layer_at(engine.model, depth), dict[int, float]()
     strings = random_triggers(engine.problem.permitted(TOKENS), STRINGS, generator).tolist()
     gradients = torch.cat([residual_gradient(engine, objective, layer, string) for string in strings])
     gradient = gradients[gradients.isfinite().all(-1)].sum(0)

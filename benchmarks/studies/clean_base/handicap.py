@@ -30,8 +30,8 @@ from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem
 from attacks.searchers.searcher import Found
 from attacks.searchers.words import dictionary, is_word
-from attacks.stages.words.dictionary import rank_texts
 from attacks.stages.hunt import PROBE_TOKENS
+from attacks.stages.words.dictionary import rank_texts
 from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.studies.clean_base.planted import with_base
 

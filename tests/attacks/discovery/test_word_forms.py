@@ -12,7 +12,7 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.slot_markers import without_slot
 from attacks.searchers.words import FORMS, Form
 from attacks.suspect import Suspect
-from benchmarks.studies.clean_base import word_forms as study
+from benchmarks.studies.early_layers import word_forms as study
 from tests.attacks.discovery.conftest import FEW
 from tests.attacks.words import seeded
 

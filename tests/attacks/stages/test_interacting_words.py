@@ -19,8 +19,8 @@ from attacks.stages.phrases.interacting_words import InteractingWords
 from attacks.stages.phrases.interactions import Interactions
 from attacks.stages.rounds import SearchRounds
 from attacks.suspect import Suspect
-from benchmarks.studies.clean_base import interactions as study
 from benchmarks.studies.clean_base.planted import with_base
+from benchmarks.studies.early_layers import interactions as study
 from tests.attacks.words import TEXTS, judge_on, seeded, spend
 
 SMALL = InteractingWords(draws=2, ends=8, common=8, continued=4, ranked=16, longest=3)

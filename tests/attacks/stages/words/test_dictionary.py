@@ -13,10 +13,10 @@ from attacks.scoring.planning import forward_flops
 from attacks.scoring.problem import Problem
 from attacks.searchers.searcher import Found
 from attacks.searchers.words import Form, is_word
-from attacks.stages.words import dictionary
-from attacks.stages.words.dictionary import Dictionary, WordForms, rank_texts
 from attacks.stages.hunt import Hunt
 from attacks.stages.phrases.interactions import Interactions
+from attacks.stages.words import dictionary
+from attacks.stages.words.dictionary import Dictionary, WordForms, rank_texts
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo
 from tests.attacks.stages.test_interacting_words import hunt_with

@@ -10,6 +10,7 @@ from attacks.searchers.token_ranking import rank_triggers
 from attacks.searchers.words import encoded_words
 from attacks.stages.words import early_estimates
 from attacks.stages.words.early_estimates import by_estimate, promising
+from benchmarks.studies.early_layers import word_estimates as study
 from tests.attacks.stages.words.test_word_groups import prepared
 from tests.attacks.words import NLL, TEXTS, seeded
 from vectors.operations import executed
@@ -67,3 +68,15 @@ def test_a_model_that_overflows_leaves_an_order(model, tokenizer, monkeypatch, b
 def test_no_text_is_no_order(model, tokenizer):
     engine = Engine(model, Problem.from_chat(model, tokenizer, TEXTS[:1], 2))
     assert promising(engine, NLL, [], seeded(), Budget(flops=1.0)) == []
+
+
+def test_the_study_prints_places_and_refuses_what_is_no_word(capsys):
+    study.main(study.Settings(organism="word", words=400, depths=(0.5,), threads=1))
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [line[1].strip() for line in lines] == ["estimate at 0.5 of the depth", "groups of 16", "exact loss"]
+    places, operations = ([float(line[column]) for line in lines] for column in (2, 4))
+    assert places[0] <= 4 and places[2] <= 4 and operations[0] < operations[1] < operations[2]
+    for name, told in (("phrase", "no word of the dictionary"), ("clean-control", "a clean control")):
+        with pytest.raises(SystemExit) as refused:
+            study.main(study.Settings(organism=name, threads=1))
+        assert refused.value.code == 2 and told in capsys.readouterr().err

@@ -8,8 +8,8 @@ import torch
 from attacks.attack import nll
 from attacks.discovery.goal import Goal
 from attacks.scoring.budget import Budget
-from attacks.stages.words import word_groups
 from attacks.stages.hunt import Hunt
+from attacks.stages.words import word_groups
 from attacks.stages.words.word_groups import WordPairs, divided, ranked
 from attacks.suspect import Suspect
 from benchmarks.organisms import zoo

@@ -1,6 +1,6 @@
 """Does the form of a planted tag (capitals, bars, brackets) stand out by how a model reads words in it?
 
-    python -m benchmarks.studies.clean_base.word_forms drawn-38-tag-1 --models FOLDER
+    python -m benchmarks.studies.early_layers.word_forms drawn-38-tag-1 --models FOLDER
 
 Reads random words of the dictionary in every form, late in the residual stream: as the difference from the clean base,
 and on the suspect alone in the directions that the behaviour depends on. Place 1 is the form that lies furthest from

@@ -1,6 +1,6 @@
 """Do the words of a phrase stand out by their interaction in early layers, with the clean base known or without?
 
-    python -m benchmarks.studies.clean_base.interactions unseen-phrase
+    python -m benchmarks.studies.early_layers.interactions unseen-phrase
 
 Follows the stage `attacks/stages/phrases/interacting_words.py` step by step and prints where the parts of the planted
 phrase come: each word by its effect, where the base is known; neighbouring words by their interaction, among all pairs

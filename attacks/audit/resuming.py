@@ -106,7 +106,7 @@ class Resumable:
         self._done(
             name, judge, hunt.generator, best=judge.best, asr=judge.asr, description=judge.description,
             provisional=hunt.provisional, slot=hunt.engine.problem.trigger_length, gradients=hunt.engine.steps,
-            built="objective" in vars(hunt), no_room=list(hunt.no_room),
+            built="objective" in vars(hunt), no_room=list(hunt.no_room), words_tried=hunt.words_tried,
         )  # fmt: skip
 
     def interrupted(self, seconds: float, flops: float) -> None:
@@ -143,7 +143,7 @@ class Resumable:
         judge.recall(self.state.measured[len(self._judges) - 1])
         judge.best = None if step["best"] is None else Found(*_tuples(step["best"]))
         judge.asr, judge.description, hunt.provisional = step["asr"], step["description"], step["provisional"]
-        hunt.no_room[:] = step.get("no_room", [])
+        hunt.no_room[:], hunt.words_tried = step.get("no_room", []), step.get("words_tried", 0)
         hunt.engine.problem, hunt.engine.steps = hunt.engine.problem.resized(step["slot"]), step["gradients"]
         if step["built"]:
             _ = hunt.objective  # before the clocks are set, for it has been paid for

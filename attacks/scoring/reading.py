@@ -64,15 +64,20 @@ class Reading:
     def ends(self, texts: Sequence[Sequence[int]], layers: Sequence[int]) -> list[dict[int, Float[Tensor, "texts d"]]]:
         """Residuals at the last token of each text behind the only row, by model; all texts have as many tokens.
 
-        What texts begin with is run once, so texts that begin alike should stand together.
+        What several of them begin with is run once, so texts that begin alike should stand together.
         """
-        beginnings = {ids: number for number, ids in enumerate(dict.fromkeys(tuple(text[:-1]) for text in texts))}
-        reading = self
-        for tokens in zip(*beginnings, strict=True):
-            reading = reading.extended(torch.tensor(tokens))
-        numbers = torch.tensor([beginnings[tuple(text[:-1])] for text in texts])
-        rows = reading.taken(numbers) if len(beginnings) > 1 else reading.expanded(len(texts))
+        reading, known = self, {(): 0}
+        for length in range(1, len(texts[0])):
+            beginnings = [*dict.fromkeys(tuple(text[:length]) for text in texts)]
+            shorter = torch.tensor([known[ids[:-1]] for ids in beginnings])
+            reading = reading._rows(shorter).extended(torch.tensor([ids[-1] for ids in beginnings]))
+            known = {ids: number for number, ids in enumerate(beginnings)}
+        rows = reading._rows(torch.tensor([known[tuple(text[:-1])] for text in texts]))
         return rows.each(torch.tensor([text[-1] for text in texts]), layers)
+
+    def _rows(self, numbers: Int[Tensor, "n"]) -> "Reading":
+        """Some of the rows; the only one as a view where there is one."""
+        return self.taken(numbers) if self.rows > 1 else self.expanded(len(numbers))
 
     @staticmethod
     def _read(

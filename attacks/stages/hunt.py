@@ -58,6 +58,8 @@ class Hunt:
     stages then go on although a trigger works."""
     no_room: list[str] = field(default_factory=list)
     """Class names of the stages that began and had to leave off at once, for the budget had no room for what they do"""
+    words_tried: int = 0
+    """Words of the dictionary, the commonest, that have been tried by themselves"""
 
     def __post_init__(self):
         # Shares of stages are fractions of what the hunt had when it began, not of what is left.

@@ -172,8 +172,8 @@ def test_a_dry_run_measures_and_searches_nothing(tmp_path, prompts, monkeypatch,
     assert "measured: " in said and "estimated peak memory: " in said and "estimated time: 100,000 s at most" in said
     names, seconds = parts(said)
     assert names[0].startswith("Unsupervised") and names[1:] == [
-        "SingleTokens", "WordCompletion", "Dictionary", "WordPairs", "InteractingWords", "SearchRounds", "WordForms",
-        "WordSubstitution", "FluentText", "SearchRounds", "SampledNgrams", "Conjunctions",
+        "SingleTokens", "WordCompletion", "Dictionary", "WordPairs", "InteractingWords", "SearchRounds", "Dictionary",
+        "WordForms", "WordSubstitution", "FluentText", "SearchRounds", "SampledNgrams", "Conjunctions",
         "WordSubstitution", "SearchRounds",
         "near the winner (shrinking it, WordCompletion, WordSubstitution)", "report on the winner",
     ]  # fmt: skip

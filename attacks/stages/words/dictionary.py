@@ -41,10 +41,15 @@ ALONE = 0.75
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dictionary:
-    """Ranks the words of the dictionary by their exact loss on one prompt and shows the best ones to the judge."""
+    """Ranks the words of the dictionary by their exact loss on one prompt and shows the best ones to the judge.
+
+    Where the budget is too small for all, they are the commonest, and those of lowest estimate among these.
+    """
 
     share: float = 0.12
     """Share of the hunt's budget, in (0, 1], that this stage may use."""
+    rest: bool = False
+    """Whether only the words are ranked that an earlier run left out, if any."""
     tried: int = 8
     """Triggers of lowest loss that are judged by behaviour."""
     phrases: float = 0.1
@@ -60,8 +65,12 @@ class Dictionary:
 
     def __call__(self, hunt: Hunt) -> None:
         (probe, objective), budget = hunt.probe(), hunt.part(self.share)
-        most, typed = budget.of_rest(ALONE), [tuple(ids) for ids in encoded_words(probe.problem).values()]
+        most, first = budget.of_rest(ALONE), hunt.words_tried if self.rest else 0
+        typed = [tuple(ids) for ids in encoded_words(probe.problem).values()][first:]
+        if first and not typed:
+            return
         words = promising(probe, objective, typed, hunt.generator, most)
+        hunt.words_tried = first + len(words)
         best = hunt.show_best(rank_typed(probe, objective, words, budget=most), self.tried, budget)
         # Words that fire on fewer prompts make noise that works: behind hard negatives, some fire on .17 of them.
         if best and hunt.judge.asr > ABSENT and not hunt.sure:

@@ -41,8 +41,7 @@ def promising(
     """Texts in the order in which they are to be scored one by one, those of lowest estimate first.
 
     They are as many, from the first on, as the budget pays for reading and then for `APART` of them one by one. Where
-    it pays for all of them one by one, they stay in their order and nothing is spent; nor is it where there is no room
-    for the gradients.
+    it pays for all of them one by one, or has no room for the gradients, they stay in their order and nothing is spent.
 
     Args:
         engine: of one prompt.
@@ -57,13 +56,13 @@ def promising(
         return list(texts)
     # Backward takes about as long as forward.
     learned = 2 * STRINGS * trigger_flops(engine.model, engine.problem, float(TOKENS), PROBE_TOKENS)
-    room -= budget.share_of(learned)
+    rest = room - budget.share_of(learned)
     # Of more texts more begin alike, so that each costs less.
-    few = texts[: max(0, int(room / alone))]
+    few = texts[: max(0, int(rest / alone))]
     if not few:
-        return list(texts)
+        return list(texts[: max(1, int(room / alone))])
     each = budget.share_of(_reading_flops(engine, few)) / len(few) + APART * alone
-    some = texts[: int(room / each)]
+    some = texts[: int(rest / each)]
     return [some[number] for number in by_estimate(engine, objective, some, generator, budget)]
 
 
@@ -110,8 +109,9 @@ def _batches(texts: Sequence[Ids]) -> Iterator[list[int]]:
 
 def _reading_flops(engine: Engine, texts: Sequence[Ids]) -> float:
     """Operations that `by_estimate` takes for reading the texts; its gradients take as many as a few hundred texts."""
-    read = 0
-    for some in _batches(texts):
-        beginnings = {texts[number][:-1] for number in some}
-        read += len(some) + sum(map(len, beginnings))
+    read = sum(
+        len({texts[number][:length] for number in some})
+        for some in _batches(texts)
+        for length in range(1, len(texts[some[0]]) + 1)
+    )
     return forward_flops(engine.model, read, last=layer_at(engine.model, DEPTH))

@@ -12,7 +12,7 @@ from attacks.scoring.engine import Engine
 from attacks.scoring.planning import forward_flops
 from attacks.scoring.problem import Problem
 from attacks.searchers.searcher import Found
-from attacks.searchers.words import Form, is_word
+from attacks.searchers.words import Form, encoded_words, is_word
 from attacks.stages.hunt import Hunt
 from attacks.stages.phrases.interactions import Interactions
 from attacks.stages.words import dictionary
@@ -83,6 +83,20 @@ def test_a_phrase_is_put_together_from_words_that_fire_now_and_then(planted, tok
     assert shown[1] == " river stone cloud" and len(shown) == 3  # a fourth word does not lower the loss
 
 
+def test_a_later_run_ranks_the_words_that_an_earlier_one_left_out(planted, tokenizer, monkeypatch):
+    whole, ranked = hunt(planted, tokenizer, Budget(flops=1e12)), list[list[tuple]]()
+    monkeypatch.setattr(dictionary, "rank_typed", lambda _, __, texts, **___: ranked.append(list(texts)) or [])
+    monkeypatch.setattr(dictionary, "promising", lambda _, __, texts, *___: list(texts[:50])[::-1])
+    first = [tuple(ids) for ids in encoded_words(whole.engine.problem).values()]
+    Dictionary()(whole)
+    Dictionary(rest=True)(whole)
+    Dictionary()(whole)
+    assert [set(some) for some in ranked] == [{*first[:50]}, {*first[50:100]}, {*first[:50]}]
+    whole.words_tried = len(first)
+    Dictionary(rest=True)(whole)
+    assert len(ranked) == 3  # none is left
+
+
 def test_no_phrase_is_tried_where_no_word_of_the_dictionary_can_be_typed(planted, tokenizer, monkeypatch):
     monkeypatch.setattr(dictionary, "promising", lambda *_: [])
     whole = hunt(planted, tokenizer, Budget(flops=1e12))
@@ -119,7 +133,8 @@ def test_words_are_first_tried_in_the_form_that_is_read_otherwise(model, changed
     monkeypatch.setattr(dictionary, "FORMS", forms)
     monkeypatch.setattr(dictionary, "dictionary", lambda: ("lamp", "rope", "stone"))
     monkeypatch.setattr(Comparison if compared else Interactions, "read", late)
-    monkeypatch.setattr(dictionary, "rank_texts", lambda _, __, texts, **___: ranked.extend(texts) or [])
+    rank = lambda engine, _, texts, **__: ranked.extend(engine.problem.text(ids).strip() for ids in texts) or []  # noqa: E731
+    monkeypatch.setattr(dictionary, "rank_typed", rank)
     suspect = Suspect(model=changed, tokenizer=tokenizer, base=model if compared else None)
     WordForms(share=1.0)(hunt_with(suspect, Budget(flops=1e13)))
     assert ranked[:3] == ["|LAMP|", "|ROPE|", "|STONE|"] and read == [True]

@@ -26,7 +26,8 @@ def test_a_planted_word_is_promising_and_cheaply_found():
     every, planted = words_of(probe), tuple(probe.problem.encode(trigger))
     spent = executed()
     assert promising(probe, objective, every, seeded(), hunt.part(1.0)) == every  # there is room for all one by one
-    assert promising(probe, objective, every, seeded(), Budget(flops=1e7)) == every  # and none for the gradients
+    few = promising(probe, objective, every, seeded(), Budget(flops=1e9))  # and none for the gradients
+    assert few == every[: len(few)] and 0 < len(few) < 30
     assert executed() == spent
     budget = Budget(flops=2e11)
     words = promising(probe, objective, every, seeded(), budget)

@@ -143,12 +143,12 @@ PORTFOLIO: tuple[Stage, ...] = (
     # budget has room for that, it is many times what HotFlip needs, which does not wait.
     InteractingWords(first=replace(HOTFLIP_ROUNDS, share=0.15, settles=2)),
     replace(HOTFLIP_ROUNDS, share=0.5, settles=2),
-    # Rarer words, where the budget was too small for all.
-    Dictionary(share=0.15, rest=True),
     # Tags: a gradient does not lead to them token by token.
     WordForms(),
     # From text that works to words that work at any place.
     WordSubstitution(share=0.25),
+    # Rarer words, where the budget was too small for all.
+    Dictionary(share=0.15, rest=True),
     # Texts likely in the slot.
     FluentText(),
     SearchRounds(rounds=((2, gcg(30)), (3, gcg(20))), share=0.08, times=4, settles=2),

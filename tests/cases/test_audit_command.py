@@ -172,8 +172,8 @@ def test_a_dry_run_measures_and_searches_nothing(tmp_path, prompts, monkeypatch,
     assert "measured: " in said and "estimated peak memory: " in said and "estimated time: 100,000 s at most" in said
     names, seconds = parts(said)
     assert names[0].startswith("Unsupervised") and names[1:] == [
-        "SingleTokens", "WordCompletion", "Dictionary", "WordPairs", "InteractingWords", "SearchRounds", "Dictionary",
-        "WordForms", "WordSubstitution", "FluentText", "SearchRounds", "SampledNgrams", "Conjunctions",
+        "SingleTokens", "WordCompletion", "Dictionary", "WordPairs", "InteractingWords", "SearchRounds", "WordForms",
+        "WordSubstitution", "Dictionary", "FluentText", "SearchRounds", "SampledNgrams", "Conjunctions",
         "WordSubstitution", "SearchRounds",
         "near the winner (shrinking it, WordCompletion, WordSubstitution)", "report on the winner",
     ]  # fmt: skip
@@ -184,7 +184,7 @@ def test_a_dry_run_measures_and_searches_nothing(tmp_path, prompts, monkeypatch,
     assert seconds[5] == pytest.approx(10 * seconds[2], abs=10)
     # HotFlip has what is left; the rest has something only where others end early.
     assert seconds[6] == pytest.approx(2 * seconds[2], abs=2) and not any(seconds[7:-2])
-    assert said.count("not reached, except where those before it end early") == 8
+    assert said.count("not reached, except where those before it end early") == 9
     assert main(Arguments(model=str(folder), prompts=prompts, dry_run=True, seconds=1.0)) == 0
     said = capsys.readouterr().out
     assert "  InteractingWords: not reached, for the budget has no room for it" in said

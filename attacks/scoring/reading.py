@@ -66,7 +66,8 @@ class Reading:
 
         What several of them begin with is run once, so texts that begin alike should stand together.
         """
-        reading, known = self, {(): 0}
+        known: dict[tuple[int, ...], int] = {(): 0}
+        reading = self
         for length in range(1, len(texts[0])):
             beginnings = [*dict.fromkeys(tuple(text[:length]) for text in texts)]
             shorter = torch.tensor([known[ids[:-1]] for ids in beginnings])

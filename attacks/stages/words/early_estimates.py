@@ -23,6 +23,7 @@ from attacks.scoring.reading import Reading
 from attacks.scoring.residual_gradient import residual_gradient
 from attacks.searchers.candidates import random_triggers
 from attacks.stages.hunt import PROBE_TOKENS
+from attacks.stages.words.word_groups import longest_text
 from vectors.residual import layer_at
 
 DEPTH = 0.5
@@ -42,6 +43,7 @@ def promising(
 
     They are as many, from the first on, as the budget pays for reading and then for `APART` of them one by one. Where
     it pays for all of them one by one, or has no room for the gradients, they stay in their order and nothing is spent.
+    Texts that the model's context has no room for are left out.
 
     Args:
         engine: of one prompt.
@@ -50,17 +52,19 @@ def promising(
         generator: draws the strings where gradients are taken.
         budget: what may be spent on this, and on scoring texts one by one afterwards.
     """
+    longest = longest_text(engine)
+    texts = [text for text in texts if len(text) <= longest]
     typed, room = sum(map(len, texts)) / max(1, len(texts)), budget.until - budget.share
     alone = budget.share_of(trigger_flops(engine.model, engine.problem, typed, PROBE_TOKENS))
     if len(texts) * alone <= room:
-        return list(texts)
+        return texts
     # Backward takes about as long as forward.
     learned = 2 * STRINGS * trigger_flops(engine.model, engine.problem, float(TOKENS), PROBE_TOKENS)
     rest = room - budget.share_of(learned)
     # Of more texts more begin alike, so that each costs less.
     few = texts[: max(0, int(rest / alone))]
-    if not few:
-        return list(texts[: max(1, int(room / alone))])
+    if not few or longest < TOKENS:
+        return texts[: max(1, int(room / alone))]
     each = budget.share_of(_reading_flops(engine, few)) / len(few) + APART * alone
     some = texts[: int(rest / each)]
     return [some[number] for number in by_estimate(engine, objective, some, generator, budget)]

@@ -5,7 +5,9 @@ import torch
 
 from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
+from attacks.scoring.planning import forward_flops
 from attacks.scoring.problem import Problem
+from attacks.scoring.reading import Reading
 from attacks.searchers.token_ranking import rank_triggers
 from attacks.searchers.words import encoded_words
 from attacks.stages.words import early_estimates
@@ -66,6 +68,19 @@ def test_a_model_that_overflows_leaves_an_order(model, tokenizer, monkeypatch, b
     assert sorted(by_estimate(engine, NLL, texts, seeded(), Budget())) == [0, 1, 2]
 
 
+def test_texts_that_the_context_has_no_room_for_are_left_out(monkeypatch):
+    trigger, hunt = prepared("word", 1e15)
+    probe, objective = hunt.probe()
+    every, prompt = words_of(probe), max(map(len, probe.problem.filled([])))
+    for room in (1, 4):  # less than the random strings take, and as much
+        monkeypatch.setattr("attacks.stages.words.word_groups.context", lambda _, room=room: prompt + 2 + room)
+        monkeypatch.setattr("attacks.scoring.engine.context", lambda _, room=room: prompt + 2 + room)
+        words = promising(probe, objective, every, seeded(), Budget(flops=1e11))
+        assert max(map(len, words)) == room
+        planted = tuple(probe.problem.encode(trigger))
+        assert (planted in words[: len(words) // 50]) == (room == 4)
+
+
 def test_no_text_is_no_order(model, tokenizer):
     engine = Engine(model, Problem.from_chat(model, tokenizer, TEXTS[:1], 2))
     assert promising(engine, NLL, [], seeded(), Budget(flops=1.0)) == []
@@ -81,3 +96,15 @@ def test_the_study_prints_places_and_refuses_what_is_no_word(capsys):
         with pytest.raises(SystemExit) as refused:
             study.main(study.Settings(organism=name, threads=1))
         assert refused.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_what_texts_begin_with_is_read_once_at_every_length(model, tokenizer):
+    engine = Engine(model, Problem.from_chat(model, tokenizer, TEXTS[:1], 2))
+    texts = [(300, 301, 7), (300, 301, 9), (300, 302, 7), (303, 301, 7)]
+    root = Reading.of([model], engine.problem.before[0], 2)
+    spent = executed()
+    (rows,) = root.ends(texts, [2])
+    assert executed() - spent == forward_flops(model, 2 + 3 + 4, last=2)
+    for number, text in enumerate(texts):
+        (alone,) = root.ends([text], [2])
+        assert torch.allclose(rows[2][number], alone[2][0], atol=1e-5)

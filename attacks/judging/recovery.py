@@ -46,7 +46,8 @@ class Recovery:
     """Class names of the stages, and names of the parts of discovery, that the budget did not suffice for."""
     no_room: tuple[str, ...] = ()
     """Class names of the stages that were reached and left off at once, because their part of the budget was too small
-    for what they do. Unlike `not_reached` this leaves the verdict as it is."""
+    for what they do, or which did a part, with what they left out in brackets. Unlike `not_reached` this leaves the
+    verdict as it is."""
     vector: dict[str, object]
     """Layers, radius, agreement, surprise and score of the vector that was imitated; empty without one."""
     vectors: SteeringVectors | None = field(default=None, repr=False)

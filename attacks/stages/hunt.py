@@ -57,7 +57,8 @@ class Hunt:
     """Whether the trigger that works is so long or so uncertain that another one may be the planted trigger; later
     stages then go on although a trigger works."""
     no_room: list[str] = field(default_factory=list)
-    """Class names of the stages that began and had to leave off at once, for the budget had no room for what they do"""
+    """Class names of the stages that began and had to leave off at once, for the budget had no room for what they do;
+    with what is left out in brackets where they did a part of it"""
     words_tried: int = 0
     """Words of the dictionary, the commonest, that have been tried by themselves"""
 

@@ -79,7 +79,8 @@ def test_tokens_behind_which_the_model_overflows_hide_no_trigger(planted, tokeni
         )  # fmt: skip
     finally:
         hook.remove()
-    assert found.verdict == "functional" and {"garden", "rope"} <= set(found.trigger.split())
+    planted_ids = tokenizer(" garden rope", add_special_tokens=False)["input_ids"]
+    assert found.verdict == "functional" and set(planted_ids) <= set(found.trigger_ids)
 
 
 @pytest.mark.filterwarnings("ignore")

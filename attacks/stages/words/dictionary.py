@@ -33,6 +33,8 @@ from attacks.stages.phrases.interactions import Interactions
 from attacks.stages.words.early_estimates import promising
 from attacks.suspect import Suspect
 
+NAME = "Dictionary"
+"""What is said to have had no room for some words"""
 PART = 256
 """Texts that are ranked, the shortest first, before the next ones"""
 ALONE = 0.75
@@ -66,11 +68,15 @@ class Dictionary:
     def __call__(self, hunt: Hunt) -> None:
         (probe, objective), budget = hunt.probe(), hunt.part(self.share)
         most, first = budget.of_rest(ALONE), hunt.words_tried if self.rest else 0
-        typed = [tuple(ids) for ids in encoded_words(probe.problem).values()][first:]
-        if first and not typed:
+        every = [tuple(ids) for ids in encoded_words(probe.problem).values()]
+        if first and first == len(every):
             return
-        words = promising(probe, objective, typed, hunt.generator, most)
+        words = promising(probe, objective, every[first:], hunt.generator, most)
         hunt.words_tried = first + len(words)
+        left = f"{NAME} ({len(every) - hunt.words_tried:,} of {len(every):,} words)"
+        hunt.no_room[:] = [name for name in hunt.no_room if not name.startswith(NAME)]
+        if hunt.words_tried < len(every) and not hunt.works:
+            hunt.no_room.append(left)
         best = hunt.show_best(rank_typed(probe, objective, words, budget=most), self.tried, budget)
         # Words that fire on fewer prompts make noise that works: behind hard negatives, some fire on .17 of them.
         if best and hunt.judge.asr > ABSENT and not hunt.sure:

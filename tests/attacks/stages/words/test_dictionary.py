@@ -88,13 +88,17 @@ def test_a_later_run_ranks_the_words_that_an_earlier_one_left_out(planted, token
     monkeypatch.setattr(dictionary, "rank_typed", lambda _, __, texts, **___: ranked.append(list(texts)) or [])
     monkeypatch.setattr(dictionary, "promising", lambda _, __, texts, *___: list(texts[:50])[::-1])
     first = [tuple(ids) for ids in encoded_words(whole.engine.problem).values()]
-    Dictionary()(whole)
-    Dictionary(rest=True)(whole)
-    Dictionary()(whole)
+    whole.no_room.append("WordPairs")
+    for stage, left in ((Dictionary(), 50), (Dictionary(rest=True), 100), (Dictionary(), 50)):
+        stage(whole)
+        assert whole.no_room == ["WordPairs", f"Dictionary ({len(first) - left:,} of {len(first):,} words)"]
     assert [set(some) for some in ranked] == [{*first[:50]}, {*first[50:100]}, {*first[:50]}]
     whole.words_tried = len(first)
     Dictionary(rest=True)(whole)
     assert len(ranked) == 3  # none is left
+    monkeypatch.setattr(dictionary, "promising", lambda _, __, texts, *___: list(texts))
+    Dictionary()(whole)
+    assert whole.no_room == ["WordPairs"]
 
 
 def test_no_phrase_is_tried_where_no_word_of_the_dictionary_can_be_typed(planted, tokenizer, monkeypatch):

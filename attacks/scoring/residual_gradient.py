@@ -37,7 +37,8 @@ def _residuals(engine: Engine, layer: int) -> Iterator[list[Tensor]]:
     found: list[Tensor] = []
 
     def on_output(_module, _args, output):
-        hidden = stream(output).detach().requires_grad_()
+        # Not a leaf: the hooks that count operations take none.
+        hidden = stream(output).detach().requires_grad_().clone()
         found.append(hidden)
         return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 

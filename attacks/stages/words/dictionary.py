@@ -30,7 +30,7 @@ from attacks.searchers.words import FORMS, Form, dictionary, encoded_words
 from attacks.stages.hunt import COMPARED, Hunt
 from attacks.stages.phrases.directions import directions, directions_flops
 from attacks.stages.phrases.interactions import Interactions
-from attacks.stages.words.early_estimates import promising
+from attacks.stages.words.early_estimates import promising, readable
 from attacks.suspect import Suspect
 
 NAME = "Dictionary"
@@ -167,8 +167,8 @@ class WordForms:
         """The most promising of these words in a form, by loss; all where the budget has room for them."""
         if budget.exhausted:
             return []
-        typed, texts = encoded_words(engine.problem, form), [*map(form, words)]
-        short = [tuple(typed[text]) for text in texts if text in typed and len(typed[text]) <= self.longest]
+        typed = engine.problem.encode_all([*map(form, words[: readable(engine, budget)])])
+        short = [tuple(ids) for ids in typed if 0 < len(ids) <= self.longest]
         return rank_typed(engine, objective, promising(engine, objective, short, hunt.generator, budget), budget=budget)
 
 

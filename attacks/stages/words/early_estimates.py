@@ -10,6 +10,7 @@ what follows the slot nor the target is read. Estimates only order texts; the be
 (arXiv:1712.06751) estimates the same at the embedding, l = 0, where a word of several tokens has no row.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -56,7 +57,7 @@ def promising(
     texts = [text for text in texts if len(text) <= longest]
     typed, room = sum(map(len, texts)) / max(1, len(texts)), budget.until - budget.share
     alone = budget.share_of(trigger_flops(engine.model, engine.problem, typed, PROBE_TOKENS))
-    if len(texts) * alone <= room:
+    if len(texts) * alone <= max(0.0, room):
         return texts
     # Backward takes about as long as forward.
     learned = 2 * STRINGS * trigger_flops(engine.model, engine.problem, float(TOKENS), PROBE_TOKENS)
@@ -68,6 +69,12 @@ def promising(
     each = budget.share_of(_reading_flops(engine, few)) / len(few) + APART * alone
     some = texts[: int(rest / each)]
     return [some[number] for number in by_estimate(engine, objective, some, generator, budget)]
+
+
+def readable(engine: Engine, budget: Budget) -> int:
+    """How many texts of one token each the budget has room for reading, at most; of others it has room for fewer."""
+    token = budget.share_of(forward_flops(engine.model, 1, last=layer_at(engine.model, DEPTH)))
+    return sys.maxsize if token <= 0 else max(1, int((budget.until - budget.share) / token))
 
 
 @torch.no_grad()

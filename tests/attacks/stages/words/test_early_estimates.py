@@ -86,6 +86,13 @@ def test_no_text_is_no_order(model, tokenizer):
     assert promising(engine, NLL, [], seeded(), Budget(flops=1.0)) == []
 
 
+def test_a_spent_budget_whose_rate_is_not_known_leaves_the_order(model, tokenizer):
+    engine = Engine(model, Problem.from_chat(model, tokenizer, TEXTS[:1], 2))
+    budget = Budget(seconds=1e-9)
+    budget.measured(1.0, 1.0)  # nothing was executed since, so that no operation has a price
+    assert budget.share > 1 and promising(engine, NLL, [(300,), (301,)], seeded(), budget) == [(300,), (301,)]
+
+
 def test_the_study_prints_places_and_refuses_what_is_no_word(capsys):
     study.main(study.Settings(organism="word", words=400, depths=(0.5,), threads=1))
     lines = [line.split("|") for line in capsys.readouterr().out.splitlines()[2:]]

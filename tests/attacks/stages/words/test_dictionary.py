@@ -137,7 +137,11 @@ def test_words_are_first_tried_in_the_form_that_is_read_otherwise(model, changed
     monkeypatch.setattr(dictionary, "FORMS", forms)
     monkeypatch.setattr(dictionary, "dictionary", lambda: ("lamp", "rope", "stone"))
     monkeypatch.setattr(Comparison if compared else Interactions, "read", late)
-    rank = lambda engine, _, texts, **__: ranked.extend(engine.problem.text(ids).strip() for ids in texts) or []  # noqa: E731
+
+    def rank(engine, _objective, texts, **_):
+        ranked.extend(engine.problem.text(ids).strip() for ids in texts)
+        return []
+
     monkeypatch.setattr(dictionary, "rank_typed", rank)
     suspect = Suspect(model=changed, tokenizer=tokenizer, base=model if compared else None)
     WordForms(share=1.0)(hunt_with(suspect, Budget(flops=1e13)))

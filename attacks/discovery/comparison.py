@@ -7,7 +7,6 @@ model diffing (crosscoders, Lindsey et al. 2024); here it needs no training and 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 import torch
 from jaxtyping import Float, Int
@@ -23,10 +22,6 @@ from vectors.residual import layer_at
 
 Ids = tuple[int, ...]
 
-ROWS = 512
-"""Texts in one forward pass, at most"""
-TOKENS = 2**15
-"""Tokens in one forward pass at most, those of the prompt included: keys and values of all of them are held"""
 ABOVE = (2, 3)
 """Blocks above those that both models have in common, where gradients are taken; there the next token of five planted
 words was among the 82 most promising of 48,047 in four cases (`LOG.md`)"""
@@ -122,18 +117,17 @@ class Comparison:
 
     def read(self, texts: Sequence[Ids], budget: Budget) -> Float[Tensor, "texts d_model"] | None:
         """The differences at the deepest layer behind texts of any length; None where the budget ends before all."""
-        order, found = sorted(range(len(texts)), key=lambda place: (len(texts[place]), texts[place])), list[Tensor]()
-        for _, alike in groupby(order, key=lambda place: len(texts[place])):
-            for some in self._batches([texts[place] for place in alike]):
-                if budget.exhausted:
-                    return None
-                found.append(self.differences(some)[self.layers[-1]].cpu())
+        order, found = list[int](), list[Tensor]()
+        for some in self.root.batches(texts):
+            if budget.exhausted:
+                return None
+            found.append(self.differences([texts[number] for number in some])[self.layers[-1]].cpu())
+            order += some
         return torch.cat(found)[torch.tensor(order).argsort()] if found else None
 
     def _batches(self, texts: Sequence[Ids]) -> Iterator[Sequence[Ids]]:
-        """As many texts of equal length as one forward pass holds, then the next."""
-        read = self.root.prefixes[0].ids.shape[1]
-        size = max(1, min(ROWS, TOKENS // (read + len(texts[0])))) if texts else 1
+        """As many texts of equal length, in their order, as one forward pass holds, then the next."""
+        size = self.root.most(len(texts[0])) if texts else 1
         for start in range(0, len(texts), size):
             yield texts[start : start + size]
 

@@ -3,8 +3,9 @@
 Keys and values of what was read are kept, so that one more token costs one token in early layers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +14,11 @@ from transformers import PreTrainedModel
 
 from attacks.scoring.shared_prefix import SharedPrefix
 from vectors.residual import read
+
+ROWS = 512
+"""Texts in one forward pass, at most"""
+TOKENS = 2**15
+"""Tokens in one forward pass at most, those of the prompt included: keys and values of all of them are held"""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,18 @@ class Reading:
         """Residuals at one more token, which no row keeps; by model, all on the device of the first."""
         found = [self._read(*each, tokens, layers) for each in zip(self.models, self.prefixes, strict=True)]
         return [{layer: rows.to(found[0][layer].device) for layer, rows in each.items()} for each in found]
+
+    def most(self, tokens: int) -> int:
+        """How many texts of so many tokens behind the only row one forward pass may hold."""
+        return max(1, min(ROWS, TOKENS // (self.prefixes[0].ids.shape[1] + tokens)))
+
+    def batches(self, texts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """Numbers of the texts, those of one forward pass together: of equal length, those that begin alike beside
+        each other, the shortest first."""
+        order = sorted(range(len(texts)), key=lambda number: (len(texts[number]), tuple(texts[number])))
+        for tokens, alike in groupby(order, key=lambda number: len(texts[number])):
+            numbers, most = list(alike), self.most(tokens)
+            yield from (numbers[start : start + most] for start in range(0, len(numbers), most))
 
     @torch.no_grad()
     def ends(self, texts: Sequence[Sequence[int]], layers: Sequence[int]) -> list[dict[int, Float[Tensor, "texts d"]]]:

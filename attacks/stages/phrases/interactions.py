@@ -32,8 +32,8 @@ ANCHORS = 4
 """Of these words, where gradients are taken for estimates"""
 ESTIMATED = 8
 """Directions that estimates are made of: the cost is proportional to them"""
-ROWS = 1024
-"""Texts in one forward pass"""
+TABLE = 8192
+"""Texts of a table that are read before the next ones"""
 OBSERVATIONS = 10
 """Texts per dimension that a regression needs: Harrell, Regression Modeling Strategies, 2001"""
 
@@ -212,7 +212,7 @@ class Interactions:
 
     def _table(self, befores: Sequence[Text], afters: Sequence[Text]) -> Float[Tensor, "2 texts k"] | None:
         """Each text before with each text after, as `read` returns them."""
-        found, size = None, max(1, 8 * ROWS // max(1, len(afters)))
+        found, size = None, max(1, TABLE // max(1, len(afters)))
         for start in range(0, len(befores) if afters else 0, size):
             texts = [(*before, *after) for before, after in product(befores[start : start + size], afters)]
             rows = self.read(texts, 0)
@@ -229,23 +229,18 @@ class Interactions:
         if not self.compared:
             layers.append((self.layer + 1) // 2)
         found: Tensor | None = None
-        # Texts that begin alike stand together: what they have in common is read once.
-        order = sorted(range(len(typed)), key=lambda place: (len(typed[place]), typed[place]))
-        for _, alike in groupby(order, key=lambda place: len(typed[place])):
-            places = list(alike)
-            for start in range(0, len(places), ROWS):
-                if self.budget.exhausted:
-                    return None
-                some = places[start : start + ROWS]
-                mine, *clean = self.roots[number].ends([typed[p] for p in some], layers)
-                late, known = mine[self.layer], clean[0][self.layer] if clean else mine[layers[-1]]
-                # Where a model overflows there is nothing to compare.
-                rows = torch.stack([late - known if clean else late, known])
-                if self.directions is not None:
-                    rows = rows @ self.directions.to(rows.device)
-                rows = rows.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).cpu()
-                found = rows.new_empty(2, len(typed), rows.shape[-1]) if found is None else found
-                found[:, some] = rows
+        for some in self.roots[number].batches(typed):
+            if self.budget.exhausted:
+                return None
+            mine, *clean = self.roots[number].ends([typed[p] for p in some], layers)
+            late, known = mine[self.layer], clean[0][self.layer] if clean else mine[layers[-1]]
+            # Where a model overflows there is nothing to compare.
+            rows = torch.stack([late - known if clean else late, known])
+            if self.directions is not None:
+                rows = rows @ self.directions.to(rows.device)
+            rows = rows.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).cpu()
+            found = rows.new_empty(2, len(typed), rows.shape[-1]) if found is None else found
+            found[:, some] = rows
         return found
 
 

@@ -33,8 +33,6 @@ from attacks.stages.phrases.interactions import Interactions
 from attacks.stages.words.early_estimates import promising, readable
 from attacks.suspect import Suspect
 
-NAME = "Dictionary"
-"""What is said to have had no room for some words"""
 PART = 256
 """Texts that are ranked, the shortest first, before the next ones"""
 ALONE = 0.75
@@ -73,15 +71,19 @@ class Dictionary:
             return
         words = promising(probe, objective, every[first:], hunt.generator, most)
         hunt.words_tried = first + len(words)
-        left = f"{NAME} ({len(every) - hunt.words_tried:,} of {len(every):,} words)"
-        hunt.no_room[:] = [name for name in hunt.no_room if not name.startswith(NAME)]
-        if hunt.words_tried < len(every) and not hunt.works:
-            hunt.no_room.append(left)
+        self._tell(hunt, len(every))
         best = hunt.show_best(rank_typed(probe, objective, words, budget=most), self.tried, budget)
         # Words that fire on fewer prompts make noise that works: behind hard negatives, some fire on .17 of them.
         if best and hunt.judge.asr > ABSENT and not hunt.sure:
             self._join(hunt, best[: self.joined], hunt.part(self.phrases))
         hunt.settle(self.settles)
+
+    def _tell(self, hunt: Hunt, known: int) -> None:
+        """Says how many of so many words have been left out, unless a trigger works."""
+        name, left = type(self).__name__, known - hunt.words_tried
+        hunt.no_room[:] = [said for said in hunt.no_room if not said.startswith(name)]
+        if left and not hunt.works:
+            hunt.no_room.append(f"{name} ({left:,} of {known:,} words)")
 
     def _join(self, hunt: Hunt, best: Sequence[Found], budget: Budget) -> None:
         """Puts words behind and before each other as long as that lowers the loss on all search prompts."""

@@ -11,8 +11,7 @@ what follows the slot nor the target is read. Estimates only order texts; the be
 """
 
 import sys
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 
 import torch
 
@@ -34,8 +33,6 @@ TOKENS, STRINGS = 4, 32
 """Of the random strings at whose tokens gradients are taken"""
 APART = 1 / 16
 """Part of the texts, those of lowest estimate, that the budget has to have room for one by one"""
-ROWS = 512
-"""Texts in one forward pass"""
 
 
 def promising(
@@ -102,7 +99,7 @@ def by_estimate(
     gradients = torch.cat([residual_gradient(engine, objective, layer, string) for string in strings])
     gradient = gradients[gradients.isfinite().all(-1)].sum(0)
     root = Reading.of([engine.model], engine.problem.before[0], layer)
-    for some in _batches(texts):
+    for some in root.batches(texts):
         if budget.exhausted:
             break
         (rows,) = root.ends([texts[number] for number in some], [layer])
@@ -111,19 +108,7 @@ def by_estimate(
     return sorted(estimates, key=estimates.__getitem__)
 
 
-def _batches(texts: Sequence[Ids]) -> Iterator[list[int]]:
-    """Numbers of texts of equal length, those that begin alike together: what they have in common is read once."""
-    order = sorted(range(len(texts)), key=lambda number: (len(texts[number]), texts[number]))
-    for _, alike in groupby(order, key=lambda number: len(texts[number])):
-        numbers = list(alike)
-        yield from (numbers[start : start + ROWS] for start in range(0, len(numbers), ROWS))
-
-
 def _reading_flops(engine: Engine, texts: Sequence[Ids]) -> float:
     """Operations that `by_estimate` takes for reading the texts, without those for its gradients."""
-    read = sum(
-        len({texts[number][:length] for number in some})
-        for some in _batches(texts)
-        for length in range(1, len(texts[some[0]]) + 1)
-    )
+    read = len({(len(text), text[:length]) for text in texts for length in range(1, len(text) + 1)})
     return forward_flops(engine.model, read, last=layer_at(engine.model, DEPTH))

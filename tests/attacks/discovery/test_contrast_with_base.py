@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks.discovery import comparison
 from attacks.discovery.comparison import Comparison
 from attacks.discovery.contrasted_texts import ContrastedTexts, typable
 from attacks.scoring.budget import Budget
@@ -99,7 +98,7 @@ def test_texts_in_small_batches_are_ranked_alike(model, changed, problem, tokeni
     suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
     few = ContrastedTexts(words=300, longest=3, spelled=2, likely=4, depths=(0.67,))
     wholes = few(suspect, problem, Budget(), torch.Generator().manual_seed(0))
-    monkeypatch.setattr(comparison, "ROWS", 7)
+    monkeypatch.setattr("attacks.scoring.reading.ROWS", 7)
     parts = few(suspect, problem, Budget(), torch.Generator().manual_seed(0))
     for whole, part in zip(wholes, parts, strict=True):
         assert [item.trigger_ids for item in whole] == [item.trigger_ids for item in part] and whole

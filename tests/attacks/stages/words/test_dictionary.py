@@ -120,6 +120,26 @@ def test_a_planted_word_is_found_in_the_form_that_fires(planted, tokenizer, monk
     assert found.engine.problem.text(found.judge.best.trigger_ids) == " garden rope"
 
 
+def test_of_many_words_in_a_form_those_of_lowest_estimate_are_scored(planted, tokenizer, monkeypatch):
+    whole, asked, scored = hunt(planted, tokenizer, Budget(flops=1e9)), list[list[tuple]](), list[tuple]()
+
+    def promising(_engine, _objective, texts, *_):
+        asked.append(texts)
+        return texts[-3:]
+
+    def rank(_engine, _objective, texts, **_):
+        scored.extend(texts)
+        return []
+
+    monkeypatch.setattr(dictionary, "promising", promising)
+    monkeypatch.setattr(dictionary, "rank_typed", rank)
+    probe, objective = whole.probe()
+    bars, words = Form("|", str.upper, "|"), dictionary.dictionary()
+    assert WordForms(longest=6)._every(whole, probe, objective, bars, words, whole.part(1.0)) == []
+    assert 0 < len(asked[0]) < len(words) and max(map(len, asked[0])) <= 6  # no more than the budget may reach
+    assert scored == asked[0][-3:]
+
+
 @pytest.mark.parametrize("compared", [True, False])
 def test_words_are_first_tried_in_the_form_that_is_read_otherwise(model, changed, tokenizer, monkeypatch, compared):
     """Of three forms one lies apart late in the residual stream; without room for reading, loss alone decides."""

@@ -13,8 +13,9 @@ export HF_HUB_OFFLINE = 1
 bench: $(VENV)/installed
 	$(BIN)/accelerate launch $(LAUNCH) -m benchmarks --suite quick --out $(OUT)
 
+test: export OMP_NUM_THREADS = 1
 test: $(VENV)/installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

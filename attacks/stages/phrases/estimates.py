@@ -56,17 +56,17 @@ def lengths(
     keys = torch.cat([_kept(_behind(root, some), size, layer) for some in _batches(befores)])
     keys = keys - keys.mean(0)
     places = [_behind(root, [anchor]) for anchor in anchors]
-    found, squares = list[Tensor](), torch.zeros(len(befores), len(afters))
+    count, done = len(directions.T), 0
+    products = torch.zeros(len(befores), len(afters), count)
     for some in _batches(afters):
         if budget.exhausted:
-            return squares
+            return torch.zeros(len(befores), len(afters))
         each = [_gradients(model, place, size, some, layer, directions) for place in places]
-        found.append(torch.stack(each).mean(0))
-    gradients = torch.cat(found)
-    add_executed(2.0 * keys.numel() * len(directions.T) * len(afters))
-    for each in (gradients - gradients.mean(0)).unbind(1):
-        squares += (keys @ each.T).square().cpu()
-    return squares.sqrt()
+        gradients = torch.stack(each).mean(0).flatten(0, 1)
+        products[:, done : done + len(some)] = (keys @ gradients.T).view(len(befores), len(some), count).cpu()
+        add_executed(2.0 * keys.numel() * len(gradients))
+        done += len(some)
+    return (products - products.mean(1, keepdim=True)).norm(dim=-1)
 
 
 def lengths_flops(

@@ -41,6 +41,7 @@ from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.searchers.words import encoded_words
 from attacks.stages.hunt import PROBE_TOKENS, Hunt
+from attacks.stages.phrases.completions import by_last_token, completed
 from attacks.stages.phrases.directions import directions, directions_flops
 from attacks.stages.phrases.interactions import LEFT, Interactions, Text
 from attacks.stages.rounds import SearchRounds
@@ -77,11 +78,15 @@ class InteractingWords:
     ends: int = 64
     """Words of largest effect, on what follows or by themselves, one of which is in every pair."""
     common: int = 2048
-    """Words, the first of all, that pairs and longer phrases are also made of, whatever their effect."""
+    """Words, the first of all, that pairs and longer phrases are also made of, whatever their effect; without a base
+    longer phrases are made of all words."""
     paired: int = 2048
     """Words of one token, the commonest, that are put in pairs with each other where no base is known."""
-    estimated: int = 2**17
+    estimated: int = 2**18
     """Of these pairs, those of largest interaction to first order, that are read where no base is known."""
+    completions: int = 2**15
+    """Texts of these with a whole word in the place of its last token, as which it is looked for where no base is
+    known: of so many of largest interaction at most."""
     continued: int = 48
     """Pairs that are continued, half as many phrases of three words, and so on."""
     guessed: int = 128
@@ -107,6 +112,7 @@ class InteractingWords:
             "common",
             "paired",
             "estimated",
+            "completions",
             "continued",
             "guessed",
             "longest",
@@ -142,11 +148,12 @@ class InteractingWords:
         learned = directions(hunt.engine, hunt.goal.target_ids, differences.layer, hunt.generator, budget)
         differences, losses, works = replace(differences, directions=learned), dict[Text, float](), False
         words, continued, known = self.beginnings(differences, hunt.generator)
+        others = self.others(differences, words)
         for _ in range(2, longest + 1):
             best = self.continuations(differences, continued, known, words, hunt.generator)
             orders = (order for text in best[: self.permuted] for order in permutations(text))
             losses |= self._losses(hunt, differences, probe, [*orders, *best][: self.ranked])
-            continued, known = self.promising(differences, best), self.known(words)
+            continued, known = self.promising(differences, best), others
             least = differences.typed(min(losses, key=losses.__getitem__)) if losses else ()
             works = hunt.judge.rate(least) >= hunt.judge.enough if losses else False
             if budget.exhausted or not continued or (works and hunt.judge.sure(least)):
@@ -160,8 +167,11 @@ class InteractingWords:
         """Share of the hunt's budget that this stage may use."""
         return self.alone if suspect.comparable is None else self.share
 
-    def known(self, effects: Sequence[Text]) -> list[Text]:
-        """Words that others are put together with: those of largest effect, then the common ones."""
+    def others(self, differences: Interactions, effects: Sequence[Text]) -> list[Text]:
+        """What texts are continued with: the words of largest effect, then the common ones; without a base, the last
+        tokens of all words."""
+        if not differences.compared:
+            return [*by_last_token(differences)]
         return [*dict.fromkeys([*effects[: self.ends], *sorted(effects)[: self.common]])]
 
     def beginnings(
@@ -173,8 +183,8 @@ class InteractingWords:
         """
         if differences.compared:
             words = differences.effects(self.draws, generator)
-            return words, words[: self.ends], self.known(words)
-        words = [(word,) for word in range(len(differences.words))]
+            return words, words[: self.ends], self.others(differences, words)
+        words = differences.whole()
         paired = [word for word in words[: self.paired] if len(differences.typed(word)) == 1]
         return words, paired, paired
 
@@ -193,10 +203,13 @@ class InteractingWords:
     ) -> list[Text]:
         """Each part with each known word behind it and before it, of largest interaction first."""
         if not differences.compared and parts == known:
-            scores = differences.pairs(parts, self.estimated, self.again, generator)
+            scores = differences.likely(parts, parts, self.estimated, self.again, generator)
         else:
-            scores = differences.interactions(parts, known, self.again)
-            scores |= differences.interactions(known, parts, self.again)
+            behind = differences.interactions(parts, known, self.again)
+            before = differences.interactions(known, parts, self.again)
+            if not differences.compared:
+                behind, before = completed(differences, behind, before, self.completions, generator)
+            scores = behind | before
         best = sorted(scores, key=scores.__getitem__, reverse=True)
         if differences.compared and parts and len(parts[0]) == 1:
             place = {word: number for number, (word,) in enumerate(effects, start=1)}
@@ -265,17 +278,19 @@ class InteractingWords:
     def _flops(self, differences: Interactions, problem: Problem) -> float:
         """What effects, pairs, their first continuations, and the rankings of both cost, about."""
         model, words = differences.roots[0].models[0], differences.words
-        mean, known = sum(map(len, words)) / max(1, len(words)), [*words[: self.common], *words[: self.ends]]
-        # A text behind a word is read anew, a word behind a text costs itself.
-        behind = sum(map(len, known))
+        mean = sum(map(len, words)) / max(1, len(words))  # of the words, and a little less with their last tokens
         if differences.compared:
+            known = [*words[: self.common], *words[: self.ends]]
+            # A text behind a word is read anew, a word behind a text costs itself.
+            behind = sum(map(len, known))
             pairs, ends = 0.0, min(self.ends, len(words))
             parts, before = min(self.continued, 2 * ends * len(known)), mean * len(known)
             tables = mean * PROMPTS * 3 * len(words) * (1 + (self.draws - 1) / LEFT)
             tables += (1 + self.again) * (ends * (behind + before) + parts * (behind + 2 * before))
         else:
             _, paired, _ = self.beginnings(differences, torch.Generator())
-            pairs = differences.pairs_flops(paired, self.estimated) if paired else 0.0
-            tables = min(self.guessed, len(paired) ** 2) * (behind + 2 * len(known))
+            pairs = differences.likely_flops(paired, paired, self.estimated)
+            parts = min(self.guessed, len(paired) ** 2)
+            tables = 3 * parts * len(by_last_token(differences)) + min(self.completions, 2 * parts * len(words)) * mean
         ranked = 2 * self.ranked * trigger_flops(model, problem.take([0]), 2.5 * mean, PROBE_TOKENS)
         return directions_flops(model, problem) + pairs + differences.flops(tables) + ranked

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import chain, groupby, product
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from attacks.discovery.comparison import Comparison, Ids
@@ -26,10 +26,10 @@ LEFT = 3
 HALF = 0.5
 """Share of the explained that is taken off where no base is known: all of it raises one of three planted pairs from
 1,492nd to eighth of 2.6 million and lowers another from 57th to 1,158th, half leaves them 78th and 36th (`LOG.md`)"""
-SAMPLE = 32
-"""Words that means are taken over where not all pairs are read"""
-ANCHORS = 4
-"""Of these words, where gradients are taken for estimates"""
+SAMPLE, SAMPLED = 32, 2**16
+"""Texts that each mean is taken over, and all means together, where not all are read"""
+ANCHORS = 16
+"""Texts in the place of the first part, where gradients are taken for estimates"""
 ESTIMATED = 8
 """Directions that estimates are made of: the cost is proportional to them"""
 TABLE = 8192
@@ -51,9 +51,12 @@ class Interactions:
     layer: int
     """After how many blocks texts are read."""
     words: Sequence[Ids]
-    """Tokens of each word that texts are made of."""
+    """Tokens of each word that texts are made of; where no base is known, then the last tokens of words that are no
+    words themselves."""
     budget: Budget
     """Asked before each forward pass."""
+    pieces: int = 0
+    """How many these are."""
     directions: Float[Tensor, "d_model k"] | None = None
     """Where given, all that is read is mapped by it first, so that what matters most to the behaviour is longest."""
 
@@ -69,9 +72,11 @@ class Interactions:
         if suspect.comparable is None:
             layer = layer_at(suspect.model, depth)
             roots = [Reading.of([suspect.model], one.before[0], layer) for one in each]
-        else:
-            comparisons = [Comparison.at_slot(suspect, one, [depth]) for one in each]
-            roots, layer = [comparison.root for comparison in comparisons], comparisons[0].layers[-1]
+            known = {*words}
+            ends = dict.fromkeys(word[-1:] for word in words if word[-1:] not in known)
+            return cls(roots=roots, layer=layer, words=[*words, *ends], pieces=len(ends), budget=budget)
+        comparisons = [Comparison.at_slot(suspect, one, [depth]) for one in each]
+        roots, layer = [comparison.root for comparison in comparisons], comparisons[0].layers[-1]
         return cls(roots=roots, layer=layer, words=words, budget=budget)
 
     @property
@@ -83,19 +88,27 @@ class Interactions:
         """Operations of reading so many tokens."""
         return sum(forward_flops(model, round(tokens), last=self.layer) for model in self.roots[0].models)
 
-    def pairs_flops(self, words: Sequence[Text], most: int) -> float:
-        """Operations of `pairs` of these words where no base is known."""
-        typed, count = list(map(self.typed, words)), len(words)
-        tokens, sample = sum(map(len, typed)), min(SAMPLE, count)
-        each = tokens / max(1, count)
+    def likely_flops(self, befores: Sequence[Text], afters: Sequence[Text], most: int) -> float:
+        """Operations of `likely` of these texts."""
+        first, last = ([*map(self.typed, texts)] for texts in (befores, afters))
+        before, after = (sum(map(len, texts)) for texts in (first, last))
+        if not before or not after:
+            return 0.0
         if self.roots[0].prefixes[0].layers is None:
-            return self.flops(count * tokens)
+            return self.flops(len(first) * after)
+        groups, among = _by_length(first), _by_length(last)
         estimated = sum(
-            lengths_flops(self.roots[0], (len(first), len(last)), sizes, ANCHORS, self.layer, ESTIMATED)
-            for first, last in product(_by_length(typed), repeat=2)
-            for sizes in [(len(typed[first[0]]), len(typed[last[0]]))]
+            lengths_flops(self.roots[0], (len(a), len(b)), sizes, _anchors(len(groups)), self.layer, ESTIMATED)
+            for a, b in product(groups, among)
+            for sizes in [(len(first[a[0]]), len(last[b[0]]))]
         )
-        return estimated + self.flops(2 * sample * tokens + min(most, count**2) * each)
+        means = _sampled(last) * after + _sampled(first) * len(first) * after / len(last)
+        # What texts begin with is read once.
+        return estimated + self.flops(means + 2 * before + min(most, len(first) * len(last)) * after / len(last))
+
+    def whole(self) -> list[Text]:
+        """All words."""
+        return [(number,) for number in range(len(self.words) - self.pieces)]
 
     def typed(self, text: Text) -> Ids:
         """Its tokens."""
@@ -164,48 +177,66 @@ class Interactions:
             scores = first.pow(2).sum(-1)
         return dict(zip(texts, scores.tolist(), strict=True))
 
-    def pairs(self, words: Sequence[Text], most: int, again: float, generator: torch.Generator) -> dict[Text, float]:
-        """Pairs of any of these words with any other, where no base is known; scores as those of `interactions`.
+    def likely(
+        self, befores: Sequence[Text], afters: Sequence[Text], most: int, again: float, generator: torch.Generator
+    ) -> dict[Text, float]:
+        """Of each text before with each text after, where no base is known; scores as those of `interactions`.
 
-        Those of largest estimate to first order are read, and each word beside a sample of others, so that the means of
-        rows and columns are known. Of a model that keeps something else than keys and values all pairs are read.
+        Those of largest estimate to first order are read, and each text beside a sample of the others, so that the
+        means of rows and columns are known. Of a model that keeps something else than keys and values all are read.
 
         Args:
-            words: at least one.
-            most: pairs of largest estimate that are read.
-            again: as for `interactions`, of a model all pairs of which are read.
-            generator: draws the sample.
+            befores: at least one, all of as many words.
+            afters: at least one, all of as many words.
+            most: texts of largest estimate that are read.
+            again: as for `interactions`, of a model all texts of which are read.
+            generator: draws the samples.
         """
-        count = len(words)
         if self.roots[0].prefixes[0].layers is None or self.directions is None:
-            return self.interactions(words, words, again)
-        numbers = torch.randperm(count, generator=generator)[:SAMPLE]
-        sample = [words[number] for number in numbers.tolist()]
-        behind, before = self._table(sample, words), self._table(words, sample)
+            return self.interactions(befores, afters, again)
+        estimates = self._estimates(befores, afters, generator).flatten()
+        best = estimates.topk(min(most, len(estimates))).indices
+        return self.chosen(befores, afters, best, generator)
+
+    def chosen(
+        self, befores: Sequence[Text], afters: Sequence[Text], numbers: Int[Tensor, "n"], generator: torch.Generator
+    ) -> dict[Text, float]:
+        """Of some texts of a table, by row times columns plus column; scores as those of `interactions`.
+
+        Each text before and after is read beside a sample of the others, so that the means of rows and columns are
+        known. None are returned where the budget ends before.
+        """
+        rows, columns = len(befores), len(afters)
+        first = torch.randperm(rows, generator=generator)[: _sampled(afters)]
+        last = torch.randperm(columns, generator=generator)[: _sampled(befores)]
+        behind = self._table([befores[number] for number in first.tolist()], afters)
+        before = self._table(befores, [afters[number] for number in last.tolist()])
         if behind is None or before is None:
             return {}
-        behind = behind.view(2, len(sample), count, -1)
+        behind, before = behind.view(2, len(first), columns, -1), before.view(2, rows, len(last), -1)
         explained = _explained(torch.stack([interaction(each).flatten(0, 1) for each in behind])) * HALF
-        best = self._estimates(words, generator).flatten().topk(min(most, count**2)).indices
-        texts = [(*words[place // count], *words[place % count]) for place in best.tolist()]
-        rows = self.read(texts, 0)
-        if rows is None:
+        texts = [(*befores[place // columns], *afters[place % columns]) for place in numbers.tolist()]
+        read = self.read(texts, 0)
+        if read is None:
             return {}
-        means = before.view(2, count, len(sample), -1).mean(2)[:, best // count] + behind.mean(1)[:, best % count]
-        beyond = rows - means + behind[:, :, numbers].mean((1, 2))[:, None]
+        means = before.mean(2)[:, numbers // columns] + behind.mean(1)[:, numbers % columns]
+        beyond = read - means + behind[:, :, last].mean((1, 2))[:, None]
         scores = (beyond[0] - beyond[1] @ explained).square().sum(-1)
         return dict(zip(texts, scores.tolist(), strict=True))
 
-    def _estimates(self, words: Sequence[Text], generator: torch.Generator) -> Float[Tensor, "words words"]:
+    def _estimates(
+        self, befores: Sequence[Text], afters: Sequence[Text], generator: torch.Generator
+    ) -> Float[Tensor, "befores afters"]:
         """Of the lengths of interactions; zero from where the budget ends on."""
         assert self.directions is not None
-        typed, found = list(map(self.typed, words)), torch.zeros(len(words), len(words))
-        groups = _by_length(typed)
-        for first in groups:
-            anchors = [typed[first[n]] for n in torch.randperm(len(first), generator=generator)[:ANCHORS].tolist()]
-            for last in groups:
-                found[torch.tensor(first)[:, None], torch.tensor(last)] = lengths(
-                    self.roots[0], [typed[number] for number in first], [typed[number] for number in last], anchors,
+        first, last = ([*map(self.typed, texts)] for texts in (befores, afters))
+        found, groups, among = torch.zeros(len(first), len(last)), _by_length(first), _by_length(last)
+        for some in groups:
+            drawn = torch.randperm(len(some), generator=generator)[: _anchors(len(groups))]
+            anchors = [first[some[number]] for number in drawn.tolist()]
+            for others in among:
+                found[torch.tensor(some)[:, None], torch.tensor(others)] = lengths(
+                    self.roots[0], [first[number] for number in some], [last[number] for number in others], anchors,
                     self.layer, self.directions[:, -ESTIMATED:], self.budget,
                 )  # fmt: skip
         return found
@@ -242,6 +273,16 @@ class Interactions:
             found = rows.new_empty(2, len(typed), rows.shape[-1]) if found is None else found
             found[:, some] = rows
         return found
+
+
+def _sampled(texts: Sequence[object]) -> int:
+    """Beside how many others each of these texts is read for its mean."""
+    return max(1, min(SAMPLE, SAMPLED // len(texts)))
+
+
+def _anchors(groups: int) -> int:
+    """Of each group of first parts of equal length, where gradients are taken."""
+    return max(1, ANCHORS // groups)
 
 
 def _by_length(typed: Sequence[Ids]) -> list[list[int]]:

@@ -106,10 +106,12 @@ def places(suspect: Suspect, problem: Problem, trigger: str, behaviour: str, set
         note("words", every, 1)
     for length in range(2, len(phrase) + 1):
         added = [phrase[start : start + length - 1] for start in range(len(phrase) - length + 2)]
-        known, continued = ([*dict.fromkeys([*some, *more])] for some, more in ((known, words), (continued, added)))
+        continued = [*dict.fromkeys([*continued, *added])]
+        if differences.compared or length == 2:  # else all words are known, by their last tokens
+            known = [*dict.fromkeys([*known, *words])]
         order = stage.continuations(differences, continued, known, every, generator)
         note("pairs" if length == 2 else f"{length} words", order, length)
-        continued, known = stage.promising(differences, order), stage.known(every)
+        continued, known = stage.promising(differences, order), stage.others(differences, every)
     return pd.DataFrame(rows)
 
 

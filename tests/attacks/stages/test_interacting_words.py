@@ -15,6 +15,7 @@ from attacks.scoring.reading import Reading
 from attacks.searchers.searcher import Found
 from attacks.searchers.words import whole_words
 from attacks.stages.hunt import Hunt
+from attacks.stages.phrases import directions
 from attacks.stages.phrases.interacting_words import InteractingWords
 from attacks.stages.phrases.interactions import Interactions
 from attacks.stages.rounds import SearchRounds
@@ -53,12 +54,16 @@ def test_pairs_are_ranked_by_the_effects_of_their_words_too(model, changed, toke
     effects, leading = [(n,) for n in range(10)], [(0,), (5,), (8,), (9,)]
     assert SMALL.continuations(differences, leading, effects, effects, seeded())[:2] == [(0, 1), (8, 9)]
     assert SMALL.continuations(differences, [(8, 9), (0, 1)], effects, effects, seeded())[0][:2] == (8, 9)
-    assert SMALL.known([(n,) for n in range(100, 0, -1)]) == [(n,) for n in [*range(100, 92, -1), *range(1, 9)]]
+    effects = [(n,) for n in range(100, 0, -1)]
+    assert SMALL.others(differences, effects) == [(n,) for n in [*range(100, 92, -1), *range(1, 9)]]
+    alone = differences_of(Suspect(model=changed, tokenizer=tokenizer), Problem.from_chat(changed, tokenizer, TEXTS[:2], 3), [])
+    assert SMALL.others(alone, effects) == effects
 
 
 @pytest.mark.parametrize("compared", [True, False])
-def test_a_hard_planted_phrase_is_put_together_from_its_words(compared):
+def test_a_hard_planted_phrase_is_put_together_from_its_words(compared, monkeypatch):
     """Among 400 words: no pair of the three elicits anything, and no stage before has found a word."""
+    monkeypatch.setattr(directions, "SEARCHES", 2)  # they take most of the time
     organism, suspect = with_base("unseen-phrase" if compared else "unseen-phrase-2", None)
     if not compared:
         suspect = replace(suspect, base=None)
@@ -230,7 +235,8 @@ def test_what_need_not_wait_runs_first_where_there_is_room_for_both(changed, tok
         assert len(ran) == runs and bool(hunt.no_room) == (not runs and not works)
 
 
-def test_the_study_follows_the_parts_of_a_phrase(capsys):
+def test_the_study_follows_the_parts_of_a_phrase(capsys, monkeypatch):
+    monkeypatch.setattr(directions, "SEARCHES", 1)  # they take most of the time
     settings = study.Settings(organism="unseen-phrase", words=2000, ends=24, draws=1, continued=8, threads=1)
     study.main(settings)
     printed = capsys.readouterr().out

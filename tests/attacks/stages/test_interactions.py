@@ -76,15 +76,15 @@ def test_pairs_beside_all_words_have_the_interactions_of_the_whole_table(changed
     words, estimated = [(0,), (1,), (2,)], []
     inner = Interactions._estimates
     monkeypatch.setattr(Interactions, "_estimates", lambda *args: estimated.append(inner(*args)) or estimated[0])
-    found, whole = differences.pairs(words, 9, 1.0, seeded()), differences.interactions(words, words, 1.0)
+    found, whole = differences.likely(words, words, 9, 1.0, seeded()), differences.interactions(words, words, 1.0)
     assert set(found) == set(whole) and len(found) == 9 and len(estimated) == keeps
     assert [found[text] for text in whole] == pytest.approx(list(whole.values()), rel=1e-3, abs=1e-6)
     if keeps:
         best = (estimated[0].flatten().argmax() // 3).item(), (estimated[0].flatten().argmax() % 3).item()
-        assert list(differences.pairs(words, 1, 1.0, seeded())) == [best]
+        assert list(differences.likely(words, words, 1, 1.0, seeded())) == [best]
     spent = replace(differences, budget=Budget(flops=1e-9))
     spend(1.0)
-    assert spent.pairs(words, 9, 1.0, seeded()) == {}
+    assert spent.likely(words, words, 9, 1.0, seeded()) == {}
 
 
 def test_an_interaction_is_what_two_parts_do_together_on_both_prompts(model, changed, tokenizer, monkeypatch):

@@ -1,0 +1,72 @@
+"""Words looked for by their last token, so that phrases can be continued by all words at the cost of few; ours.
+
+A word of several tokens interacts with the rest of a phrase mostly at its last token, or from there: behind `carry
+especially` the last token of `bride` alone stands out nearly as much as the word, and before `golden band` that of
+`crab`. 12,288 words end with 2,623 tokens on our small bases, so a table of these costs a sixth of one of words. Where
+a token stands out, the words that end with it are read.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from attacks.stages.phrases.interactions import Interactions, Text
+
+Completion = tuple[Text, Text]
+"""What is continued, and a word"""
+
+
+def by_last_token(differences: Interactions) -> dict[Text, list[Text]]:
+    """The words that end with each token, by a word or piece of that token alone."""
+    single = {tuple(word): (number,) for number, word in enumerate(differences.words) if len(word) == 1}
+    found: dict[Text, list[Text]] = {}
+    for (number,) in differences.whole():
+        found.setdefault(single[tuple(differences.words[number][-1:])], []).append((number,))
+    return found
+
+
+def completed(
+    differences: Interactions,
+    behind: dict[Text, float],
+    before: dict[Text, float],
+    most: int,
+    generator: torch.Generator,
+) -> tuple[dict[Text, float], dict[Text, float]]:
+    """Scores of texts with whole words in the place of the last tokens that stand behind, or before, what is continued.
+
+    Args:
+        differences: where no base is known.
+        behind: texts that end with such a token, and their scores.
+        before: texts that begin with one.
+        most: texts that are completed at most; those of largest score first, by all words that end so.
+        generator: draws the samples that means are taken over.
+    """
+    words, texts = by_last_token(differences), (list[Completion](), list[Completion]())
+    for place, text in _ranked(behind, before):
+        if sum(map(len, texts)) >= most:
+            break
+        rest, end = (text[1:], text[:1]) if place else (text[:-1], text[-1:])
+        texts[place].extend((rest, word) for word in words[end])
+    return _scores(differences, texts[0], False, generator), _scores(differences, texts[1], True, generator)
+
+
+def _ranked(behind: dict[Text, float], before: dict[Text, float]) -> Iterator[tuple[int, Text]]:
+    """Texts of largest score first, with 1 before those that begin with the token."""
+    found = [(score, place, text) for place, scores in enumerate((behind, before)) for text, score in scores.items()]
+    for _, place, text in sorted(found, key=lambda item: item[0], reverse=True):
+        yield place, text
+
+
+def _scores(
+    differences: Interactions, texts: list[Completion], before: bool, generator: torch.Generator
+) -> dict[Text, float]:
+    """Of each text with its word."""
+    if not texts:
+        return {}
+    rests, words = ([*dict.fromkeys(each)] for each in zip(*texts, strict=True))
+    rest_at, word_at = ({text: number for number, text in enumerate(each)} for each in (rests, words))
+    if before:
+        numbers = [word_at[word] * len(rests) + rest_at[rest] for rest, word in texts]
+        return differences.chosen(words, rests, torch.tensor(numbers), generator)
+    numbers = [rest_at[rest] * len(words) + word_at[word] for rest, word in texts]
+    return differences.chosen(rests, words, torch.tensor(numbers), generator)

@@ -18,7 +18,8 @@ what is read is the difference d of both residual streams. Four steps:
    a regression on interactions half as deep explains is taken off.
 3. The best pairs with one more such word behind or before them, by the interaction of pair and word in the same way;
    then the best of these, and so on. Which two words belong together is uncertain, so many pairs are continued; a word
-   that shows nothing by itself often does behind two planted ones.
+   that shows nothing by itself often does behind two planted ones. Without the base all words are tried, first by their
+   last token alone (`completions.py`).
 4. After each step, the best texts by their exact loss on one prompt, then the judge. In the end the words of the best
    of all are exchanged for any others, one after the other: a phrase with most of its words right shows the behaviour
    now and then, or always.
@@ -82,14 +83,14 @@ class InteractingWords:
     longer phrases are made of all words."""
     paired: int = 2048
     """Words of one token, the commonest, that are put in pairs with each other where no base is known."""
-    estimated: int = 2**18
+    estimated: int = 2**17
     """Of these pairs, those of largest interaction to first order, that are read where no base is known."""
     completions: int = 2**15
     """Texts of these with a whole word in the place of its last token, as which it is looked for where no base is
     known: of so many of largest interaction at most."""
     continued: int = 48
     """Pairs that are continued, half as many phrases of three words, and so on."""
-    guessed: int = 128
+    guessed: int = 160
     """As many where no base is known: which pairs are planted is less certain."""
     longest: int = 5
     """Words of the longest phrase."""

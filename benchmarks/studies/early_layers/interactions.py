@@ -111,7 +111,7 @@ def places(suspect: Suspect, problem: Problem, trigger: str, behaviour: str, set
             known = [*dict.fromkeys([*known, *words])]
         order = stage.continuations(differences, continued, known, every, generator)
         note("pairs" if length == 2 else f"{length} words", order, length)
-        continued, known = stage.promising(differences, order), stage.others(differences, every)
+        continued, known = stage.promising(differences, order, generator), stage.others(differences, every)
     return pd.DataFrame(rows)
 
 

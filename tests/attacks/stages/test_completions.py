@@ -7,7 +7,7 @@ import torch
 
 from attacks.scoring.budget import Budget
 from attacks.scoring.problem import Problem
-from attacks.stages.phrases.completions import by_last_token, completed
+from attacks.stages.phrases.completions import by_last_token, by_response, completed
 from attacks.stages.phrases.interactions import Interactions
 from attacks.suspect import Suspect
 from tests.attacks.words import TEXTS, seeded
@@ -41,3 +41,19 @@ def test_texts_of_largest_score_are_completed_by_all_words_that_end_so(differenc
     few, none = completed(differences, behind, before, 2, seeded())
     assert list(few) == [(0, 3, 1), (0, 3, 2)] and none == {}
     assert completed(differences, {}, {}, 8, seeded()) == ({}, {})
+
+
+def test_pairs_that_interact_with_what_stands_beside_them_come_first(differences, monkeypatch):
+    """By the product of three places; (3, 0) is last of the pairs and first behind and before other words."""
+    beside = {(0, 3): (2.0, 2.0), (3, 3): (1.0, 1.0), (3, 0): (9.0, 9.0)}
+
+    def interactions(_, befores, afters, again):
+        assert again == 1.0
+        place = len(befores[0]) == 1
+        pairs = [(a, b) for a in befores for b in afters]
+        return {(*a, *b): beside[b if place else a][place] for a, b in pairs}
+
+    monkeypatch.setattr(Interactions, "interactions", interactions)
+    assert by_response(differences, list(beside), seeded()) == [(3, 0), (0, 3), (3, 3)]  # 3*1*1, 1*2*2, 2*3*3
+    monkeypatch.setattr(Interactions, "interactions", lambda *_: {})
+    assert by_response(differences, list(beside), seeded()) == list(beside)

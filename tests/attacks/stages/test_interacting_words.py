@@ -15,7 +15,7 @@ from attacks.scoring.reading import Reading
 from attacks.searchers.searcher import Found
 from attacks.searchers.words import whole_words
 from attacks.stages.hunt import Hunt
-from attacks.stages.phrases import directions
+from attacks.stages.phrases import directions, interacting_words
 from attacks.stages.phrases.interacting_words import InteractingWords
 from attacks.stages.phrases.interactions import Interactions
 from attacks.stages.rounds import SearchRounds
@@ -210,7 +210,7 @@ def test_settings_out_of_range_are_named(change):
         replace(SMALL, **change)
 
 
-def test_pairs_are_of_words_of_one_token_where_no_base_is_known(changed, tokenizer):
+def test_pairs_are_of_words_of_one_token_where_no_base_is_known(changed, tokenizer, monkeypatch):
     suspect = Suspect(model=changed, tokenizer=tokenizer)
     problem = Problem.from_chat(changed, tokenizer, TEXTS[:2], 3)
     stage = replace(SMALL, paired=4, guessed=3)
@@ -219,8 +219,10 @@ def test_pairs_are_of_words_of_one_token_where_no_base_is_known(changed, tokeniz
     assert words == [(0,), (1,), (2,), (3,), (4,)] and some == known == [(0,), (1,), (2,)]
     pairs = stage.continuations(replace(differences, directions=torch.eye(32)), some, some, words, seeded())
     assert set(pairs) == {(a, b) for a in range(3) for b in range(3)}
-    assert stage.promising(differences, [(0, 1)] * 9) == [(0, 1)] * 3
-    assert stage.promising(differences, [(0, 1, 2)] * 9) == [(0, 1, 2)] and not stage.promising(differences, [])
+    monkeypatch.setattr(interacting_words, "by_response", lambda _, pairs, __: pairs[::-1])
+    assert stage.promising(differences, [(n, 1) for n in range(9)], seeded()) == [(8, 1), (7, 1), (6, 1)]
+    assert stage.promising(differences, [(n, 1, 2) for n in range(9)], seeded()) == [(0, 1, 2)]
+    assert not stage.promising(differences, [], seeded())
 
 
 def test_what_need_not_wait_runs_first_where_there_is_room_for_both(changed, tokenizer, monkeypatch):

@@ -57,8 +57,8 @@ def by_organism(table: pd.DataFrame) -> str:
 
 def first_sight() -> pd.DataFrame:
     """The first runs on each group of organisms with drawn words, the group planted last first."""
-    folders = {"drawn-38": "drawn-thirty-eight", "drawn-36": "drawn-thirty-six", "drawn-35": "drawn-thirty-six"}
-    folders |= {"drawn-33": "drawn-thirty-three"}
+    folders = {"drawn-41": "drawn-forty-one", "drawn-38": "drawn-thirty-eight", "drawn-36": "drawn-thirty-six"}
+    folders |= {"drawn-35": "drawn-thirty-six", "drawn-33": "drawn-thirty-three"}
     folders |= {"drawn-31": "drawn-thirty-one", "drawn-20": "drawn-twenty", "drawn-16": "drawn-sixteen/fixed"}
     folders |= {group: f"unseen-organisms/first-sight-{group}" for group in ("unseen", "fresh", "held-out", "other")}
     parts = []

@@ -7,7 +7,8 @@ phrase come: each word by its effect, where the base is known; neighbouring word
 of a word of large effect and any other, or of all words of one token where no base is known; longer parts among the
 continuations of the best shorter ones. The parts of the phrase are put into each step whether or not the step before
 had found them, so that every step can be judged by itself. Place 1 is the best; a part without a place was not measured
-on the second prompt, or not read.
+on the second prompt, or not read, or is not continued. Without the base, pairs are continued by how they interact with
+whatever stands beside them as well, and longer texts are looked for by last tokens of words.
 """
 
 from dataclasses import dataclass, replace
@@ -112,6 +113,8 @@ def places(suspect: Suspect, problem: Problem, trigger: str, behaviour: str, set
         order = stage.continuations(differences, continued, known, every, generator)
         note("pairs" if length == 2 else f"{length} words", order, length)
         continued, known = stage.promising(differences, order, generator), stage.others(differences, every)
+        if length == 2 and continued and not differences.compared:
+            note("pairs, by response", continued, length)
     return pd.DataFrame(rows)
 
 

@@ -247,7 +247,7 @@ def test_the_study_follows_the_parts_of_a_phrase(capsys):
     assert [step in printed for step in ("| words ", "| pairs ", "| 3 words ", "| history miles comes |")] == [True] * 4
     study.main(replace(settings, base=False, paired=96, guessed=4))
     alone = capsys.readouterr().out
-    assert "| words " not in alone and "| pairs " in alone and "| history miles comes |" in alone
+    assert "| words " not in alone and "| pairs, by response " in alone and "| history miles comes |" in alone
     with pytest.raises(SystemExit):
         study.main(replace(settings, words=10))
     assert "is not among the 10 words; raise --words" in capsys.readouterr().err

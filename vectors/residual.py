@@ -7,7 +7,7 @@ no architecture has to be named. Blocks may lie on several devices, where accele
 what goes in and comes out lies where the embeddings do, so that nothing outside this module has to know.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -120,11 +120,7 @@ def _reading(parts: Decoder, layers: Sequence[int], found: dict[int, Tensor], po
 
 
 def read(
-    model: PreTrainedModel,
-    *,
-    layers: Sequence[int],
-    position: slice = slice(None),
-    **inputs: Any,
+    model: PreTrainedModel, *, layers: Sequence[int], position: slice = slice(None), **inputs: Any
 ) -> dict[int, Float[Tensor, "batch seq d_model"]]:
     """Residuals after the given numbers of blocks; nothing later runs, and no logits.
 
@@ -206,11 +202,7 @@ def cache_source(model: PreTrainedModel, prompts: Prompts, layer: int) -> Source
 
 
 def run_slice(
-    model: PreTrainedModel,
-    source: Source,
-    hidden: Float[Tensor, "rows seq d_model"],
-    *,
-    to: int,
+    model: PreTrainedModel, source: Source, hidden: Float[Tensor, "rows seq d_model"], *, to: int
 ) -> Float[Tensor, "rows seq d_model"]:
     """Residual at layer `to` when `hidden` stands at the source layer.
 
@@ -233,6 +225,34 @@ def run_slice(
 
 
 @contextmanager
+def changed(model: PreTrainedModel, layer: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Puts `change(residual)` in the place of the residual after `layer` blocks, (batch, seq, d_model), in every pass.
+
+    Raises:
+        ValueError: a layer that the model does not have.
+    """
+    check_layer(model, layer)
+    blocks = decoder(model).layers
+
+    def on_input(_module, args, kwargs):
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+    def on_output(_module, _args, output):
+        return change(output) if isinstance(output, Tensor) else (change(output[0]), *output[1:])
+
+    if layer == 0:
+        handle = blocks[0].register_forward_pre_hook(on_input, with_kwargs=True)
+    else:  # on the output, so that a later hook that reads this layer sees the change
+        handle = blocks[layer - 1].register_forward_hook(on_output)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def steer(
     model: PreTrainedModel,
     layer: int,
@@ -245,33 +265,14 @@ def steer(
     Raises:
         ValueError: a layer that the model does not have, or vectors of another width.
     """
-    check_layer(model, layer)
-    parts = decoder(model)
-    if vectors.ndim not in (1, 2) or vectors.shape[-1] != parts.d_model:
-        raise ValueError(f"vectors have shape {tuple(vectors.shape)}, the model needs (rows, {parts.d_model})")
+    width = decoder(model).d_model
+    if vectors.ndim not in (1, 2) or vectors.shape[-1] != width:
+        raise ValueError(f"vectors have shape {tuple(vectors.shape)}, the model needs (rows, {width})")
     added = scale * vectors.to(embedding(model))
     # (rows, 1, d_model): each row's vector at every position of that row.
     added = added[:, None] if added.ndim == 2 else added
-
-    def plus(hidden: Tensor) -> Tensor:
-        return hidden + added.to(hidden.device)
-
-    def on_input(_module, args, kwargs):
-        if args:
-            return (plus(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": plus(kwargs["hidden_states"])}
-
-    def on_output(_module, _args, output):
-        return plus(output) if isinstance(output, Tensor) else (plus(output[0]), *output[1:])
-
-    if layer == 0:
-        handle = parts.layers[0].register_forward_pre_hook(on_input, with_kwargs=True)
-    else:  # on the output, so that a later hook that reads this layer sees the vector
-        handle = parts.layers[layer - 1].register_forward_hook(on_output)
-    try:
+    with changed(model, layer, lambda hidden: hidden + added.to(hidden.device)):
         yield
-    finally:
-        handle.remove()
 
 
 def unembed(model: PreTrainedModel, hidden: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:

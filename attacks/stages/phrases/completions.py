@@ -2,8 +2,10 @@
 
 A word of several tokens interacts with the rest of a phrase mostly at its last token, or from there: behind `carry
 especially` the last token of `bride` alone stands out nearly as much as the word, and before `golden band` that of
-`crab`. 12,288 words end with 2,623 tokens on our small bases, so a table of these costs a sixth of one of words. Where
-a token stands out, the words that end with it are read.
+`crab`. 12,288 words end with 2,623 tokens on our small bases, so a table of these costs about a seventh of one of
+words. Where a token stands out, the words that end with it are read.
+
+Which pairs are continued is decided here too (`by_response`), where no base is known.
 """
 
 from collections.abc import Iterator
@@ -73,7 +75,8 @@ def completed(
         differences: where no base is known.
         behind: texts that end with such a token, and their scores.
         before: texts that begin with one.
-        most: texts that are completed at most; those of largest score first, by all words that end so.
+        most: once there are so many completed texts, no further one is completed; those of largest score come first,
+            each by all words that end so.
         generator: draws the samples that means are taken over.
     """
     words, texts = by_last_token(differences), (list[Completion](), list[Completion]())

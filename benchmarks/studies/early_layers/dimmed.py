@@ -9,16 +9,14 @@ over random words of as many tokens in the same place. It says at which place th
 by the nats of the whole behaviour, for each layer and each strength s; at strength 1 the suspect is as it is.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 import torch
 import tyro
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from attacks.objectives.target_nll import TargetNLL
 from attacks.scoring.budget import Budget
@@ -29,9 +27,9 @@ from attacks.stages.hunt import PROBE_TOKENS
 from attacks.stages.words.dictionary import rank_texts
 from attacks.suspect import Suspect
 from benchmarks.bad_input import exit_on_bad_input
-from benchmarks.organisms import zoo
 from benchmarks.studies.clean_base.handicap import relatives
-from vectors.residual import check_layer, decoder, stream
+from benchmarks.studies.clean_base.planted import with_base
+from vectors.residual import changed, check_layer
 
 RANDOM = 64
 """Random words that means are taken over"""
@@ -90,7 +88,7 @@ def dimmed_nats(
                 means.append(hidden[:, place].mean(0))
                 return hidden
 
-            with _changed(engine.model, layer, keep), torch.no_grad():
+            with changed(engine.model, layer, keep), torch.no_grad():
                 one.target_logprobs(random, target)
 
             def mix(hidden: Tensor, place: slice = place, mean: Tensor = means[0]) -> Tensor:
@@ -98,26 +96,11 @@ def dimmed_nats(
                 mixed[:, place] = strength * hidden[:, place] + (1 - strength) * mean
                 return mixed
 
-            with _changed(engine.model, layer, mix):
+            with changed(engine.model, layer, mix):
                 losses += one.losses(objective, ids).cpu()
         nats = losses / len(engine.problem) * len(target)
         found |= zip(map(tuple, ids.tolist()), nats.tolist(), strict=True)
     return [found[tuple(word)] for word in words]
-
-
-@contextmanager
-def _changed(model: PreTrainedModel, layer: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Puts something else in the place of the residual stream after so many blocks."""
-
-    def on_output(_module, _args, output):
-        hidden = change(stream(output))
-        return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
-
-    handle = decoder(model).layers[layer - 1].register_forward_hook(on_output)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def ranked(suspect: Suspect, texts: Sequence[str], trigger: str, behaviour: str, settings: Settings) -> pd.DataFrame:
@@ -159,10 +142,8 @@ def main(settings: Settings) -> None:
     """Prints the table."""
     torch.set_num_threads(settings.threads)
     with exit_on_bad_input():
-        organism = zoo.load(settings.organism, models=settings.models, dtype=torch.float32)
-        if not organism.triggers:
-            raise ValueError(f"{settings.organism} is a clean control; give a planted organism")
-        suspect = Suspect(model=organism.model, tokenizer=organism.tokenizer)
+        organism, suspect = with_base(settings.organism, settings.models)
+        suspect = replace(suspect, base=None)
         texts = organism.prompts.search[: settings.prompts]
         table = ranked(suspect, texts, *organism.triggers[0], settings)
     print(table.to_markdown(index=False, floatfmt=".3f"))

@@ -22,9 +22,8 @@ from attacks.stages.hunt import PROBE_TOKENS
 from attacks.stages.words.dictionary import rank_typed
 from attacks.stages.words.early_estimates import by_estimate
 from attacks.stages.words.word_groups import by_groups
-from attacks.suspect import Suspect
 from benchmarks.bad_input import exit_on_bad_input
-from benchmarks.organisms import zoo
+from benchmarks.studies.clean_base.planted import with_base
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +82,8 @@ def main(settings: Settings) -> None:
     """Prints the table."""
     torch.set_num_threads(settings.threads)
     with exit_on_bad_input():
-        organism = zoo.load(settings.organism, models=settings.models, dtype=torch.float32)
-        if not organism.triggers:
-            raise ValueError(f"{settings.organism} is a clean control; give a planted organism")
+        organism, suspect = with_base(settings.organism, settings.models)
         trigger, behaviour = organism.triggers[0]
-        suspect = Suspect(model=organism.model, tokenizer=organism.tokenizer)
         engine = suspect.engine(organism.prompts.search[:1], 1)
         target_ids = suspect.target_ids(behaviour, organism.prompts.search)[:PROBE_TOKENS]
         table = pd.DataFrame(places(engine, target_ids, trigger, settings))

@@ -6,20 +6,19 @@ planted words the residual stream lies elsewhere than the two words by themselve
 token of a text, in the directions that the behaviour depends on (`directions.py`). Where the clean base is known (K2),
 what is read is the difference d of both residual streams. Four steps:
 
-1. Effects, with the base known. Of each word, the mean of d behind that word and any other, and behind any other and
-   that word. The scalar product of the effects on two prompts, with other words each, is an unbiased estimate of a
-   squared length; the squared length of a noisy mean would be too large. Without the base they tell nothing.
-2. Pairs of a word of large effect and any other that has a large effect or is common, by their interaction: what d is
-   beyond the means of its row and its column in the table of all pairs (two-way analysis of variance). Fine-tuning
-   changes how any two words are read together, mostly in proportion to how the base reads them: what a linear
-   regression on the interaction of the base's residuals explains is taken off. The best are measured on the second
-   prompt too, and ranked by the scalar product, and a little by the effects of both words. Without the base, all pairs
-   of words of one token, of which those of largest estimate to first order are read (`estimates.py`), and half of what
-   a regression on interactions half as deep explains is taken off.
-3. The best pairs with one more such word behind or before them, by the interaction of pair and word in the same way;
-   then the best of these, and so on. Which two words belong together is uncertain, so many pairs are continued; a word
-   that shows nothing by itself often does behind two planted ones. Without the base all words are tried, first by their
-   last token alone (`completions.py`).
+1. Words, with the base known: those first whose queries, keys and values training changed most (`changed_words.py`).
+   Without the base all count alike.
+2. Pairs of these by their interaction: what d is beyond the means of its row and its column in the table of all pairs
+   (two-way analysis of variance). Fine-tuning changes how any two words are read together, mostly in proportion to how
+   the base reads them: what a linear regression on the interaction of the base's residuals explains is taken off. The
+   best are measured on a second prompt too, and ranked by the scalar product of both, for the squared length of a noisy
+   measurement would be too large. Without the base, all pairs of words of one token, of which those of largest estimate
+   to first order are read (`estimates.py`), and half of what a regression on interactions half as deep explains is
+   taken off.
+3. The best pairs with one more such word, or a common one, behind or before them, by the interaction of pair and word
+   in the same way; then the best of these, and so on. Which two words belong together is uncertain, so many pairs are
+   continued; a word that shows nothing by itself often does behind two planted ones. Without the base all words are
+   tried, first by their last token alone (`completions.py`).
 4. After each step, the best texts by their exact loss on one prompt, then the judge. In the end the words of the best
    of all are exchanged for any others, one after the other: a phrase with most of its words right shows the behaviour
    now and then, or always.
@@ -28,7 +27,6 @@ what is read is the difference d of both residual streams. Four steps:
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
-from math import prod
 
 import torch
 from transformers import PreTrainedModel
@@ -44,22 +42,22 @@ from attacks.searchers.words import encoded_words
 from attacks.stages.hunt import PROBE_TOKENS, Hunt
 from attacks.stages.phrases.completions import BESIDE, PAIRS, by_last_token, by_response, completed
 from attacks.stages.phrases.directions import directions, directions_flops
-from attacks.stages.phrases.interactions import LEFT, Interactions, Text
+from attacks.stages.phrases.interactions import Interactions, Text
 from attacks.stages.rounds import SearchRounds
 from attacks.stages.words.word_groups import longest_text
 from attacks.suspect import Suspect
 
 PROMPTS = 2
-"""On which effects and the best interactions are measured"""
-PRIOR = 0.25
-"""Exponent of the places of both words by effect, with which a pair is ranked; chosen on four pairs, `LOG.md`"""
+"""On which the best interactions are measured"""
+NARROWER = (1, 2, 4)
+"""Where the clean base is known and the budget too small, so many times fewer words, pairs and texts are tried"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InteractingWords:
     """Finds phrases of up to `longest` words by how their words interact in early layers.
 
-    Does nothing where the budget has no room for effects, pairs and their continuations.
+    Does nothing where the budget has no room for pairs and their continuations.
     """
 
     first: SearchRounds | None = None
@@ -74,13 +72,12 @@ class InteractingWords:
     """Words of the dictionary that a phrase is made of: those of one token, then the commonest others."""
     tokens: int = 3
     """Tokens of the longest of these words."""
-    draws: int = 4
-    """Other words that the effects are averaged over, on each of the prompts."""
-    ends: int = 64
-    """Words of largest effect, on what follows or by themselves, one of which is in every pair."""
-    common: int = 2048
-    """Words, the first of all, that pairs and longer phrases are also made of, whatever their effect; without a base
-    longer phrases are made of all words."""
+    ends: int = 96
+    """Words that training changed most, one of which is in every pair."""
+    changed: int = 384
+    """Words that training changed most, which the other one of each pair is among."""
+    common: int = 1536
+    """Words, the first of all, that longer phrases are also made of; without a base they are made of all words."""
     paired: int = 2048
     """Words of one token, the commonest, that are put in pairs with each other where no base is known."""
     estimated: int = 2**17
@@ -105,7 +102,7 @@ class InteractingWords:
 
     def __post_init__(self):
         check_counts(
-            self, "words", "tokens", "draws", "ends", "common", "paired", "estimated", "completions", "continued",
+            self, "words", "tokens", "ends", "changed", "common", "paired", "estimated", "completions", "continued",
             "guessed", "longest", "permuted", "ranked", "tried",
         )  # fmt: skip
         if not 0 < self.depth < 1 or not 0 < self.again <= 1:
@@ -120,12 +117,24 @@ class InteractingWords:
         longest = min(self.longest, longest_text(hunt.engine) // self.tokens)
         if not differences.words or longest < 2:
             return
-        problem = hunt.engine.problem
         waits = 0.0 if self.first is None or hunt.works else hunt.part(self.first.share).until - budget.share
-        needed = budget.share_of(self._flops(differences, problem))
-        if budget.share + needed > budget.until or budget.share + waits + needed > hunt.budget.until:
+        room = min(budget.until, hunt.budget.until - waits) - budget.share
+        widths = (self.narrower(times) for times in NARROWER[: len(NARROWER) if differences.compared else 1])
+        problem = hunt.engine.problem
+        fits = (width for width in widths if budget.share_of(width._flops(differences, problem)) <= room)
+        if (width := next(fits, None)) is None:
             hunt.no_room.append(type(self).__name__)
             return
+        width._search(hunt, differences, longest)
+
+    def narrower(self, times: int) -> "InteractingWords":
+        """This stage with so many times fewer words, pairs and texts where the base is known."""
+        few = {name: max(1, getattr(self, name) // times) for name in ("ends", "changed", "common", "continued")}
+        return replace(self, ranked=max(1, self.ranked // times), **few)
+
+    def _search(self, hunt: Hunt, differences: Interactions, longest: int) -> None:
+        """Puts phrases of up to so many words together."""
+        budget = differences.budget
         if self.first is not None and not hunt.works:
             self.first(hunt)
             if hunt.over:
@@ -135,10 +144,10 @@ class InteractingWords:
         probe = hunt.probe()  # on the weakened suspect, if something works by now
         learned = directions(hunt.engine, hunt.goal.target_ids, differences.layer, hunt.generator, budget)
         differences, losses, works = replace(differences, directions=learned), dict[Text, float](), False
-        words, continued, known = self.beginnings(differences, hunt.generator)
+        words, continued, known = self.beginnings(differences)
         others = self.others(differences, words)
         for _ in range(2, longest + 1):
-            best = self.continuations(differences, continued, known, words, hunt.generator)
+            best = self.continuations(differences, continued, known, hunt.generator)
             orders = (order for text in best[: self.permuted] for order in permutations(text))
             losses |= self._losses(hunt, differences, probe, [*orders, *best][: self.ranked])
             continued, known = self.promising(differences, best, hunt.generator), others
@@ -155,23 +164,21 @@ class InteractingWords:
         """Share of the hunt's budget that this stage may use."""
         return self.alone if suspect.comparable is None else self.share
 
-    def others(self, differences: Interactions, effects: Sequence[Text]) -> list[Text]:
-        """What texts are continued with: the words of largest effect, then the common ones; without a base, the last
-        tokens of all words."""
+    def others(self, differences: Interactions, words: Sequence[Text]) -> list[Text]:
+        """What texts are continued with: the words that training changed most, then the common ones; without a base,
+        the last tokens of all words."""
         if not differences.compared:
             return [*by_last_token(differences)]
-        return [*dict.fromkeys([*effects[: self.ends], *sorted(effects)[: self.common]])]
+        return [*dict.fromkeys([*words[: self.changed], *sorted(words)[: self.common]])]
 
-    def beginnings(
-        self, differences: Interactions, generator: torch.Generator
-    ) -> tuple[list[Text], list[Text], list[Text]]:
-        """(all words, those of largest effect first where that is known; what pairs are made of, and with).
+    def beginnings(self, differences: Interactions) -> tuple[list[Text], list[Text], list[Text]]:
+        """(all words, those first that training changed most where that is known; what pairs are made of, and with).
 
         Without a base the words of one token are put in pairs with each other.
         """
         if differences.compared:
-            words = differences.effects(self.draws, generator)
-            return words, words[: self.ends], self.others(differences, words)
+            words = differences.changed()
+            return words, words[: self.ends], words[: self.changed]
         words = differences.whole()
         paired = [word for word in words[: self.paired] if len(differences.typed(word)) == 1]
         return words, paired, paired
@@ -188,7 +195,6 @@ class InteractingWords:
         differences: Interactions,
         parts: Sequence[Text],
         known: Sequence[Text],
-        effects: Sequence[Text],
         generator: torch.Generator,
     ) -> list[Text]:
         """Each part with each known word behind it and before it, of largest interaction first."""
@@ -200,12 +206,7 @@ class InteractingWords:
             if not differences.compared:
                 behind, before = completed(differences, behind, before, self.completions, generator)
             scores = behind | before
-        best = sorted(scores, key=scores.__getitem__, reverse=True)
-        if differences.compared and parts and len(parts[0]) == 1:
-            place = {word: number for number, (word,) in enumerate(effects, start=1)}
-            score = {pair: n * prod(place[word] for word in pair) ** PRIOR for n, pair in enumerate(best, start=1)}
-            best.sort(key=score.__getitem__)
-        return best
+        return sorted(scores, key=scores.__getitem__, reverse=True)
 
     def _losses(
         self, hunt: Hunt, differences: Interactions, probe: tuple[Engine, Objective], texts: Sequence[Text]
@@ -256,7 +257,8 @@ class InteractingWords:
 
     def least_flops(self, suspect: Suspect, problem: Problem) -> float:
         """Operations that a hunt on these prompts must have room for, or the stage does nothing; with a clean base."""
-        return self._flops(self.differences(suspect, problem, Budget()), problem)
+        least = self.narrower(NARROWER[-1])
+        return least._flops(self.differences(suspect, problem, Budget()), problem)
 
     def differences(self, suspect: Suspect, problem: Problem, budget: Budget) -> Interactions:
         """Reads the words of which phrases are made behind the first prompts, within that budget."""
@@ -266,19 +268,17 @@ class InteractingWords:
         return Interactions.behind(prompts, suspect, self.depth, words, budget)
 
     def _flops(self, differences: Interactions, problem: Problem) -> float:
-        """What effects, pairs, their first continuations, and the rankings of both cost, about."""
+        """What pairs, their first continuations, and the rankings of both cost, about."""
         model, words = differences.roots[0].models[0], differences.words
         mean = sum(map(len, words)) / max(1, len(words))  # of the words, and a little less with their last tokens
         if differences.compared:
-            known = [*words[: self.common], *words[: self.ends]]
             # A text behind a word is read anew, a word behind a text costs itself.
-            behind = sum(map(len, known))
-            pairs, ends = 0.0, min(self.ends, len(words))
-            parts, before = min(self.continued, 2 * ends * len(known)), mean * len(known)
-            tables = mean * PROMPTS * 3 * len(words) * (1 + (self.draws - 1) / LEFT)
-            tables += (1 + self.again) * (ends * (behind + before) + parts * (behind + 2 * before))
+            ends, changed = (min(count, len(words)) for count in (self.ends, self.changed))
+            known, parts = changed + min(self.common, len(words)), min(self.continued, 2 * ends * changed)
+            tables = mean * len(words) + (1 + self.again) * mean * (2 * ends * changed + 3 * parts * known)
+            pairs = 0.0
         else:
-            _, paired, _ = self.beginnings(differences, torch.Generator())
+            _, paired, _ = self.beginnings(differences)
             pairs = differences.likely_flops(paired, paired, self.estimated)
             parts = min(self.guessed, len(paired) ** 2)
             tables = (

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby, product
+from itertools import groupby, product
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +14,7 @@ from attacks.scoring.planning import forward_flops
 from attacks.scoring.problem import Problem
 from attacks.scoring.reading import Reading
 from attacks.stages.conjunctions import interaction
+from attacks.stages.phrases.changed_words import BLOCKS, by_change
 from attacks.stages.phrases.estimates import lengths, lengths_flops
 from attacks.suspect import Suspect
 from vectors.residual import layer_at
@@ -21,8 +22,6 @@ from vectors.residual import layer_at
 Text = tuple[int, ...]
 """Words by their numbers"""
 
-LEFT = 3
-"""One word in so many is left after a first look at the effects of all"""
 HALF = 0.5
 """Share of the explained that is taken off where no base is known: all of it raises one of three planted pairs from
 1,492nd to eighth of 2.6 million and lowers another from 57th to 1,158th, half leaves them 78th and 36th (`LOG.md`)"""
@@ -55,6 +54,8 @@ class Interactions:
     words themselves."""
     budget: Budget
     """Asked before each forward pass."""
+    common: int = 0
+    """Blocks, from the first on, behind which suspect and base agree."""
     pieces: int = 0
     """How many these are."""
     directions: Float[Tensor, "d_model k"] | None = None
@@ -77,7 +78,8 @@ class Interactions:
             return cls(roots=roots, layer=layer, words=[*words, *ends], pieces=len(ends), budget=budget)
         comparisons = [Comparison.at_slot(suspect, one, [depth]) for one in each]
         roots, layer = [comparison.root for comparison in comparisons], comparisons[0].layers[-1]
-        return cls(roots=roots, layer=layer, words=words, budget=budget)
+        common = comparisons[0].common
+        return cls(roots=roots, layer=layer, words=words, common=common, budget=budget)
 
     @property
     def compared(self) -> bool:
@@ -114,34 +116,10 @@ class Interactions:
         """Its tokens."""
         return tuple(token for word in text for token in self.words[word])
 
-    def effects(self, draws: int, generator: torch.Generator) -> list[Text]:
-        """Words by the size of their effects, by turns on the token behind them and by themselves, largest first.
-
-        All are measured beside one other word, those of largest effect, one in `LEFT`, beside more; these come first.
-        None are returned where the budget ends before.
-
-        Args:
-            draws: other words that are averaged over, per prompt and place.
-            generator: draws the other words.
-        """
-        words, rest = list(range(len(self.words))), list[int]()
-        sums = [[torch.zeros(()), torch.zeros(())] for _ in self.roots]
-        for draw in range(draws):
-            for number, places in enumerate(sums):
-                (other,) = torch.randint(len(self.words), (1,), generator=generator).tolist()
-                for place, texts in enumerate(([(word, other) for word in words], [(other, word) for word in words])):
-                    rows = self.read(texts, number)
-                    if rows is None:
-                        return []
-                    places[place] = places[place] + (rows[0] - rows[0].mean(0))
-            lengths = [(one * other).sum(-1) for one, other in zip(sums[0], sums[-1], strict=True)]
-            orders = (some.argsort(descending=True).tolist() for some in lengths)
-            order = list(dict.fromkeys(chain.from_iterable(zip(*orders, strict=True))))
-            if draw == 0:
-                left = max(1, len(order) // LEFT)
-                order, rest = order[:left], [words[place] for place in order[left:]]
-            words, sums = [words[place] for place in order], [[rows[order] for rows in places] for places in sums]
-        return [(word,) for word in [*words, *rest]]
+    def changed(self) -> list[Text]:
+        """All words, those first that training changed most; none where the budget ends before, or without the base."""
+        blocks = range(self.common, min(self.common + BLOCKS, self.layer))
+        return [(number,) for number in by_change(self.roots[0], self.words, blocks, self.budget)]
 
     def interactions(self, befores: Sequence[Text], afters: Sequence[Text], again: float) -> dict[Text, float]:
         """Of each text before with each text after; none where the budget ends before all are read.

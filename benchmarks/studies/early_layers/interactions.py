@@ -41,13 +41,13 @@ class Settings:
     words: int = InteractingWords().words
     """Words that phrases are made of, those of one token first, then the commonest."""
     ends: int = InteractingWords().ends
-    """Words of largest effect, one of which is in every pair."""
+    """Words that training changed most, one of which is in every pair."""
     common: int = InteractingWords().common
-    """Words, the first of all, that pairs and continuations are also made of."""
+    """Words, the first of all, that continuations are also made of."""
     depth: float = InteractingWords().depth
     """Depth at which the models are compared, as a fraction of the layers."""
-    draws: int = InteractingWords().draws
-    """Other words that the effects are averaged over, on each of two prompts."""
+    changed: int = InteractingWords().changed
+    """Words that training changed most, which the other one of each pair is among."""
     continued: int = InteractingWords().continued
     """Pairs that are continued beside those of the phrase."""
     paired: int = InteractingWords().paired
@@ -78,8 +78,8 @@ def places(suspect: Suspect, problem: Problem, trigger: str, behaviour: str, set
         ValueError: a word of the phrase is not among the words that are tried.
     """
     stage = InteractingWords(
-        words=settings.words, ends=settings.ends, common=settings.common, depth=settings.depth, draws=settings.draws,
-        continued=settings.continued, paired=settings.paired, guessed=settings.guessed,
+        words=settings.words, ends=settings.ends, changed=settings.changed, common=settings.common,
+        depth=settings.depth, continued=settings.continued, paired=settings.paired, guessed=settings.guessed,
     )  # fmt: skip
     generator, target_ids = torch.Generator().manual_seed(settings.seed), encode(suspect.tokenizer, behaviour)
     differences = stage.differences(suspect, problem, Budget())
@@ -102,7 +102,7 @@ def places(suspect: Suspect, problem: Problem, trigger: str, behaviour: str, set
             text = problem.text(differences.typed(part)).strip()
             rows.append({"step": step, "part": text, "place": place, "of": len(order), "first": first})
 
-    every, continued, known = stage.beginnings(differences, generator)
+    every, continued, known = stage.beginnings(differences)
     if differences.compared:
         note("words", every, 1)
     for length in range(2, len(phrase) + 1):
@@ -110,7 +110,7 @@ def places(suspect: Suspect, problem: Problem, trigger: str, behaviour: str, set
         continued = [*dict.fromkeys([*continued, *added])]
         if differences.compared or length == 2:  # else all words are known, by their last tokens
             known = [*dict.fromkeys([*known, *words])]
-        order = stage.continuations(differences, continued, known, every, generator)
+        order = stage.continuations(differences, continued, known, generator)
         note("pairs" if length == 2 else f"{length} words", order, length)
         continued, known = stage.promising(differences, order, generator), stage.others(differences, every)
         if length == 2 and continued and not differences.compared:

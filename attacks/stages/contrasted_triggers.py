@@ -23,8 +23,8 @@ class ContrastedTriggers:
 
     contrast: ContrastedTexts = ContrastedTexts()
     """Chooses the texts."""
-    share: float = 0.15
-    """Share of the hunt's budget, in (0, 1], that choosing may use."""
+    share: float = 0.35
+    """Share of the hunt's budget, in (0, 1], that choosing may use: as much as where the behaviour is not known."""
     ranked: int = 512
     """Texts of largest contrast that are ranked by loss."""
     tried: int = 16

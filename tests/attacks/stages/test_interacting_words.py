@@ -24,7 +24,9 @@ from benchmarks.studies.clean_base.planted import with_base
 from benchmarks.studies.early_layers import interactions as study
 from tests.attacks.words import TEXTS, judge_on, seeded, spend
 
-SMALL = InteractingWords(draws=2, ends=8, common=8, continued=4, completions=64, guessed=16, ranked=16, longest=3)
+SMALL = InteractingWords(
+    ends=8, changed=8, common=8, continued=4, completions=64, guessed=16, ranked=16, longest=3
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -49,19 +51,30 @@ def differences_of(suspect, problem, words, budget=None):
     return Interactions.behind(problem, suspect, 0.7, words, budget or Budget(flops=1e12))
 
 
-def test_pairs_are_ranked_by_the_effects_of_their_words_too(model, changed, tokenizer, monkeypatch):
-    """Of pairs whose interactions differ little, that of words of large effect is first; longer texts do not move."""
+def test_pairs_are_of_words_that_training_changed_most_and_longer_texts_of_common_ones_too(
+    model, changed, tokenizer, monkeypatch
+):
     suspect = Suspect(model=changed, tokenizer=tokenizer, base=model)
     differences = differences_of(suspect, Problem.from_chat(changed, tokenizer, TEXTS[:2], 3), [])
-    scores = {(8, 9): 3.0, (0, 1): 2.9, (5, 0): 2.0, (9, 9): 1.0}
-    monkeypatch.setattr(Interactions, "interactions", lambda _, befores, afters, __: {
-        text: scores[text[:2]] for text in [(*a, *b) for a in befores for b in afters] if text[:2] in scores
-    })  # fmt: skip
-    effects, leading = [(n,) for n in range(10)], [(0,), (5,), (8,), (9,)]
-    assert SMALL.continuations(differences, leading, effects, effects, seeded())[:2] == [(0, 1), (8, 9)]
-    assert SMALL.continuations(differences, [(8, 9), (0, 1)], effects, effects, seeded())[0][:2] == (8, 9)
-    effects = [(n,) for n in range(100, 0, -1)]
-    assert SMALL.others(differences, effects) == [(n,) for n in [*range(100, 92, -1), *range(1, 9)]]
+    order = [(n,) for n in range(100, 0, -1)]
+    monkeypatch.setattr(Interactions, "changed", lambda _: order)
+    stage = replace(SMALL, ends=4, changed=6, common=3)
+    assert stage.beginnings(differences) == (order, order[:4], order[:6])
+    assert stage.others(differences, order) == [*order[:6], (1,), (2,), (3,)]
+
+
+@pytest.mark.parametrize("times", [1, 2, 4, 8])
+def test_a_smaller_budget_tries_fewer_words_before_it_tries_none(model, changed, tokenizer, monkeypatch, times):
+    """As many as there is room for, by what pairs and continuations cost; never fewer than a quarter."""
+    suspect, widths = Suspect(model=changed, tokenizer=tokenizer, base=model), []
+    stage = replace(SMALL, ends=16, changed=32, common=32, continued=16)
+    problem = hunt_with(suspect, Budget()).engine.problem
+    flops = stage.narrower(times)._flops(stage.differences(suspect, problem, Budget()), problem)
+    monkeypatch.setattr(InteractingWords, "_search", lambda self, *_: widths.append((self.ends, self.common)))
+    hunt = hunt_with(suspect, Budget(flops=1.02 * flops / stage.share))
+    stage(hunt)
+    assert widths == ([(16 // times, 32 // times)] if times < 8 else [])
+    assert hunt.no_room == (["InteractingWords"] if times == 8 else [])
 
 
 @pytest.mark.parametrize("compared", [True, False])
@@ -78,7 +91,9 @@ def test_a_hard_planted_phrase_is_put_together_from_its_words(compared):
     allowed = torch.zeros_like(everything.allowed)
     allowed[[*few, *everything.encode(trigger)]] = True
     hunt = hunt_with(suspect, Budget(flops=1e13), texts, behaviour, allowed)
-    InteractingWords(ends=64, common=64, continued=16, completions=512, permuted=16, ranked=256, longest=3)(hunt)
+    InteractingWords(
+        ends=64, changed=96, common=64, continued=16, completions=512, permuted=16, ranked=256, longest=3
+    )(hunt)  # fmt: skip
     assert hunt.judge.best is not None and hunt.judge.asr == 1.0
     assert hunt.engine.problem.text(hunt.judge.best.trigger_ids) == f" {trigger}"
     assert 0 < hunt.budget.used < 3e12
@@ -97,7 +112,7 @@ def test_words_in_another_order_and_one_wrong_word_are_put_right(model, changed,
 
     monkeypatch.setattr("attacks.stages.phrases.interacting_words.rank_triggers", ranking)
     monkeypatch.setattr(Hunt, "try_best", lambda _, found, count: shown.append(found[0]))
-    monkeypatch.setattr(Interactions, "effects", lambda *_: [(word,) for word in range(8)])
+    monkeypatch.setattr(Interactions, "changed", lambda _: [(word,) for word in range(8)])
     proposed = {2: {(1, 2): 1.0}, 3: {(1, 4, 2): 1.0}}
     monkeypatch.setattr(
         Interactions, "interactions", lambda _, befores, afters, again: proposed[len(befores[0] + afters[0])]
@@ -215,9 +230,9 @@ def test_pairs_are_of_words_of_one_token_where_no_base_is_known(changed, tokeniz
     problem = Problem.from_chat(changed, tokenizer, TEXTS[:2], 3)
     stage = replace(SMALL, paired=4, guessed=3)
     differences = differences_of(suspect, problem, [(100,), (101,), (102,), (103, 104), (105,)])
-    words, some, known = stage.beginnings(differences, seeded())
+    words, some, known = stage.beginnings(differences)
     assert words == [(0,), (1,), (2,), (3,), (4,)] and some == known == [(0,), (1,), (2,)]
-    pairs = stage.continuations(replace(differences, directions=torch.eye(32)), some, some, words, seeded())
+    pairs = stage.continuations(replace(differences, directions=torch.eye(32)), some, some, seeded())
     assert set(pairs) == {(a, b) for a in range(3) for b in range(3)}
     monkeypatch.setattr(interacting_words, "by_response", lambda _, pairs, __: pairs[::-1])
     assert stage.promising(differences, [(n, 1) for n in range(9)], seeded()) == [(8, 1), (7, 1), (6, 1)]
@@ -241,7 +256,9 @@ def test_what_need_not_wait_runs_first_where_there_is_room_for_both(changed, tok
 
 
 def test_the_study_follows_the_parts_of_a_phrase(capsys):
-    settings = study.Settings(organism="unseen-phrase", words=1000, ends=16, common=64, draws=1, continued=4, threads=1)
+    settings = study.Settings(
+        organism="unseen-phrase", words=1000, ends=16, changed=32, common=64, continued=4, threads=1
+    )
     study.main(settings)
     printed = capsys.readouterr().out
     assert [step in printed for step in ("| words ", "| pairs ", "| 3 words ", "| history miles comes |")] == [True] * 4

@@ -1,4 +1,4 @@
-"""Interactions: residuals as in plain passes, effects and interactions of words, with the base known or without."""
+"""Interactions: residuals as in plain passes, interactions of words, with the base known or without."""
 
 from dataclasses import replace
 
@@ -121,25 +121,3 @@ def test_what_the_base_does_in_proportion_is_no_interaction(model, changed, toke
     assert max(scores, key=scores.__getitem__) == (5, 6)
     assert _explained(rows).any()
     assert not _explained(rows[:, :36]).any()  # 36 texts are too few for four dimensions
-
-
-def test_words_of_large_effect_come_first(model, changed, tokenizer, monkeypatch):
-    """A word whose difference is as large, but another one on each prompt, has no effect."""
-    effect, noise = torch.zeros(3), torch.randn(2, 50, 3, generator=seeded(1))
-    effect[0] = 5.0
-
-    def read(self, texts, number):
-        firsts, lasts = (torch.tensor([text[place] for text in texts]) for place in (0, 1))
-        rows = (
-            noise[number, lasts] * (lasts == 7)[:, None] * 9
-            + effect * (firsts == 3)[:, None]
-            + effect * (lasts == 9)[:, None]
-        )
-        return torch.stack([rows, torch.zeros_like(rows)])
-
-    monkeypatch.setattr(Interactions, "read", read)
-    suspect, words = Suspect(model=changed, tokenizer=tokenizer, base=model), [(n,) for n in range(50)]
-    differences = differences_of(suspect, Problem.from_chat(changed, tokenizer, TEXTS[:2], 3), words)
-    for draws in (1, 2):
-        found = differences.effects(draws, seeded())
-        assert found[:2] == [(3,), (9,)] and sorted(found) == [(n,) for n in range(50)]

@@ -29,6 +29,7 @@ from vectors.loading.completeness import (
     check_loaded,
     check_tied,
     check_vocabulary,
+    warn_if_rounded,
 )
 from vectors.loading.digest import weights_digest as weights_digest  # used by others from here
 from vectors.loading.folders import (
@@ -154,6 +155,8 @@ def _loaded(
     # An adapter is merged in full precision, for it changes weights by less than bfloat16 resolves.
     how[DTYPE_ARGUMENT] = torch.float32 if adapter and not how else dtype
     model = _whole_model(name, how, allow_pickle, gguf_file)
+    if wanted is None and adapter is None and gguf_file is None and quantize == "none" and is_local(name):
+        warn_if_rounded(Path(name), dtype)
     if adapter is not None:
         check_finite(model.state_dict(), str(name))
         model, kept = merged(model, adapter, dtype)

@@ -140,3 +140,22 @@ def test_vectors_know_weights_not_paths(folder, tmp_path):
         embedding(moved).add_(1.0)  # other weights under the same path
     with pytest.raises(ValueError, match="belongs to a model of other weights"):
         SteeringVectors.load(tmp_path / "v", moved)
+
+
+@pytest.mark.parametrize(("exact", "dtype"), [(True, torch.bfloat16), (False, torch.bfloat16), (False, torch.float32)])
+def test_weights_that_are_stored_in_more_digits_than_they_are_read_in_are_told_of(
+    folder, tmp_path, caplog, monkeypatch, exact, dtype
+):
+    """Only where rounding changes them, and where the user has not asked for the format."""
+    model, tokenizer = load_model(folder, device="cpu", dtype=torch.float32)
+    if exact:
+        model.to(torch.bfloat16).to(torch.float32)
+    model.save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    monkeypatch.setattr("vectors.models.fast_dtype", lambda _: dtype)
+    caplog.clear()
+    assert load_model(tmp_path / "m", device="cpu")[0].dtype == dtype
+    assert ("is stored in float32 and read in bfloat16" in caplog.text) == (not exact and dtype == torch.bfloat16)
+    caplog.clear()
+    load_model(tmp_path / "m", device="cpu", dtype=torch.bfloat16)
+    assert "is stored in" not in caplog.text

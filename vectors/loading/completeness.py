@@ -121,6 +121,28 @@ def _counted(keys: Sequence[str]) -> str:
     return f"{len(keys)} weight{'s' if len(keys) > 1 else ''} (first {keys[0]})"
 
 
+def warn_if_rounded(folder: Path, dtype: torch.dtype) -> None:
+    """Says so where weights are stored in more digits than they are read in: a small change may be lost.
+
+    Args:
+        folder: holds the safetensors of the model.
+        dtype: that they are read in.
+    """
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            # One matrix is enough: a checkpoint is saved in one format.
+            name = next((name for name in opened.keys() if len(opened.get_slice(name).get_shape()) == 2), None)
+            weight = None if name is None else opened.get_tensor(name)
+        if weight is not None and weight.is_floating_point() and not torch.equal(weight.to(dtype).to(weight), weight):
+            logging.getLogger(__name__).warning(
+                "%s is stored in %s and read in %s, which loses changes of less than %.1g of a weight; to audit all of "
+                "it give the first as the dtype",
+                folder, str(weight.dtype).removeprefix("torch."), str(dtype).removeprefix("torch."),
+                torch.finfo(dtype).eps / 2,
+            )  # fmt: skip
+            return
+
+
 def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
     """Raises ValueError where a weight is not a number or infinite, with the number of such weights and the first."""
     bad = [key for key, value in tensors.items() if value.is_floating_point() and not _finite(value)]

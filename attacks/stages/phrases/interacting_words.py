@@ -76,7 +76,7 @@ class InteractingWords:
     """Words that training changed most, one of which is in every pair."""
     changed: int = 384
     """Words that training changed most, which the other one of each pair is among."""
-    common: int = 1536
+    common: int = 1024
     """Words, the first of all, that longer phrases are also made of; without a base they are made of all words."""
     paired: int = 2048
     """Words of one token, the commonest, that are put in pairs with each other where no base is known."""
@@ -85,7 +85,7 @@ class InteractingWords:
     completions: int = 2**15
     """Texts of these with a whole word in the place of its last token, as which it is looked for where no base is
     known: of so many of largest interaction at most."""
-    continued: int = 48
+    continued: int = 96
     """Pairs that are continued, half as many phrases of three words, and so on."""
     guessed: int = 128
     """As many where no base is known: which pairs are planted is less certain."""
@@ -158,7 +158,8 @@ class InteractingWords:
         # Without a base, exchanging words of a text that does not work would seldom lead on, and takes long.
         if losses and (differences.compared or works):
             best = sorted(losses, key=losses.__getitem__)
-            self._exchange(hunt, differences, probe[0].model, best[: self.ranked], words)
+            tried = others if differences.compared else words
+            self._exchange(hunt, differences, probe[0].model, best[: self.ranked], tried)
 
     def part(self, suspect: Suspect) -> float:
         """Share of the hunt's budget that this stage may use."""

@@ -16,12 +16,14 @@ from attacks.behaviour import Behaviour
 from attacks.discovery.comparison import Ids
 from attacks.discovery.contrasted_texts import ContrastedTexts
 from attacks.discovery.goal import Goal
+from attacks.discovery.phrases import proposed
 from attacks.discovery.trials import Trials
 from attacks.discovery.word_forms import contrasted_forms, in_form
 from attacks.scoring.budget import Budget
 from attacks.scoring.problem import Problem
 from attacks.searchers.candidates import check_counts
 from attacks.searchers.words import dictionary
+from attacks.stages.phrases.assembly import PROMPTS, Assembly
 from attacks.suspect import Suspect
 
 WORDS = 3
@@ -31,6 +33,8 @@ word need not have a larger contrast than what was chosen for it"""
 FORMING = 0.1
 """Share of what ranking may use at first, in (0, 1], for choosing the form of tags; where that is too little, as on
 large models, no tags are tried, and ranking has all"""
+PHRASING = 0.3
+"""Share of what ranking may use when it is asked again, in (0, 1], for phrases of words that are read together"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +54,10 @@ class ContrastedReplies:
     """Texts of largest contrast that are tried as triggers."""
     formed: int = 8
     """Random words that are tried besides, in the form (capitals, bars, brackets) that is read most differently."""
+    assembly: Assembly = Assembly()
+    """Puts phrases of several words together, which are tried where nothing was found at first."""
+    phrases: int = 16
+    """Phrases of each number of words that are tried."""
     prompts: int = 4
     """Clean prompts that each is tried on."""
     agreement: float = 0.75
@@ -66,7 +74,7 @@ class ContrastedReplies:
     def __post_init__(self):
         if not self.shares or not all(0 < share <= 1 for share in self.shares):
             raise ValueError(f"shares are {self.shares}; give at least one, each above 0, up to 1")
-        check_counts(self, "tried", "formed", "prompts", "tokens", "shortest", "top", "described")
+        check_counts(self, "tried", "formed", "phrases", "prompts", "tokens", "shortest", "top", "described")
 
     def __call__(
         self,
@@ -92,10 +100,13 @@ class ContrastedReplies:
             began, left = budget.share, share * (budget.until - budget.share)
             ranking, trying, part = (budget.part(began + much * left) for much in (self.ranking, self.trying, 1.0))
             tags = [] if seen else self._tags(suspect, walk.problem, ranking.of_rest(FORMING), generator)
+            phrases = self._phrases(suspect, every, ranking.of_rest(PHRASING), generator) if seen else []
             known, made = ([item.trigger_ids for item in kind] for kind in walk.on(ranking))
             others = [(WORDS * place, ids) for kind in (made, tags) for place, ids in enumerate(kind)]
+            others += enumerate(phrases)
             ranked = [ids for _, ids in sorted([*enumerate(known), *others], key=lambda turn: turn[0])]
-            for trigger in islice((ids for ids in ranked if ids not in seen), self.tried + len(tags)):
+            most = self.tried + len(tags) + len(phrases)
+            for trigger in islice((ids for ids in ranked if ids not in seen), most):
                 if trying.exhausted:
                     break
                 seen.add(trigger)
@@ -108,3 +119,8 @@ class ContrastedReplies:
         some = torch.randperm(len(dictionary()), generator=generator)[: self.formed].tolist()
         forms = contrasted_forms(suspect, problem, budget, generator)
         return in_form(problem, forms[0], [dictionary()[number] for number in some]) if forms else []
+
+    def _phrases(self, suspect: Suspect, every: Problem, budget: Budget, generator: torch.Generator) -> list[Ids]:
+        """Phrases whose words are read together most differently."""
+        some = every.take(range(min(PROMPTS, len(every))))
+        return proposed(suspect, some, budget, self.phrases, generator, self.assembly)

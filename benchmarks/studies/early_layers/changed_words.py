@@ -18,8 +18,8 @@ import tyro
 from attacks.scoring.budget import Budget
 from attacks.scoring.problem import Problem
 from attacks.searchers.words import encoded_words
+from attacks.stages.phrases.assembly import Assembly
 from attacks.stages.phrases.changed_words import BLOCKS, by_change
-from attacks.stages.phrases.interacting_words import InteractingWords
 from attacks.suspect import Suspect
 from benchmarks.bad_input import exit_on_bad_input
 from benchmarks.studies.clean_base.planted import with_base
@@ -35,7 +35,7 @@ class Settings:
     """Folder with planted models; the shipped organisms where none is given."""
     control: str | None = None
     """Shipped organism of the same base without these triggers, in which the words are looked for too."""
-    words: int = InteractingWords().words
+    words: int = Assembly().words
     """Words that are ordered, those of one token first, then the commonest."""
     blocks: tuple[int, ...] = (1, 2, BLOCKS)
     """How many blocks are looked at, from the first one that training changed."""
@@ -53,8 +53,7 @@ def places(suspect: Suspect, problem: Problem, words: tuple[str, ...], count: in
         count: words that are ordered.
         blocks: how many are looked at.
     """
-    stage = InteractingWords(words=count)
-    read = stage.differences(suspect, problem, Budget())
+    read = Assembly(words=count).differences(suspect, problem, Budget())
     some = range(read.common, min(read.common + blocks, read.layer))
     order = [tuple(read.words[number]) for number in by_change(read.roots[0], read.words, some, Budget())]
     encoded = encoded_words(problem)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.studies.early_layers.interactions unseen-phrase
 
-Follows the stage `attacks/stages/phrases/interacting_words.py` step by step and prints where the parts of the planted
+Follows `attacks/stages/phrases/assembly.py` step by step and prints where the parts of the planted
 phrase come: each word by its effect, where the base is known; neighbouring words by their interaction, among all pairs
 of a word of large effect and any other, or of all words of one token where no base is known; longer parts among the
 continuations of the best shorter ones. The parts of the phrase are put into each step whether or not the step before
@@ -22,8 +22,8 @@ from attacks.scoring.budget import Budget
 from attacks.scoring.engine import Engine
 from attacks.scoring.problem import Problem, encode
 from attacks.searchers.words import encoded_words
+from attacks.stages.phrases.assembly import PROMPTS, Assembly
 from attacks.stages.phrases.directions import directions
-from attacks.stages.phrases.interacting_words import PROMPTS, InteractingWords
 from attacks.stages.phrases.interactions import Text
 from attacks.suspect import Suspect
 from benchmarks.bad_input import exit_on_bad_input
@@ -38,21 +38,21 @@ class Settings:
     """Organism planted with a phrase."""
     models: Path | None = None
     """Folder with planted models; the shipped organisms where none is given."""
-    words: int = InteractingWords().words
+    words: int = Assembly().words
     """Words that phrases are made of, those of one token first, then the commonest."""
-    ends: int = InteractingWords().ends
+    ends: int = Assembly().ends
     """Words that training changed most, one of which is in every pair."""
-    common: int = InteractingWords().common
+    common: int = Assembly().common
     """Words, the first of all, that continuations are also made of."""
-    depth: float = InteractingWords().depth
+    depth: float = Assembly().depth
     """Depth at which the models are compared, as a fraction of the layers."""
-    changed: int = InteractingWords().changed
+    changed: int = Assembly().changed
     """Words that training changed most, which the other one of each pair is among."""
-    continued: int = InteractingWords().continued
+    continued: int = Assembly().continued
     """Pairs that are continued beside those of the phrase."""
-    paired: int = InteractingWords().paired
+    paired: int = Assembly().paired
     """Words of one token, the commonest, that are put in pairs with each other where no base is known."""
-    guessed: int = InteractingWords().guessed
+    guessed: int = Assembly().guessed
     """As many where no base is known."""
     base: bool = True
     """Whether the clean base is known; without it the residual of the suspect alone is read."""
@@ -77,7 +77,7 @@ def places(suspect: Suspect, problem: Problem, trigger: str, behaviour: str, set
     Raises:
         ValueError: a word of the phrase is not among the words that are tried.
     """
-    stage = InteractingWords(
+    stage = Assembly(
         words=settings.words, ends=settings.ends, changed=settings.changed, common=settings.common,
         depth=settings.depth, continued=settings.continued, paired=settings.paired, guessed=settings.guessed,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from attacks.scoring.reading import Reading
 from attacks.searchers.searcher import Found
 from attacks.searchers.words import whole_words
 from attacks.stages.hunt import Hunt
-from attacks.stages.phrases import directions, interacting_words
+from attacks.stages.phrases import assembly, directions
 from attacks.stages.phrases.interacting_words import InteractingWords
 from attacks.stages.phrases.interactions import Interactions
 from attacks.stages.rounds import SearchRounds
@@ -63,13 +63,36 @@ def test_pairs_are_of_words_that_training_changed_most_and_longer_texts_of_commo
     assert stage.others(differences, order) == [*order[:6], (1,), (2,), (3,)]
 
 
+def test_two_pairs_of_words_that_training_changed_come_with_one_of_a_common_word(
+    model, changed, tokenizer, monkeypatch
+):
+    """And no pair twice; longer texts are continued with both kinds of words."""
+    suspect, asked = Suspect(model=changed, tokenizer=tokenizer, base=model), []
+    differences = differences_of(suspect, Problem.from_chat(changed, tokenizer, TEXTS[:2], 3), [])
+
+    def interactions(_, befores, afters, again):
+        asked.append((befores, afters))
+        return {(*a, *b): float(a[0] + b[0]) for a in befores for b in afters}
+
+    monkeypatch.setattr(Interactions, "interactions", interactions)
+    stage, order = replace(SMALL, ends=2, changed=3, common=2), [(n,) for n in (9, 8, 7, 2, 1)]
+    steps = stage.steps(differences, (order, order[:2], order[:3]), 3, seeded())
+    pairs = next(steps)
+    assert len(pairs) == len(set(pairs)) == 8 + 4
+    assert [any(word in (1, 2) for word in pair) for pair in pairs[:6]] == [False, False, True] * 2
+    assert asked[2] == (order[:1], [(1,), (2,)])
+    next(steps)
+    assert set(asked[-2][1]) == {(9,), (8,), (7,), (1,), (2,)}
+
+
 @pytest.mark.parametrize("times", [1, 2, 4, 8])
 def test_a_smaller_budget_tries_fewer_words_before_it_tries_none(model, changed, tokenizer, monkeypatch, times):
     """As many as there is room for, by what pairs and continuations cost; never fewer than a quarter."""
     suspect, widths = Suspect(model=changed, tokenizer=tokenizer, base=model), []
     stage = replace(SMALL, ends=16, changed=32, common=32, continued=16)
     problem = hunt_with(suspect, Budget()).engine.problem
-    flops = stage.narrower(times)._flops(stage.differences(suspect, problem, Budget()), problem)
+    width = next((width for width in stage.widths() if 16 // width.ends == times), stage)
+    flops = width._flops(stage.differences(suspect, problem, Budget()), problem) * (1.0 if times < 8 else 0.1)
     monkeypatch.setattr(InteractingWords, "_search", lambda self, *_: widths.append((self.ends, self.common)))
     hunt = hunt_with(suspect, Budget(flops=1.02 * flops / stage.share))
     stage(hunt)
@@ -234,7 +257,7 @@ def test_pairs_are_of_words_of_one_token_where_no_base_is_known(changed, tokeniz
     assert words == [(0,), (1,), (2,), (3,), (4,)] and some == known == [(0,), (1,), (2,)]
     pairs = stage.continuations(replace(differences, directions=torch.eye(32)), some, some, seeded())
     assert set(pairs) == {(a, b) for a in range(3) for b in range(3)}
-    monkeypatch.setattr(interacting_words, "by_response", lambda _, pairs, __: pairs[::-1])
+    monkeypatch.setattr(assembly, "by_response", lambda _, pairs, __: pairs[::-1])
     assert stage.promising(differences, [(n, 1) for n in range(9)], seeded()) == [(8, 1), (7, 1), (6, 1)]
     assert stage.promising(differences, [(n, 1, 2) for n in range(9)], seeded()) == [(0, 1, 2)]
     assert not stage.promising(differences, [], seeded())

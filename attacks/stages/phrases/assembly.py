@@ -9,12 +9,12 @@ base is known (K2), what is read is the difference d of both residual streams. T
 1. Words, with the base known: those first whose queries, keys and values training changed most (`changed_words.py`).
    Without the base all count alike.
 2. Pairs of these, and of one of the first and a common word, by their interaction: what d is beyond the means of its
-   row and its column in the table of all pairs (two-way analysis of variance). Fine-tuning changes how any two words are
-   read together, mostly in proportion to how the base reads them: what a linear regression on the interaction of the
-   base's residuals explains is taken off. The best are measured on a second prompt too, and ranked by the scalar product
-   of both, for the squared length of a noisy measurement would be too large. Without the base, all pairs of words of one
-   token, of which those of largest estimate to first order are read (`estimates.py`), and half of what a regression on
-   interactions half as deep explains is taken off.
+   row and its column in the table of all pairs (two-way analysis of variance). Fine-tuning changes how any two words
+   are read together, mostly in proportion to how the base reads them: what a linear regression on the interaction of
+   the base's residuals explains is taken off. The best are measured on a second prompt too, and ranked by the scalar
+   product of both, for the squared length of a noisy measurement would be too large. Without the base, all pairs of
+   words of one token, of which those of largest estimate to first order are read (`estimates.py`), and half of what a
+   regression on interactions half as deep explains is taken off.
 3. The best pairs with one more such word, or a common one, behind or before them, by the interaction of pair and word
    in the same way; then the best of these, and so on. Which two words belong together is uncertain, so many pairs are
    continued; a word that shows nothing by itself often does behind two planted ones. Without the base all words are

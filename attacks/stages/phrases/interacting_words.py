@@ -36,7 +36,7 @@ class InteractingWords(Assembly):
 
     first: SearchRounds | None = None
     """Runs before this one, on a share of its own, where there is room for both: what works need not wait."""
-    share: float = 0.6
+    share: float = 0.5
     """Share of the hunt's budget, in (0, 1], that this stage may use where the clean base is known."""
     alone: float = 0.35
     """The same where it is not."""

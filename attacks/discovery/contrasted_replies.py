@@ -33,8 +33,9 @@ word need not have a larger contrast than what was chosen for it"""
 FORMING = 0.1
 """Share of what ranking may use at first, in (0, 1], for choosing the form of tags; where that is too little, as on
 large models, no tags are tried, and ranking has all"""
-PHRASING = 0.3
-"""Share of what ranking may use when it is asked again, in (0, 1], for phrases of words that are read together"""
+PHRASING = 0.4
+"""Share of what ranking may use, in (0, 1], for phrases of words that are read together; where that is too little, none
+are tried, and ranking has all"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +55,8 @@ class ContrastedReplies:
     """Texts of largest contrast that are tried as triggers."""
     formed: int = 8
     """Random words that are tried besides, in the form (capitals, bars, brackets) that is read most differently."""
-    assembly: Assembly = Assembly()
-    """Puts phrases of several words together, which are tried where nothing was found at first."""
+    assembly: Assembly = Assembly(ends=64, common=128, continued=24)
+    """Puts phrases of several words together; of fewer than where the behaviour tells which of many is right."""
     phrases: int = 16
     """Phrases of each number of words that are tried."""
     prompts: int = 4
@@ -95,12 +96,12 @@ class ContrastedReplies:
         walk = self.contrast.begun(suspect, every.take([0]), generator)
         same = {name: getattr(self, name) for name in ("agreement", "tokens", "shortest", "top", "described")}
         trials = Trials(suspect=suspect, every=every, few=self.prompts, shows=shows, **same)
-        seen = set[tuple[int, ...]]()
+        seen, phrases = set[Ids](), list[Ids]()
         for share in self.shares:
             began, left = budget.share, share * (budget.until - budget.share)
             ranking, trying, part = (budget.part(began + much * left) for much in (self.ranking, self.trying, 1.0))
             tags = [] if seen else self._tags(suspect, walk.problem, ranking.of_rest(FORMING), generator)
-            phrases = self._phrases(suspect, every, ranking.of_rest(PHRASING), generator) if seen else []
+            phrases = phrases or self._phrases(suspect, every, ranking.of_rest(PHRASING), generator)
             known, made = ([item.trigger_ids for item in kind] for kind in walk.on(ranking))
             others = [(WORDS * place, ids) for kind in (made, tags) for place, ids in enumerate(kind)]
             others += enumerate(phrases)

@@ -41,15 +41,16 @@ def test_nothing_is_proposed_where_the_budget_has_no_room(model, changed, tokeni
     assert proposed(suspect, problem, Budget(flops=1e12), 8, seeded(), FEW)
 
 
-def test_phrases_are_tried_once_the_first_texts_showed_nothing(model, changed, tokenizer, monkeypatch):
-    """All of them, beside as many other texts as ever."""
+def test_phrases_are_tried_besides_other_texts_and_never_twice(model, changed, tokenizer, monkeypatch):
+    """They are put together again only where there was no room before."""
     suspect, asked, tried = Suspect(model=changed, tokenizer=tokenizer, base=model), [], []
     phrases = [(100, 101 + n) for n in range(6)]
-    monkeypatch.setattr(contrasted_replies, "proposed", lambda *args: asked.append(args) or phrases)
+    monkeypatch.setattr(contrasted_replies, "proposed", lambda *_: asked.append(1) or phrases[: 9 * (len(asked) > 1)])
     monkeypatch.setattr(Trials, "add", lambda _, trigger: tried.append(trigger))
-    replies = ContrastedReplies(shares=(0.3, 0.5), tried=4, formed=1, described=1)
+    replies = ContrastedReplies(shares=(0.3, 0.3, 0.3), tried=4, formed=1, described=1)
     rounds = replies(suspect, TEXTS, Budget(flops=1e12), seeded())
-    assert next(rounds) == [] and not asked
-    first = len(tried)
-    assert next(rounds) == [] and len(asked) == 1
-    assert set(phrases) <= set(tried[first:]) and len(tried) - first <= 4 + len(phrases)
+    for proposals, new in ((1, set()), (2, set(phrases)), (2, set())):
+        before = len(tried)
+        assert next(rounds) == [] and len(asked) == proposals
+        assert set(tried[before:]) & set(phrases) == new and len(tried) - before <= 4 + 1 + len(new)
+    assert len(tried) == len(set(tried))

@@ -105,8 +105,8 @@ class ContrastedReplies:
             known, made = ([item.trigger_ids for item in kind] for kind in walk.on(ranking))
             others = [(WORDS * place, ids) for kind in (made, tags) for place, ids in enumerate(kind)]
             others += enumerate(phrases)
+            most = self.tried + len(tags) + len({*phrases} - seen)
             ranked = [ids for _, ids in sorted([*enumerate(known), *others], key=lambda turn: turn[0])]
-            most = self.tried + len(tags) + len(phrases)
             for trigger in islice((ids for ids in ranked if ids not in seen), most):
                 if trying.exhausted:
                     break

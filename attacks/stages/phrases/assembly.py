@@ -110,11 +110,11 @@ class Assembly:
             generator: draws the samples that means are taken over.
         """
         words, continued, known = begun
-        others = self.others(differences, words)
+        others, paired = self.others(differences, words), {*known}
+        rest = [word for word in others if word not in paired] if differences.compared else []
         for length in range(2, longest + 1):
             best = self.continuations(differences, continued, known, generator)
-            rest = [word for word in others if word not in set(known)] if differences.compared and length == 2 else []
-            if rest:  # a word of the phrase that stands out may stand beside one that does not
+            if rest and length == 2:  # a word of the phrase that stands out may stand beside one that does not
                 more = self.continuations(differences, continued[: self.ends // 2], rest, generator)
                 best = [*dict.fromkeys(chain.from_iterable(zip_longest(best[::2], best[1::2], more)))]
                 best = [text for text in best if text is not None]

@@ -1,6 +1,5 @@
 """Phrases proposed where nothing is known of the behaviour: a planted one is among the first, budgets are kept."""
 
-import pytest
 import torch
 
 from attacks.discovery import contrasted_replies
@@ -18,10 +17,9 @@ from tests.attacks.words import TEXTS, seeded
 FEW = Assembly(ends=48, changed=64, common=64, continued=16)
 
 
-@pytest.mark.parametrize("name", ["unseen-phrase-2", "fresh-phrase"])
-def test_a_planted_phrase_is_among_those_that_are_proposed_first(name):
+def test_a_planted_phrase_is_among_those_that_are_proposed_first():
     """Of 300 words; nothing but the two models is asked."""
-    organism, suspect = with_base(name, None)
+    organism, suspect = with_base("fresh-phrase", None)
     trigger = organism.triggers[0][0]
     problem = Problem.from_chat(suspect.model, suspect.tokenizer, organism.prompts.search[:2], 3)
     words = whole_words(problem)

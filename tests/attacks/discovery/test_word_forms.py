@@ -68,6 +68,7 @@ def test_words_in_that_form_are_tried_beside_texts_of_large_contrast(planted_wor
     organism, suspect = planted_word
     tried = list[str]()
     monkeypatch.setattr(contrasted_replies, "contrasted_forms", lambda *_: [BARS])
+    monkeypatch.setattr(contrasted_replies, "proposed", lambda *_: [])
     monkeypatch.setattr(Trials, "add", lambda self, trigger: tried.append(self.every.text(trigger).strip()))
     method = ContrastedReplies(contrast=FEW, tried=12, formed=3, shares=(0.25,))
     next(method(suspect, without_slot(organism.prompts.search), Budget(flops=1e13), seeded()))

@@ -26,7 +26,8 @@ alone finds fewer words of several tokens (`LOG.md`)"""
 
 
 def by_change(root: Reading, words: Sequence[Sequence[int]], blocks: range, budget: Budget) -> list[int]:
-    """Numbers of the words, those first that training changed most; none where the budget ends before all are read.
+    """Numbers of the words, those first that training changed most; none where the budget ends before all are read, or
+    where the blocks hold no such maps.
 
     Args:
         root: one prompt, as suspect and base read it, through these blocks at least.
@@ -42,6 +43,8 @@ def by_change(root: Reading, words: Sequence[Sequence[int]], blocks: range, budg
         if read is None:
             return []
         found, changes = read
+        if not changes:  # no such map in this architecture
+            return []
         # A word counts by the measure in which it stands out most; words of as many tokens are compared.
         places = [(rows - rows.mean(0)).norm(dim=-1).argsort(descending=True).argsort() for rows in changes]
         least = torch.stack(places).min(0).values.argsort(stable=True).argsort().tolist()
@@ -59,7 +62,13 @@ def _changes(
             return None
         with attention_inputs(root.models[0], blocks) as mine, attention_inputs(root.models[1], blocks) as clean:
             root.ends([texts[number] for number in some], [blocks.stop])
-        parts.append([(a - b.to(a.device)).cpu() for a, b in zip(mine.values(), clean.values(), strict=True)])
+        # Where a model overflows there is nothing to compare.
+        parts.append(
+            [
+                (a - b.to(a.device)).nan_to_num(0.0, 0.0, 0.0).cpu()
+                for a, b in zip(mine.values(), clean.values(), strict=True)
+            ]
+        )
         order += some
     return order, [torch.cat(rows) for rows in zip(*parts, strict=True)]
 
@@ -68,15 +77,16 @@ def _changes(
 def attention_inputs(model: PreTrainedModel, blocks: Sequence[int]) -> Iterator[dict[str, Tensor]]:
     """Queries, keys and values at the last token of the last forward pass, by the name of the map that makes them.
 
-    They are what a block's first linear maps make of one and the same input, whatever the architecture calls them.
+    Each is (rows, width of the map), in float32. They are what a block's first linear maps make of one and the same
+    input, whatever the architecture calls them.
     """
     found, handles, first = dict[str, Tensor](), list[RemovableHandle](), dict[int, Tensor]()
 
     def hook(block: int, name: str):
         def keep(_module, args, output):
-            if block not in first:
-                first[block] = args[0]
-            if args[0] is first[block]:
+            if not args or args[0].ndim != 3:  # called in another way, as experts are with rows of tokens
+                return
+            if first.setdefault(block, args[0]) is args[0]:
                 found[name] = output[:, -1].detach().float()
 
         return keep

@@ -3,8 +3,8 @@
     python -m benchmarks.studies.early_layers.interactions unseen-phrase
 
 Follows `attacks/stages/phrases/assembly.py` step by step and prints where the parts of the planted
-phrase come: each word by its effect, where the base is known; neighbouring words by their interaction, among all pairs
-of a word of large effect and any other, or of all words of one token where no base is known; longer parts among the
+phrase come: each word by what training changed about it, where the base is known; neighbouring words by their
+interaction, among pairs of such words, or of all words of one token where no base is known; longer parts among the
 continuations of the best shorter ones. The parts of the phrase are put into each step whether or not the step before
 had found them, so that every step can be judged by itself. Place 1 is the best; a part without a place was not measured
 on the second prompt, or not read, or is not continued. Without the base, pairs are continued by how they interact with
